@@ -1,0 +1,122 @@
+"""What is known about each data set: one DatasetSpec per data set, one place per fact (spec.md 2.4)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from util.error import UserError
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """Facts about a data set that do not depend on a run.
+
+    classes: names in id order; their number is the number of the model's output channels.
+    palette: RGB colour of each class, for palette PNGs and overlays.
+    ignore_index: mask value that is neither learned from nor scored.
+    label_map: {mask value on disk: class id}; empty when the masks already hold class ids.
+    task: "segmentation" (a list line is `image mask`) or "change" (a list line is one name, found under A/, B/ and label/).
+    eval_mode: "original" (whole image) or "sliding_window".
+    supervised_length: to how many images supervised training repeats or cuts a shorter labelled list per epoch; 0 leaves it.
+    scale: range of the random scale of the long side.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    palette: tuple[tuple[int, int, int], ...]
+    ignore_index: int = 255
+    label_map: Mapping[int, int] = field(default_factory=dict)
+    task: str = "segmentation"
+    eval_mode: str = "original"
+    supervised_length: int = 0
+    scale: tuple[float, float] = (0.5, 2.0)
+
+    @property
+    def nclass(self) -> int:
+        return len(self.classes)
+
+    def list_path(self, split: str, name: str) -> str:
+        """Path of a list below the project: `split` is "1_8" and so on, `name` is "labeled" or "unlabeled"."""
+        return f"splits/{self.name}/{split}/{name}.txt"
+
+    @property
+    def val_list(self) -> str:
+        """List that the published numbers are measured on (change detection: the test list, spec.md 2.4)."""
+        return f"splits/{self.name}/{'test' if self.task == 'change' else 'val'}.txt"
+
+
+def bit_palette(n: int) -> tuple[tuple[int, int, int], ...]:
+    """The Pascal VOC colour map for n classes: the bits of the class id, three at a time, become the high bits of R, G, B."""
+    return tuple(
+        (
+            sum(((i >> (3 * k + 0)) & 1) << (7 - k) for k in range(3)),
+            sum(((i >> (3 * k + 1)) & 1) << (7 - k) for k in range(3)),
+            sum(((i >> (3 * k + 2)) & 1) << (7 - k) for k in range(3)),
+        )
+        for i in range(n)
+    )
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(" ".join(name.split()) for name in text.split(","))
+
+
+_PASCAL = _names("""background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, dining table, dog, horse,
+    motorbike, person, potted plant, sheep, sofa, train, tv/monitor""")
+
+_CITYSCAPES = _names("""road, sidewalk, building, wall, fence, pole, traffic light, traffic sign, vegetation, terrain, sky, person,
+    rider, car, truck, bus, train, motorcycle, bicycle""")
+_CITYSCAPES_PALETTE = (
+    (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153), (250, 170, 30),
+    (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142),
+    (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
+)  # fmt: skip
+
+_ADE20K = _names("""wall, building, sky, floor, tree, ceiling, road, bed, windowpane, grass, cabinet, sidewalk, person, earth, door,
+    table, mountain, plant, curtain, chair, car, water, painting, sofa, shelf, house, sea, mirror, rug, field, armchair, seat, fence,
+    desk, rock, wardrobe, lamp, bathtub, railing, cushion, base, box, column, signboard, chest of drawers, counter, sand, sink,
+    skyscraper, fireplace, refrigerator, grandstand, path, stairs, runway, case, pool table, pillow, screen door, stairway, river,
+    bridge, bookcase, blind, coffee table, toilet, flower, book, hill, bench, countertop, stove, palm, kitchen island, computer,
+    swivel chair, boat, bar, arcade machine, hovel, bus, towel, light, truck, tower, chandelier, awning, streetlight, booth,
+    television receiver, airplane, dirt track, apparel, pole, land, bannister, escalator, ottoman, bottle, buffet, poster, stage, van,
+    ship, fountain, conveyer belt, canopy, washer, plaything, swimming pool, stool, barrel, basket, waterfall, tent, bag, minibike,
+    cradle, oven, ball, food, step, tank, trade name, microwave, pot, animal, bicycle, lake, dishwasher, screen, blanket, sculpture,
+    hood, sconce, vase, traffic light, tray, ashcan, fan, pier, crt screen, plate, monitor, bulletin board, shower, radiator, glass,
+    clock, flag""")
+
+_COCO = _names("""void, person, bicycle, car, motorcycle, airplane, bus, train, truck, boat, traffic light, fire hydrant, stop sign,
+    parking meter, bench, bird, cat, dog, horse, sheep, cow, elephant, bear, zebra, giraffe, backpack, umbrella, handbag, tie,
+    suitcase, frisbee, skis, snowboard, sports ball, kite, baseball bat, baseball glove, skateboard, surfboard, tennis racket, bottle,
+    wine glass, cup, fork, knife, spoon, bowl, banana, apple, sandwich, orange, broccoli, carrot, hot dog, pizza, donut, cake, chair,
+    couch, potted plant, bed, dining table, toilet, tv, laptop, mouse, remote, keyboard, cell phone, microwave, oven, toaster, sink,
+    refrigerator, book, clock, vase, scissors, teddy bear, hair drier, toothbrush""")
+
+_CAMVID = _names("sky, building, pole, road, pavement, tree, sign, fence, car, pedestrian, bicyclist")
+_CAMVID_PALETTE = (
+    (128, 128, 128), (128, 0, 0), (192, 192, 128), (128, 64, 128), (60, 40, 222), (128, 128, 0), (192, 128, 128),
+    (64, 64, 128), (64, 0, 128), (64, 64, 0), (0, 128, 192),
+)  # fmt: skip
+
+_DEMO = _names("background, disc, square, triangle, ring, cross")
+_CHANGE = {"classes": ("unchanged", "changed"), "palette": ((0, 0, 0), (255, 255, 255)), "label_map": {0: 0, 255: 1}, "task": "change"}
+
+SPECS: dict[str, DatasetSpec] = {
+    spec.name: spec
+    for spec in (
+        DatasetSpec("pascal", _PASCAL, bit_palette(21), supervised_length=3000),
+        DatasetSpec("cityscapes", _CITYSCAPES, _CITYSCAPES_PALETTE, eval_mode="sliding_window", supervised_length=3000),
+        DatasetSpec("ade20k", _ADE20K, bit_palette(150), supervised_length=6000),
+        DatasetSpec("coco", _COCO, bit_palette(81), supervised_length=30000),
+        DatasetSpec("levir", supervised_length=3000, scale=(0.8, 1.2), **_CHANGE),  # type: ignore[arg-type]
+        DatasetSpec("whu", supervised_length=3000, scale=(0.8, 1.2), **_CHANGE),  # type: ignore[arg-type]
+        # 367 and 240 images: a supervised epoch then sees as many labelled images as a semi-supervised one
+        DatasetSpec("camvid", _CAMVID, _CAMVID_PALETTE, supervised_length=367),
+        DatasetSpec("demo", _DEMO, bit_palette(6), supervised_length=240),
+    )
+}
+
+
+def get_spec(name: str) -> DatasetSpec:
+    """The DatasetSpec of a data set's name. Raises UserError for an unknown name."""
+    if name not in SPECS:
+        raise UserError(f"dataset: found {name!r}, expected one of {', '.join(SPECS)}; correct `dataset` in the config")
+    return SPECS[name]
