@@ -11,10 +11,12 @@ import re
 from fractions import Fraction
 from pathlib import Path
 
+from dataset.check import check as check_lists
+from dataset.check import classes_in, find_lists, report
 from dataset.lists import Entry, format_line, parse_line, read_lines, write_lines
 from dataset.make import choose, pair_folders, rank
 from dataset.published import PUBLISHED, fetch, import_clone, manifest
-from dataset.spec import SPECS
+from dataset.spec import SPECS, DatasetSpec
 from util.cli import Parser
 from util.error import UserError, run
 
@@ -82,8 +84,6 @@ def _share(args: argparse.Namespace, total: int) -> tuple[int, str]:
 
 def _classes(args: argparse.Namespace, entries: list[Entry], able: list[int]) -> list[frozenset[int]]:
     """The classes in each entry's mask; none for entries that have no mask."""
-    from dataset.check import classes_in  # decoding is needed by two of the four commands only
-
     found = classes_in(args.dataset, args.data_root, [entries[i] for i in able])
     of = dict(zip(able, found, strict=True))
     return [of.get(i, frozenset()) for i in range(len(entries))]
@@ -94,6 +94,30 @@ def _write_new(path: Path, lines: list[str]) -> None:
     if path.exists() and path.read_text(encoding="utf-8").splitlines() != lines:
         raise UserError(f"{path}: exists with other content; delete it or choose another name with --name (lists: --from)")
     write_lines(path, lines)
+
+
+def check(args: argparse.Namespace) -> None:
+    """Prints tables about the lists of a data set. Raises UserError when there are problems."""
+    spec = _spec(args)
+    lists = find_lists(spec, args.split, args.data_root or f"data/{spec.name}", args.data_root_u)
+    hints = check_lists(spec, lists, args.decode)
+    print(report(spec, lists, hints), flush=True)
+    problems = sum(len(one.problems) for one in lists)
+    if problems:
+        raise UserError(
+            f"check: found {problems} problems in {sum(bool(one.problems) for one in lists)} lists of {spec.name}, printed above"
+        )
+
+
+def _spec(args: argparse.Namespace) -> DatasetSpec:
+    """The DatasetSpec of a known data set, or one of --classes N numbered classes."""
+    if args.dataset in SPECS:
+        return SPECS[args.dataset]
+    if args.classes is None:
+        raise UserError(f"check: found {args.dataset!r}, expected one of {', '.join(SPECS)}; say how many classes others have: --classes N")
+    if not 0 < args.classes < 255:
+        raise UserError(f"--classes: found {args.classes}, expected 1 to 254")
+    return DatasetSpec(args.dataset, tuple(f"class {c}" for c in range(args.classes)), (), ignore_index=args.ignore_index)
 
 
 def _parser() -> Parser:
@@ -121,6 +145,15 @@ def _parser() -> Parser:
     sub.add_argument("--mask-suffix", default="", help="what a mask's name has behind the image's name, for example _L")
     sub.add_argument("--data-root", help="folder that the paths are relative to")
     sub.set_defaults(call=make)
+    sub = commands.add_parser("check", help="verify lists, images and masks")
+    sub.add_argument("dataset")
+    sub.add_argument("split", nargs="*", help="pairs to check (default: all)")
+    sub.add_argument("--data-root", help="default: data/<dataset>")
+    sub.add_argument("--data-root-u", help="data root of the unlabelled lists, where it is another one")
+    sub.add_argument("--decode", action="store_true", help="read every image to its end: finds truncated ones, takes longer")
+    sub.add_argument("--classes", type=int, metavar="N", help="number of classes of a data set that is not built in")
+    sub.add_argument("--ignore-index", type=int, default=255, help="mask value that is ignored there (default: %(default)s)")
+    sub.set_defaults(call=check)
     return parser
 
 
