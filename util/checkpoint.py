@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from util.error import UserError
 
 # The authors' checkpoints hold best values as numpy scalars; these are all that numpy needs to rebuild one.
-_NUMPY_SCALARS = [np.dtype, np._core.multiarray.scalar, *(type(np.dtype(t)) for t in ("float64", "float32", "int64", "int32", "bool"))]
-_NUMPY_SCALARS.append((np._core.multiarray.scalar, "numpy.core.multiarray.scalar"))  # its name before numpy 2
+_SCALAR = np.float64(0).__reduce__()[0]
+_NUMPY_SCALARS: list[Any] = [np.dtype, _SCALAR, *(type(np.dtype(t)) for t in ("float64", "float32", "int64", "int32", "bool"))]
+_NUMPY_SCALARS.append((_SCALAR, "numpy.core.multiarray.scalar"))  # its name before numpy 2
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
