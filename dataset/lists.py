@@ -1,80 +1,60 @@
-"""Image lists: one line per image, kept as one block of bytes, so that long lists cost little and workers do not copy them."""
+"""The format of a list: one image per line (spec.md 2.1)."""
 
-import hashlib
 import os
-from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
+from typing import NamedTuple
 
 from util.error import UserError
+from util.files import write_atomic
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One line of a list. images: paths below the data root, one per date; mask: its path, None where there is none; name: the line."""
+class Entry(NamedTuple):
+    """One line of a list. mask is None for `None` and in change detection, where `image` is the name of a pair."""
 
-    images: tuple[str, ...]
+    image: str
     mask: str | None
-    name: str
 
 
-def split_line(line: str) -> list[str]:
-    """The fields of a list line: separated by a tab where there is one (paths may then hold spaces), else by a space."""
-    return [part for part in (line.split("\t") if "\t" in line else line.split(" ")) if part]
+def parse_line(line: str, where: str, task: str = "segmentation") -> Entry:
+    """Reads `image mask` or `image`: one space between them, or one TAB when a path has spaces; for change detection one name.
 
-
-def parse_line(line: str, task: str) -> Entry:
-    """Reads a line: `image mask` or `image` (segmentation), or one file name (change detection). Raises ValueError with the reason."""
-    parts = split_line(line)
-    if task == "change":
-        if len(parts) != 1:
-            raise ValueError("expected one file name, found in A/, B/ and label/")
-        return Entry((f"A/{parts[0]}", f"B/{parts[0]}"), f"label/{parts[0]}", line)
-    if len(parts) > 2:
-        raise ValueError("expected `image mask`; separate paths that hold spaces with a tab")
-    mask = parts[1] if len(parts) == 2 and parts[1] != "None" else None
-    return Entry((parts[0],), mask, line)
-
-
-class ImageList:
-    """The lines of a list file. Raises UserError for a missing or empty file and for the first line that cannot be read.
-
-    masks: every line must name a mask (labelled and validation lists).
+    where: list and line number, for the UserError about a line that is something else.
     """
-
-    def __init__(self, path: str | Path, task: str, masks: bool) -> None:
-        self.path = str(path)
-        self.task = task
-        if not Path(path).is_file():
-            raise UserError(f"{path}: no such list; fetch the published ones or make your own with `python -m dataset.splits`")
-        data = Path(path).read_bytes()
-        self.sha256 = hashlib.sha256(data).hexdigest()
-        lines = [line for raw in data.splitlines() if (line := raw.strip())]
-        for number, line in enumerate(lines, start=1):
-            try:
-                entry = parse_line(line.decode("utf-8"), task)
-            except ValueError as error:
-                raise UserError(f"{path} line {number}: found {line[:80]!r}; {error}") from error
-            if masks and entry.mask is None:
-                raise UserError(f"{path} line {number}: {entry.name!r} has no mask; a labelled list needs `image mask` on every line")
-        if not lines:
-            raise UserError(f"{path}: the list is empty; expected a line per image")
-        self._bytes = b"".join(lines)
-        self._ends = np.cumsum([len(line) for line in lines])
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: int) -> Entry:
-        start = int(self._ends[index - 1]) if index else 0
-        return parse_line(self._bytes[start : int(self._ends[index])].decode("utf-8"), self.task)
+    if task == "change":
+        if "\t" in line or " " in line:
+            raise UserError(f"{where}: found {line!r}, expected one file name, found under A/, B/ and label/")
+        return Entry(line, None)
+    fields = line.split("\t") if "\t" in line else line.split(" ")
+    if len(fields) > 2 or not all(fields):
+        raise UserError(f"{where}: found {line!r}, expected `image mask` (a TAB between them when a path has spaces)")
+    return Entry(fields[0], None if len(fields) == 1 or fields[1] == "None" else fields[1])
 
 
-def inside(root: str, path: str) -> str:
-    """`path` below `root`. Raises UserError where it would leave the root: `..`, or an absolute path elsewhere."""
-    base = os.path.normpath(root)
-    full = os.path.normpath(os.path.join(base, path))
-    if os.path.commonpath([os.path.abspath(base), os.path.abspath(full)]) != os.path.abspath(base):
-        raise UserError(f"{path}: leads outside the data root {root}; correct the list, or set data_root to a folder that holds it")
-    return full
+def format_line(entry: Entry) -> str:
+    """The inverse of `parse_line` for segmentation."""
+    mask = "None" if entry.mask is None else entry.mask
+    separator = "\t" if " " in entry.image + mask else " "
+    return f"{entry.image}{separator}{mask}"
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """The lines of a list that are not empty. Raises UserError for a list that is missing, empty or no text."""
+    try:
+        lines = [line.strip("\r") for line in Path(path).read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: no such list; get it with `python -m dataset.splits fetch` or write one with `make`") from None
+    except (IsADirectoryError, PermissionError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a list that can be read ({error}); expected a UTF-8 text with one image per line") from error
+    if not lines:
+        raise UserError(f"{path}: found an empty list, expected one image per line")
+    return lines
+
+
+def read_list(path: str | os.PathLike[str], task: str = "segmentation") -> list[Entry]:
+    """The entries of a list. Raises UserError naming list and line."""
+    return [parse_line(line, f"{path}:{number}", task) for number, line in enumerate(read_lines(path), 1)]
+
+
+def write_lines(path: Path, lines: list[str]) -> None:
+    """Writes a list atomically, every line ended."""
+    write_atomic(path, lambda file: file.write("".join(f"{line}\n" for line in lines).encode()))

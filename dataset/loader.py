@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 from torch.utils.data import DataLoader
 
-from dataset.lists import ImageList
 from dataset.sampler import ShardSampler, repeated_length
-from dataset.semi import Source, TrainSet, collate
+from dataset.semi import ImageList, Source, TrainSet, collate
 from dataset.spec import DatasetSpec, get_spec
 from util.config import Config
 from util.dist import World, cpu_count

@@ -1,5 +1,7 @@
 """Training and validation data sets (spec.md 2). A training sample is a pure function of (seed, stream, epoch, position)."""
 
+import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +12,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from dataset.lists import Entry, ImageList, inside
+from dataset.change import date_paths, label_path
+from dataset.lists import Entry, parse_line, read_lines
 from dataset.sampler import Key
 from dataset.spec import DatasetSpec
 from dataset.transform import apply_photometry, crop_image, crop_mask, draw_box, draw_geometry, draw_photometry, ignore_map
@@ -20,6 +23,32 @@ IGNORE = 255  # ignore label inside the program, whatever the files have
 STREAMS = {"x": 0, "u": 1}  # labelled, unlabelled: part of a sample's seed
 
 
+class ImageList:
+    """The lines of a list file, kept as one block of bytes, so that a long list costs little and workers do not copy it.
+
+    masks: every line must name a mask (labelled and validation lists). Raises UserError for a list that cannot be used.
+    """
+
+    def __init__(self, path: str, task: str, masks: bool) -> None:
+        self.path = path
+        self.task = task
+        lines = read_lines(path)
+        for number, line in enumerate(lines, 1):
+            if parse_line(line, f"{path}:{number}", task).mask is None and masks and task != "change":
+                raise UserError(f"{path}:{number}: {line!r} has no mask; a labelled list needs `image mask` on every line")
+        encoded = [line.encode() for line in lines]
+        self._bytes = b"".join(encoded)
+        self._ends = np.cumsum([len(line) for line in encoded])
+        self.sha256 = hashlib.sha256(b"\n".join(encoded)).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> Entry:
+        start = int(self._ends[index - 1]) if index else 0
+        return parse_line(self._bytes[start : int(self._ends[index])].decode(), self.path, self.task)
+
+
 @dataclass(frozen=True)
 class Source:
     """A list and the folder its paths are relative to."""
@@ -27,6 +56,29 @@ class Source:
     spec: DatasetSpec
     root: str
     ids: ImageList
+
+    def images(self, entry: Entry) -> list[Image.Image]:
+        """The image of an entry, or its two dates, RGB. Raises UserError where the dates differ in size."""
+        paths = date_paths(entry.image) if self.spec.task == "change" else [entry.image]
+        images = [open_image(self.root, path) for path in paths]
+        for path, image in zip(paths[1:], images[1:], strict=True):
+            if image.size != images[0].size:
+                raise UserError(f"{path}: found {image.size}, expected {images[0].size} (width, height) as {paths[0]}; fix the pair")
+        return images
+
+    def mask(self, entry: Entry, size: tuple[int, int]) -> np.ndarray:
+        """Class ids (H, W) uint8 of an entry's mask, 255 where ignored; `size` is its image's (width, height)."""
+        path = label_path(entry.image) if self.spec.task == "change" else str(entry.mask)
+        return open_mask(self.spec, self.root, path, size)
+
+
+def inside(root: str, path: str) -> str:
+    """`path` below `root`. Raises UserError where it would leave the root: `..`, or an absolute path elsewhere."""
+    base = os.path.abspath(root)
+    full = os.path.normpath(os.path.join(base, path))
+    if os.path.commonpath([base, full]) != base:
+        raise UserError(f"{path}: leads outside the data root {root}; correct the list, or set data_root to a folder that holds it")
+    return full
 
 
 def _open(root: str, path: str) -> Image.Image:
@@ -49,22 +101,12 @@ def open_image(root: str, path: str) -> Image.Image:
     return image.convert("RGB")
 
 
-def open_images(source: Source, entry: Entry) -> list[Image.Image]:
-    """The image of a line, or its two dates. Raises UserError where the dates differ in size."""
-    images = [open_image(source.root, path) for path in entry.images]
-    for path, image in zip(entry.images[1:], images[1:], strict=True):
-        if image.size != images[0].size:
-            raise UserError(f"{path}: found {image.size}, expected {images[0].size} (width, height) as {entry.images[0]}; fix the pair")
-    return images
-
-
-def open_mask(source: Source, path: str, size: tuple[int, int]) -> np.ndarray:
+def open_mask(spec: DatasetSpec, root: str, path: str, size: tuple[int, int]) -> np.ndarray:
     """Class ids (H, W) uint8 of a mask file, 255 where ignored. `size` is the image's (width, height).
 
     Raises UserError for a colour mask, another size, or a value that is no class.
     """
-    spec = source.spec
-    image = _open(source.root, path)
+    image = _open(root, path)
     if image.mode == "1":
         image = image.convert("L")
     if image.mode not in ("L", "P") and not image.mode.startswith("I"):
@@ -122,21 +164,20 @@ class TrainSet(Dataset):
             return error
 
     def labeled(self, source: Source, entry: Entry, rng: np.random.Generator) -> dict[str, Any]:
-        images = open_images(source, entry)
-        assert entry.mask is not None
-        mask = open_mask(source, entry.mask, images[0].size)
+        images = source.images(entry)
+        mask = source.mask(entry, images[0].size)
         geometry = draw_geometry(rng, *images[0].size, self.crop, source.spec.scale)
         return {
             "img_x": _tensor([crop_image(image, geometry, self.crop) for image in images]),
             "mask_x": torch.from_numpy(crop_mask(mask, geometry, self.crop, IGNORE)),
-            "name_x": entry.name,
+            "name_x": entry.image,
         }
 
     def unlabeled(self, source: Source, entry: Entry, rng: np.random.Generator) -> dict[str, Any]:
-        images = open_images(source, entry)
+        images = source.images(entry)
         geometry = draw_geometry(rng, *images[0].size, self.crop, source.spec.scale)
         weak = [crop_image(image, geometry, self.crop) for image in images]
-        sample = {"img_u_w": _tensor(weak), "ignore_u": torch.from_numpy(ignore_map(geometry, self.crop)), "name_u": entry.name}
+        sample = {"img_u_w": _tensor(weak), "ignore_u": torch.from_numpy(ignore_map(geometry, self.crop)), "name_u": entry.image}
         for view in (1, 2):
             params = [draw_photometry(rng, source.spec.grey) for _ in images]
             sample[f"box{view}"] = torch.tensor(draw_box(rng, self.crop))
@@ -156,10 +197,9 @@ class ValSet(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any] | UserError:
         try:
             entry = self.source.ids[index]
-            images = open_images(self.source, entry)
-            assert entry.mask is not None
-            mask = open_mask(self.source, entry.mask, images[0].size)
-            return {"img": _tensor(images), "mask": torch.from_numpy(mask), "name": entry.name}
+            images = self.source.images(entry)
+            mask = self.source.mask(entry, images[0].size)
+            return {"img": _tensor(images), "mask": torch.from_numpy(mask), "name": entry.image}
         except UserError as error:
             return error
 
