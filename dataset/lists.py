@@ -16,16 +16,18 @@ class Entry(NamedTuple):
 
 
 def parse_line(line: str, where: str, task: str = "segmentation") -> Entry:
-    """Reads `image mask`: one space between them, or one TAB when a path has spaces; for change detection one name.
+    """Reads `image mask` or `image`: one space between them, or one TAB when a path has spaces; for change detection one name.
 
     where: list and line number, for the UserError about a line that is something else.
     """
     if task == "change":
+        if "\t" in line or " " in line:
+            raise UserError(f"{where}: found {line!r}, expected one file name, found under A/, B/ and label/")
         return Entry(line, None)
     fields = line.split("\t") if "\t" in line else line.split(" ")
-    if len(fields) != 2 or not all(fields):
+    if len(fields) > 2 or not all(fields):
         raise UserError(f"{where}: found {line!r}, expected `image mask` (a TAB between them when a path has spaces)")
-    return Entry(fields[0], None if fields[1] == "None" else fields[1])
+    return Entry(fields[0], None if len(fields) == 1 or fields[1] == "None" else fields[1])
 
 
 def format_line(entry: Entry) -> str:

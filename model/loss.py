@@ -69,3 +69,8 @@ def mask_ratio(conf: Tensor, ignore: Tensor, thresh: float) -> Tensor:
     """Share of confident pixels among those that are not padding, before CutMix: what the log calls the mask ratio."""
     valid = ignore != 255
     return (valid & (conf >= thresh)).sum() / valid.sum().clamp(min=1)
+
+
+def total_loss(loss_x: Tensor, loss_u: Tensor, weight: float) -> Tensor:
+    """(loss_x + w * loss_u) / (1 + w): the mean of the two at the published w = 1."""
+    return (loss_x + weight * loss_u) / (1 + weight)

@@ -1,34 +1,21 @@
 """Checkpoint files: written so that a crash never costs the last good one, read without running code from them."""
 
-import os
 import pickle
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from util.error import UserError
+from util.files import write_atomic
 
 # The authors' checkpoints hold best values as numpy scalars; these are all that numpy needs to rebuild one.
-_NUMPY_SCALARS = [np.dtype, np._core.multiarray.scalar, *(type(np.dtype(t)) for t in ("float64", "float32", "int64", "int32", "bool"))]
-_NUMPY_SCALARS.append((np._core.multiarray.scalar, "numpy.core.multiarray.scalar"))  # its name before numpy 2
-
-
-def write_atomic(path: Path, write: Callable[[BinaryIO], Any]) -> None:
-    """Calls `write` on a temporary file beside `path`, flushes it to the disk, then renames: `path` is whole at any moment."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+_SCALAR = np.float64(0).__reduce__()[0]
+_NUMPY_SCALARS: list[Any] = [np.dtype, _SCALAR, *(type(np.dtype(t)) for t in ("float64", "float32", "int64", "int32", "bool"))]
+_NUMPY_SCALARS.append((_SCALAR, "numpy.core.multiarray.scalar"))  # its name before numpy 2
 
 
 def save(state: dict[str, Any], path: Path) -> None:

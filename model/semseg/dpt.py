@@ -42,7 +42,7 @@ class Scratch(nn.Module):
         for i in range(1, len(projections) + 1):
             setattr(self, f"refinenet{i}", FusionBlock(channels))
         # The coarsest block has no skip, yet its unit exists in the checkpoints: frozen, so that DDP needs no search for it.
-        self.refinenet4.resConfUnit1.requires_grad_(False)
+        self.get_submodule("refinenet4.resConfUnit1").requires_grad_(False)
         self.output_conv = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1),
             nn.ReLU(inplace=True),
