@@ -68,6 +68,8 @@ def check(spec: DatasetSpec, lists: list[Checked], decode: bool = False) -> list
     for one, group in zip(lists, wanted, strict=True):
         for job in group:
             _add(one, spec, job, jobs[job])
+        if spec.name == "ade20k" and one.masks >= 20 and not one.pixels[-1]:  # raw labels without the last class have legal values only
+            one.problems.append(("raw", f"{one.path}: found no ignored pixel in {one.masks} masks, expected some with 255"))
     return _hints(spec, jobs, [kind for one in lists for kind, _ in one.problems])
 
 
@@ -116,7 +118,8 @@ def _hints(spec: DatasetSpec, jobs: dict[Job, Found], kinds: list[str]) -> list[
     if absent * 2 > len(jobs):
         job = next(iter(jobs))
         hints.append(f"most files are missing: is the data root right? Expected, for example, {job.images[0]}; set it with --data-root.")
-    if "no mask" in kinds and any(job.label and isfile(job.label.replace("labelTrainIds", "labelIds")) for job in jobs):
+    untouched = (job.label.replace("labelTrainIds", "labelIds") for job, found in jobs.items() if found.kind == "no mask" and job.label)
+    if spec.name == "cityscapes" and any(isfile(path) for path in untouched):
         hints.append("only the raw Cityscapes label ids are there: make the train ids with `python -m dataset.prepare cityscapes`.")
     if "color" in kinds:
         how = (
@@ -127,8 +130,7 @@ def _hints(spec: DatasetSpec, jobs: dict[Job, Found], kinds: list[str]) -> list[
         hints.append(f"some masks hold colors instead of class ids: {how}.")
     if "value" in kinds and spec.name == "cityscapes" and values & set(range(19, 34)):
         hints.append("ids from 19 to 33 are raw Cityscapes ids: make the train ids with `python -m dataset.prepare cityscapes`.")
-    masks = sum(bool(found.values) for found in jobs.values())
-    if spec.name == "ade20k" and (150 in values or (masks >= 20 and spec.ignore_index not in values)):
+    if spec.name == "ade20k" and (150 in values or "raw" in kinds):
         hints.append("these look like raw ADE20K labels (0 is void, 1 to 150): shift them with `python -m dataset.prepare ade20k`.")
     if spec.task == "change" and 1 in values and 1 not in spec.label_map:
         hints.append("change masks of 0 and 1, expected 0 and 255: `python -m dataset.prepare` writes those, or multiply them by 255.")

@@ -8,7 +8,7 @@ from PIL import Image
 
 from dataset.spec import DatasetSpec
 
-ID_MODES = ("L", "P", "1", "I", "I;16", "I;16B")  # modes whose pixels are class ids
+ID_MODES = ("L", "P", "1", "I", "I;16", "I;16B")  # modes whose pixels are class ids; a bit of mode 1 counts as 0 or 255, as PIL has it
 
 
 class Job(NamedTuple):
@@ -63,7 +63,7 @@ def inspect(job: Job) -> Found:
 
 
 def _count(img: Image.Image) -> dict[int, int]:
-    if img.mode in ("L", "P"):
+    if img.mode in ("L", "P", "1"):
         return {value: count for value, count in enumerate(img.histogram()) if count}
     values, counts = np.unique(np.asarray(img).astype(np.int64), return_counts=True)
     return dict(zip(values.tolist(), counts.tolist(), strict=True))

@@ -5,7 +5,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataset.lists import Entry, format_line
+from dataset.lists import Entry
 from util.error import UserError
 
 IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
@@ -55,8 +55,7 @@ def pair_folders(images: Path, masks: Path | None, root: Path | None, suffix: st
     """
     found = _by_name(images, "--images")
     if root is None:
-        root = Path(os.path.commonpath([images.resolve(), (masks or images).resolve()]))
-        root = root.parent if masks is not None and root == masks.resolve() == images.resolve() else root
+        root = Path(os.path.commonpath([os.path.abspath(images), os.path.abspath(masks or images)]))
     of = _by_name(masks, "--masks") if masks is not None else {}
     entries = []
     for name, image in found.items():
@@ -85,10 +84,11 @@ def _by_name(folder: Path, option: str) -> dict[str, Path]:
 
 
 def _below(path: Path, root: Path) -> str:
-    """Path relative to the data root, absolute where it lies elsewhere (symbolic links are kept as they are)."""
+    """Path relative to the data root (symbolic links are kept as they are). Raises UserError for one that cannot stand in a list."""
     absolute, base = Path(os.path.abspath(path)), Path(os.path.abspath(root))
-    text = absolute.relative_to(base).as_posix() if absolute.is_relative_to(base) else str(absolute)
-    format_line(Entry(text, None))
+    if not absolute.is_relative_to(base):
+        raise UserError(f"--data-root: {absolute} is not below {base}; give a folder that holds images and masks")
+    text = absolute.relative_to(base).as_posix()
     if "\t" in text or "\n" in text:
         raise UserError(f"{text!r}: a path with a TAB or a line break cannot stand in a list; rename it")
     return text

@@ -23,10 +23,10 @@ from util.error import UserError, run
 
 def make(args: argparse.Namespace) -> None:
     """Writes splits/<dataset>/<share>/{labeled,unlabeled}.txt, and before that a list from folders where those are given."""
-    if args.images is None and args.labeled is None and args.count is None:
-        raise UserError("make: nothing to do; give --labeled 1/8 or --count N for a pair, --images DIR (--masks DIR) for a list")
     if args.masks is not None and args.images is None:
         raise UserError("make: found --masks without --images, expected both folders")
+    if args.images is None and args.labeled is None and args.count is None:
+        raise UserError("make: nothing to do; give --labeled 1/8 or --count N for a pair, --images DIR (--masks DIR) for a list")
     source = Path(args.source) if args.source else None
     if args.images is not None:
         source = _make_list(args, source or Path("splits") / args.dataset / "train.txt")

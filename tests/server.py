@@ -43,7 +43,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 (name given by the base class)
         pass
 
-    def do_GET(self) -> None:  # noqa: N802 (name given by the base class)
+    def do_GET(self) -> None:
         self.server.requests.append((self.path, self.headers["Range"], self.headers["If-Range"]))
         page = self.server.pages.get(self.path)
         if page is None:

@@ -110,7 +110,9 @@ def test_failure_keeps_an_earlier_file(server: Server, tmp_path: Path) -> None:
     assert (tmp_path / "file.bin").read_bytes() == b"earlier"
 
 
-@pytest.mark.parametrize("url", ["file:///etc/hostname", "example", "http://127.0.0.1:1/file", "http://127.0.0.1:port/file", "http://a b/c"])
+@pytest.mark.parametrize(
+    "url", ["file:///etc/hostname", "example", "http://127.0.0.1:1/file", "http://127.0.0.1:port/file", "http://a b/c"]
+)
 def test_unusable_address(server: Server, tmp_path: Path, url: str) -> None:
     with pytest.raises(UserError) as caught:
         download(url, tmp_path / "file.bin", same, "some advice")
