@@ -34,9 +34,7 @@ def _parser() -> Parser:
         if name == "coco":
             sub.add_argument("--labels", choices=coco.ARCHIVES, default="panoptic", help="which annotations to use (default: %(default)s)")
         if name == "levir":
-            sub.add_argument(
-                "--order", choices=("row", "column"), default="row", help="how crops of a tile are numbered (default: %(default)s)"
-            )
+            sub.add_argument("--order", choices=("row", "column"), default="row", help="numbering of a tile's crops (default: %(default)s)")
         if name == "whu":
             for what in change.SCENES:
                 sub.add_argument(f"--{what}", metavar="FILE", help=f"the {what} scene, where it is not recognised by its name")

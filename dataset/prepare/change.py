@@ -132,12 +132,8 @@ def _scene(roots: list[Path], what: str, sources: list[str]) -> Path:
             return found[0]
         if found:
             names = ", ".join(str(path) for path in found[:3])
-            raise UserError(
-                f"--src: found {len(found)} files that may be the {what} scene ({names}); name the right one with --{what} FILE"
-            )
-    raise nothing(
-        f"{what} scene ({SCENES[what][0]})", sources, f"the WHU building change detection archive (or name it with --{what} FILE)"
-    )
+            raise UserError(f"--src: found {len(found)} files that may be the {what} scene ({names}); name it with --{what} FILE")
+    raise nothing(f"{what} scene ({SCENES[what][0]})", sources, f"the WHU-CD archive (or name the scene with --{what} FILE)")
 
 
 @contextmanager
@@ -158,6 +154,8 @@ def open_scene(path: Path) -> Iterator[Image.Image]:
 def cut_scene(img: Image.Image, path: Path, folder: Path, holes: dict[int, np.ndarray], overwrite: bool) -> Counter[bool]:
     """Cuts a scene into crops row by row. holes: by crop, where a scene so far had no data; images add to it, the label obeys it."""
     nodata = _nodata(img, path)
+    if folder.name == "label" and nodata in (0, 1, 255):  # a legal label: a tag that says so was copied from an image
+        nodata = None
     cols, rows = img.width // SIDE, img.height // SIDE
     if not cols * rows:
         raise UserError(f"{path}: found {img.width} x {img.height}, expected a scene of more than {SIDE} x {SIDE}")

@@ -50,7 +50,9 @@ def prepare(args: argparse.Namespace) -> list[str]:
     """Writes masks/ below args.dst and places train2017/, val2017/, unlabeled2017/. Returns the summary. Raises UserError."""
     dst = Path(args.dst)
     roots = open_sources(args.src, dst, _wanted)
-    inner = [str(path) for root in roots for path in sorted(root.rglob("panoptic_*2017.zip"))]  # archives within the panoptic archive
+    inner = [
+        str(path) for root in roots for part in PARTS for path in sorted(root.rglob(f"panoptic_{part}.zip"))
+    ]  # archives within the panoptic archive
     roots += open_sources(inner, dst, lambda path: path.endswith(".png"))
     made: Counter[bool] = Counter()
     for part in PARTS:  # one after the other: the annotations of train2017 alone fill gigabytes
@@ -62,7 +64,8 @@ def prepare(args: argparse.Namespace) -> list[str]:
         raise nothing(f"{args.labels} labels", args.src, f"{ARCHIVES[args.labels]} (--labels chooses another kind)")
     new = sum(place_all(under(roots, part, ".jpg"), dst / part) for part in (*PARTS, "unlabeled2017"))
     return [
-        f"{made.total()} masks from {args.labels} (complete: 118287 and 5000); {made[True]} written, {made[False]} were there; {new} new images",
+        f"{made.total()} masks from {args.labels} (complete: 118287 and 5000); {made[True]} written, "
+        f"{made[False]} were there; {new} new images",
         "the authors' own masks are not documented and may differ (see `python -m dataset.prepare coco --help`)",
     ]
 

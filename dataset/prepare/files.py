@@ -6,7 +6,9 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,7 +20,8 @@ from util.error import UserError
 from util.files import write_atomic
 
 UNPACKED = ".unpacked"  # folder below --dst for the contents of archives; removed when everything is done
-_BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError)
+Member = tuple[str, int, Callable[[], Any]]  # of an archive: path, size in bytes, function that opens it
+_BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
 
 
 def open_sources(sources: Sequence[str], dst: Path, wanted: Callable[[str], bool]) -> list[Path]:
@@ -42,11 +45,11 @@ def _unpack(archive: Path, folder: Path, wanted: Callable[[str], bool]) -> Path:
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as file:
-                members = [(i.filename, i.file_size, lambda i=i: file.open(i)) for i in file.infolist() if not i.is_dir()]
-                _extract(iter(members), len(members), folder, archive.name, wanted)
+                members = [(i.filename, i.file_size, partial(file.open, i)) for i in file.infolist() if not i.is_dir()]
+                _extract(iter(members), len(members), folder, wanted)
         else:
             with tarfile.open(archive) as file:
-                _extract(_members(file), None, folder, archive.name, wanted)
+                _extract(_members(file), None, folder, wanted)
     except tarfile.ReadError as error:
         raise UserError(
             f"--src: {archive}: cannot be unpacked ({error}); expected a whole .zip, .tar or .tar.gz, download it again"
@@ -56,34 +59,37 @@ def _unpack(archive: Path, folder: Path, wanted: Callable[[str], bool]) -> Path:
     return folder
 
 
-def _members(file: tarfile.TarFile) -> Iterator[tuple[str, int, Callable]]:
+def _members(file: tarfile.TarFile) -> Iterator[Member]:
     for member in file:
         if member.isfile():
-            yield member.name, member.size, lambda member=member: file.extractfile(member)
+            yield member.name, member.size, partial(file.extractfile, member)
 
 
-def _extract(
-    members: Iterator[tuple[str, int, Callable]], total: int | None, folder: Path, name: str, wanted: Callable[[str], bool]
-) -> None:
-    for path, size, opened in tqdm(members, desc=name, total=total, unit="file", leave=False, disable=None):
+def _extract(members: Iterator[Member], total: int | None, folder: Path, wanted: Callable[[str], bool]) -> None:
+    for path, size, opened in tqdm(members, desc=folder.name, total=total, unit="file", leave=False, disable=None):
         target = folder / path
         if ".." in PurePosixPath(path).parts or PurePosixPath(path).is_absolute() or not wanted(path):
             continue
         if not (target.is_file() and target.stat().st_size == size):
             with opened() as content:
-                write_atomic(target, lambda out, content=content: shutil.copyfileobj(content, out), sync=False)
+                _copy(content, target)
+
+
+def _copy(content: Any, target: Path) -> None:
+    write_atomic(target, lambda out: shutil.copyfileobj(content, out), sync=False)
 
 
 def under(roots: Sequence[Path], folder: str, ending: str) -> dict[str, Path]:
-    """Files that end in `ending` below a folder called `folder` ("a", or "a/b"), wherever it is in the roots.
+    """Files that end in `ending` below a folder called `folder` ("a", or "a/b"): a root itself or any folder in it.
 
     Keys are the paths below that folder, in order; where two roots have the same, the earlier one counts.
     """
     found: dict[str, Path] = {}
     parts = PurePosixPath(folder).parts
     for root in roots:
-        for where, _, names in os.walk(os.path.abspath(root)):
-            tail = Path(where).parts
+        top = Path(os.path.abspath(root))
+        for where, _, names in os.walk(top):
+            tail = (*top.parts[-len(parts) :], *Path(where).relative_to(top).parts)
             at = next((i for i in range(len(tail) - len(parts), -1, -1) if tail[i : i + len(parts)] == parts), None)
             if at is not None:
                 below = "/".join(tail[at + len(parts) :])
@@ -102,7 +108,7 @@ def place(source: Path, target: Path) -> bool:
         os.link(source, target)
     except OSError:  # another file system, or one without links
         with open(source, "rb") as content:
-            write_atomic(target, lambda out: shutil.copyfileobj(content, out), sync=False)
+            _copy(content, target)
     return True
 
 
