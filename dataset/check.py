@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from os.path import isfile, join, normpath
 from pathlib import Path
 
@@ -27,6 +28,7 @@ class Checked:
     pixels: Counter[int] = field(default_factory=Counter)  # by class id, -1: ignored
     masks: int = 0
 
+    @cached_property
     def files(self) -> list[str]:
         return [normpath(join(self.root, entry.image)) for entry in self.entries]
 
@@ -97,7 +99,7 @@ def _some(values: list[int]) -> str:
 def _check_membership(lists: list[Checked]) -> None:
     """No image twice in a list, in both lists of a pair, or in a training list and a validation list."""
     for one in lists:
-        for file, count in Counter(one.files()).items():
+        for file, count in Counter(one.files).items():
             if count > 1:
                 one.problems.append(("twice", f"{one.path}: {file} is in the list {count} times"))
     held = [one for one in lists if one.role == "val"]
@@ -106,7 +108,7 @@ def _check_membership(lists: list[Checked]) -> None:
         if one.role == "unlabeled":
             others = others + [other for other in lists if other.role == "labeled" and other.path.parent == one.path.parent]
         for other in others:
-            for file in sorted(set(one.files()) & set(other.files())):
+            for file in sorted(set(one.files) & set(other.files)):
                 one.problems.append(("both", f"{one.path}: {file} is in {other.path} too"))
 
 

@@ -96,7 +96,7 @@ def test_pascal_with_color_and_grey_masks(capsys: pytest.CaptureFixture[str]) ->
     for n in "abcd":
         img = Image.open(f"out/SegmentationClass/{n}.png")
         assert img.mode == "P"
-        assert np.array_equal(img.convert("RGB"), colors[np.asarray(img)])
+        assert np.array_equal(np.asarray(img.convert("RGB")), colors[np.asarray(img)])
     out = capsys.readouterr().out
     assert "4 masks: 2 of VOC, 2 of SBD; 4 written, 0 were there; 4 new images" in out
     assert "1 masks have no image" in out
