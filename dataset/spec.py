@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from util.error import UserError
 
@@ -18,6 +19,7 @@ class DatasetSpec:
     eval_mode: "original" (whole image) or "sliding_window".
     supervised_length: to how many images supervised training repeats or cuts a shorter labelled list per epoch; 0 leaves it.
     scale: range of the random scale of the long side.
+    grey: probability of greyscale in a strong view.
     """
 
     name: str
@@ -29,6 +31,7 @@ class DatasetSpec:
     eval_mode: str = "original"
     supervised_length: int = 0
     scale: tuple[float, float] = (0.5, 2.0)
+    grey: float = 0.2
 
     @property
     def nclass(self) -> int:
@@ -97,7 +100,14 @@ _CAMVID_PALETTE = (
 )  # fmt: skip
 
 _DEMO = _names("background, disc, square, triangle, ring, cross")
-_CHANGE = {"classes": ("unchanged", "changed"), "palette": ((0, 0, 0), (255, 255, 255)), "label_map": {0: 0, 255: 1}, "task": "change"}
+_CHANGE: dict[str, Any] = {
+    "classes": ("unchanged", "changed"),
+    "palette": ((0, 0, 0), (255, 255, 255)),
+    "label_map": {0: 0, 255: 1},
+    "task": "change",
+    "scale": (0.8, 1.2),
+    "grey": 0.0,
+}
 
 SPECS: dict[str, DatasetSpec] = {
     spec.name: spec
@@ -106,8 +116,8 @@ SPECS: dict[str, DatasetSpec] = {
         DatasetSpec("cityscapes", _CITYSCAPES, _CITYSCAPES_PALETTE, eval_mode="sliding_window", supervised_length=3000),
         DatasetSpec("ade20k", _ADE20K, bit_palette(150), supervised_length=6000),
         DatasetSpec("coco", _COCO, bit_palette(81), supervised_length=30000),
-        DatasetSpec("levir", supervised_length=3000, scale=(0.8, 1.2), **_CHANGE),  # type: ignore[arg-type]
-        DatasetSpec("whu", supervised_length=3000, scale=(0.8, 1.2), **_CHANGE),  # type: ignore[arg-type]
+        DatasetSpec("levir", supervised_length=3000, **_CHANGE),
+        DatasetSpec("whu", supervised_length=3000, **_CHANGE),
         # 367 and 240 images: a supervised epoch then sees as many labelled images as a semi-supervised one
         DatasetSpec("camvid", _CAMVID, _CAMVID_PALETTE, supervised_length=367),
         DatasetSpec("demo", _DEMO, bit_palette(6), supervised_length=240),

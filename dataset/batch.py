@@ -1,0 +1,62 @@
+"""`Batch`: every field a step may read."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+_ABSENT = torch.empty(0)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A mini-batch of one shard on the training device. B images of each kind, C is 3 or 6 (two dates), crop S x S.
+
+    Supervised mini-batches have only img_x and mask_x; their other fields are empty.
+    """
+
+    img_x: Tensor  # (B, C, S, S) float, normalised
+    mask_x: Tensor  # (B, S, S) long, 255 is ignored
+    img_u_w: Tensor = _ABSENT  # (B, C, S, S) float, normalised: weak view
+    img_u_s1: Tensor = _ABSENT  # strong view 1
+    img_u_s2: Tensor = _ABSENT  # strong view 2
+    ignore_u: Tensor = _ABSENT  # (B, S, S) 255 on padding, else 0
+    box1: Tensor = _ABSENT  # (B, S, S) 1 inside the CutMix box of view 1
+    box2: Tensor = _ABSENT
+    drop: Tensor = _ABSENT  # (2B, width) float: factors of complementary dropout for view 1, then view 2
+    name_x: list[str] = field(default_factory=list)
+    name_u: list[str] = field(default_factory=list)
+
+
+def normalize(img: Tensor) -> Tensor:
+    """uint8 (..., C, H, W) in 0..255 -> float with the encoder's mean and deviation; C is 3 or 6 (two dates)."""
+    dates = img.shape[-3] // 3
+    mean, std = (img.new_tensor(v * dates, dtype=torch.float32)[:, None, None] for v in (MEAN, STD))
+    return (img.float() / 255 - mean) / std
+
+
+def box_map(box: Tensor, size: int) -> Tensor:
+    """Boxes (B, 4) as x, y, width, height -> bool maps (B, size, size), true inside."""
+    x, y, w, h = box[:, :, None].unbind(1)  # (B, 1) each
+    line = torch.arange(size, device=box.device)
+    rows, cols = (line >= y) & (line < y + h), (line >= x) & (line < x + w)
+    return rows[:, :, None] & cols[:, None, :]
+
+
+def make_batch(raw: dict[str, Any], device: torch.device, drop: Tensor = _ABSENT) -> Batch:
+    """A collated mini-batch of TrainSet samples, moved to the device and normalised there."""
+    moved: dict[str, Any] = {}
+    for name, value in raw.items():
+        if isinstance(value, Tensor):
+            value = value.to(device, non_blocking=True)
+            if name.startswith("img"):
+                value = normalize(value)
+            elif name.startswith("box"):
+                value = box_map(value, raw["img_u_w"].shape[-1])
+            elif name == "mask_x":
+                value = value.long()
+        moved[name] = value
+    return Batch(**moved, drop=drop.to(device, non_blocking=True))

@@ -1,0 +1,98 @@
+"""From a config to the data of a run: sources, shards and loaders."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from torch.utils.data import DataLoader
+
+from dataset.sampler import ShardSampler, repeated_length
+from dataset.semi import ImageList, Source, TrainSet, collate
+from dataset.spec import DatasetSpec, get_spec
+from util.config import Config
+from util.dist import World, cpu_count
+from util.error import UserError
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run trains and evaluates on. `lists` holds the SHA-256 of each list's content."""
+
+    spec: DatasetSpec
+    sampler: ShardSampler
+    loader: DataLoader
+    validation: Source
+    eval_mode: str
+    workers: int
+    lists: dict[str, str]
+
+
+def data_spec(cfg: Config) -> DatasetSpec:
+    """The DatasetSpec of a config, checked against its nclass."""
+    spec = get_spec(cfg.dataset)
+    if cfg.nclass not in (None, spec.nclass):
+        raise UserError(f"nclass: found {cfg.nclass}, but {spec.name} has {spec.nclass} classes; correct or remove it")
+    return spec
+
+
+def shard_count(cfg: Config, world: World, log: logging.Logger) -> int:
+    """Number of shards of the recipe (design.md): `shards`, or one per process."""
+    shards = cfg.shards or world.size
+    if world.size > shards:
+        log.warning(
+            f"{world.size} processes for a recipe of {shards} shards: using {world.size} shards; the learning rate was tuned for {shards}"
+        )
+        return world.size
+    if shards % world.size:
+        divisors = ", ".join(str(n) for n in range(1, shards + 1) if shards % n == 0)
+        raise UserError(f"shards: {shards} cannot be spread over {world.size} processes; start {divisors} of them")
+    return shards
+
+
+def validation_source(cfg: Config, spec: DatasetSpec) -> Source:
+    """The validation list and its root."""
+    return Source(spec, cfg.data_root, ImageList(cfg.val_id_path or spec.val_list, spec.task, masks=True))
+
+
+def loader_workers(cfg: Config, world: World) -> int:
+    """Loader processes of this training process: what the config says, else the CPUs left beside it, at most 8."""
+    if cfg.num_workers is not None:
+        return cfg.num_workers
+    return max(0, min(8, cpu_count() // world.local_size - 1))
+
+
+def open_data(cfg: Config, world: World, semi: bool, log: logging.Logger) -> Data:
+    """Reads the lists and sets up the loaders. Raises UserError for a list that cannot be used."""
+    spec = data_spec(cfg)
+    labeled = ImageList(cfg.labeled_id_path, spec.task, masks=True)
+    sources = {"x": Source(spec, cfg.data_root, labeled)}
+    length = repeated_length(len(labeled), spec.supervised_length, spec.task == "change")
+    streams = {"x": (len(labeled), length)}
+    if semi:
+        unlabeled = ImageList(cfg.unlabeled_id_path or "", spec.task, masks=False)
+        sources["u"] = Source(spec, cfg.data_root_u or cfg.data_root, unlabeled)
+        length = repeated_length(len(labeled), len(unlabeled), spec.task == "change")
+        streams = {"x": (len(labeled), length), "u": (len(unlabeled), len(unlabeled))}
+    shards = shard_count(cfg, world, log)
+    # the published supervised runs double the mini-batch (spec.md 3)
+    batch = cfg.batch_size if semi else 2 * cfg.batch_size
+    sampler = ShardSampler(streams, batch, shards, world.own_shards(shards))
+    if sampler.steps == 0:
+        shortest = min(length for _, length in streams.values())
+        raise UserError(
+            f"batch_size: {shortest} images an epoch make no full mini-batch of {batch} on each of {shards} shard(s); "
+            f"lower batch_size or shards, or give a longer list"
+        )
+    validation = validation_source(cfg, spec)
+    workers = loader_workers(cfg, world)
+    loader = DataLoader(
+        TrainSet(sources, cfg.crop_size, cfg.seed),
+        batch_sampler=sampler,
+        num_workers=workers,
+        collate_fn=collate,
+        persistent_workers=workers > 0,
+        pin_memory=world.device.type == "cuda",
+    )
+    lists = {name: source.ids.sha256 for name, source in sources.items()} | {"val": validation.ids.sha256}
+    return Data(spec, sampler, loader, validation, cfg.eval_mode or spec.eval_mode, workers, lists)

@@ -1,0 +1,220 @@
+"""Training and validation data sets (spec.md 2). A training sample is a pure function of (seed, stream, epoch, position)."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate
+
+from dataset.change import date_paths, label_path
+from dataset.lists import Entry, parse_line, read_lines
+from dataset.sampler import Key
+from dataset.spec import DatasetSpec
+from dataset.transform import apply_photometry, crop_image, crop_mask, draw_box, draw_geometry, draw_photometry, ignore_map
+from util.error import UserError
+
+IGNORE = 255  # ignore label inside the program, whatever the files have
+STREAMS = {"x": 0, "u": 1}  # labelled, unlabelled: part of a sample's seed
+
+
+class ImageList:
+    """The lines of a list file, kept as one block of bytes, so that a long list costs little and workers do not copy it.
+
+    masks: every line must name a mask (labelled and validation lists). Raises UserError for a list that cannot be used.
+    """
+
+    def __init__(self, path: str, task: str, masks: bool) -> None:
+        self.path = path
+        self.task = task
+        lines = read_lines(path)
+        for number, line in enumerate(lines, 1):
+            if parse_line(line, f"{path}:{number}", task).mask is None and masks and task != "change":
+                raise UserError(f"{path}:{number}: {line!r} has no mask; a labelled list needs `image mask` on every line")
+        encoded = [line.encode() for line in lines]
+        self._bytes = b"".join(encoded)
+        self._ends = np.cumsum([len(line) for line in encoded])
+        self.sha256 = hashlib.sha256(b"\n".join(encoded)).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> Entry:
+        start = int(self._ends[index - 1]) if index else 0
+        return parse_line(self._bytes[start : int(self._ends[index])].decode(), self.path, self.task)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A list and the folder its paths are relative to."""
+
+    spec: DatasetSpec
+    root: str
+    ids: ImageList
+
+    def images(self, entry: Entry) -> list[Image.Image]:
+        """The image of an entry, or its two dates, RGB. Raises UserError where the dates differ in size."""
+        paths = date_paths(entry.image) if self.spec.task == "change" else [entry.image]
+        images = [open_image(self.root, path) for path in paths]
+        for path, image in zip(paths[1:], images[1:], strict=True):
+            if image.size != images[0].size:
+                raise UserError(f"{path}: found {image.size}, expected {images[0].size} (width, height) as {paths[0]}; fix the pair")
+        return images
+
+    def mask(self, entry: Entry, size: tuple[int, int]) -> np.ndarray:
+        """Class ids (H, W) uint8 of an entry's mask, 255 where ignored; `size` is its image's (width, height)."""
+        path = label_path(entry.image) if self.spec.task == "change" else str(entry.mask)
+        return open_mask(self.spec, self.root, path, size)
+
+
+def inside(root: str, path: str) -> str:
+    """`path` below `root`. Raises UserError where it would leave the root: `..`, or an absolute path elsewhere."""
+    base = os.path.abspath(root)
+    full = os.path.normpath(os.path.join(base, path))
+    if os.path.commonpath([base, full]) != base:
+        raise UserError(f"{path}: leads outside the data root {root}; correct the list, or set data_root to a folder that holds it")
+    return full
+
+
+def _open(root: str, path: str) -> Image.Image:
+    full = inside(root, path)
+    try:
+        image = Image.open(full)
+        image.load()
+    except FileNotFoundError as error:
+        raise UserError(f"{full}: no such file; check data_root ({root}) and the list") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{full}: cannot be read as an image ({error}); replace the file or take it off the list") from error
+    return image
+
+
+def open_image(root: str, path: str) -> Image.Image:
+    """An RGB image of any mode: grey, palette, RGBA (alpha is dropped), CMYK, 16-bit (its high byte). EXIF rotation is ignored."""
+    image = _open(root, path)
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    return image.convert("RGB")
+
+
+def open_mask(spec: DatasetSpec, root: str, path: str, size: tuple[int, int]) -> np.ndarray:
+    """Class ids (H, W) uint8 of a mask file, 255 where ignored. `size` is the image's (width, height).
+
+    Raises UserError for a colour mask, another size, or a value that is no class.
+    """
+    image = _open(root, path)
+    if image.mode == "1":
+        image = image.convert("L")
+    if image.mode not in ("L", "P") and not image.mode.startswith("I"):
+        raise UserError(f"{path}: found mode {image.mode}, expected one channel of class ids (8-bit grey or palette); convert the mask")
+    if image.size != size:
+        raise UserError(f"{path}: mask is {image.size}, its image {size} (width, height); expected the same size")
+    values = np.asarray(image)
+    table = label_table(spec)
+    worst = int(values.max())
+    ids = table[values] if worst < len(table) else None
+    if ids is None or (ids < 0).any():
+        found = worst if ids is None else int(values[ids < 0][0])
+        legal = sorted(spec.label_map) if spec.label_map else f"0..{spec.nclass - 1}"
+        raise UserError(f"{path}: found label {found}, expected {legal} or {spec.ignore_index} (ignored) for {spec.name}")
+    return ids.astype(np.uint8)
+
+
+def label_table(spec: DatasetSpec) -> np.ndarray:
+    """(256,) int16: mask value -> class id, 255 for ignored, -1 for a value that is illegal."""
+    table = np.full(256, -1, dtype=np.int16)
+    for value, label in (spec.label_map or {i: i for i in range(spec.nclass)}).items():
+        table[value] = label
+    if spec.ignore_index not in spec.label_map:
+        table[spec.ignore_index] = IGNORE
+    return table
+
+
+def _tensor(images: list[Image.Image]) -> Tensor:
+    """uint8 (3 * dates, H, W)."""
+    return torch.cat([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
+
+
+class TrainSet(Dataset):
+    """Labelled and unlabelled samples by key (see ShardSampler). A user's mistake comes back as the UserError itself.
+
+    A sample is uint8 tensors: img_x (C, S, S), mask_x (S, S); img_u_w, img_u_s1, img_u_s2 (C, S, S), ignore_u (S, S), box1, box2 (4,)
+    as x, y, width, height; and name_x, name_u. C is 3, or 6 for two dates.
+    """
+
+    def __init__(self, sources: dict[str, Source], crop: int, seed: int) -> None:
+        self.sources = sources
+        self.crop = crop
+        self.seed = seed
+
+    def __getitem__(self, keys: tuple[Key, ...]) -> dict[str, Any] | UserError:
+        try:
+            sample: dict[str, Any] = {}
+            for stream, epoch, position, index in keys:
+                source = self.sources[stream]
+                rng = np.random.default_rng((self.seed, STREAMS[stream], epoch, position))
+                make = self.labeled if stream == "x" else self.unlabeled
+                sample |= make(source, source.ids[index], rng)
+            return sample
+        except UserError as error:
+            return error
+
+    def labeled(self, source: Source, entry: Entry, rng: np.random.Generator) -> dict[str, Any]:
+        images = source.images(entry)
+        mask = source.mask(entry, images[0].size)
+        geometry = draw_geometry(rng, *images[0].size, self.crop, source.spec.scale)
+        return {
+            "img_x": _tensor([crop_image(image, geometry, self.crop) for image in images]),
+            "mask_x": torch.from_numpy(crop_mask(mask, geometry, self.crop, IGNORE)),
+            "name_x": entry.image,
+        }
+
+    def unlabeled(self, source: Source, entry: Entry, rng: np.random.Generator) -> dict[str, Any]:
+        images = source.images(entry)
+        geometry = draw_geometry(rng, *images[0].size, self.crop, source.spec.scale)
+        weak = [crop_image(image, geometry, self.crop) for image in images]
+        sample = {"img_u_w": _tensor(weak), "ignore_u": torch.from_numpy(ignore_map(geometry, self.crop)), "name_u": entry.image}
+        for view in (1, 2):
+            params = [draw_photometry(rng, source.spec.grey) for _ in images]
+            sample[f"box{view}"] = torch.tensor(draw_box(rng, self.crop))
+            sample[f"img_u_s{view}"] = _tensor([apply_photometry(image, p) for image, p in zip(weak, params, strict=True)])
+        return sample
+
+
+class ValSet(Dataset):
+    """Validation samples in list order: uint8 img (C, H, W), mask (H, W) and name. A user's mistake comes back as the UserError itself."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __len__(self) -> int:
+        return len(self.source.ids)
+
+    def __getitem__(self, index: int) -> dict[str, Any] | UserError:
+        try:
+            entry = self.source.ids[index]
+            images = self.source.images(entry)
+            mask = self.source.mask(entry, images[0].size)
+            return {"img": _tensor(images), "mask": torch.from_numpy(mask), "name": entry.image}
+        except UserError as error:
+            return error
+
+
+def collate(samples: list[dict[str, Any] | UserError]) -> dict[str, Any] | UserError:
+    """Stacks samples; the first mistake among them stands for the whole mini-batch."""
+    for sample in samples:
+        if isinstance(sample, UserError):
+            return sample
+    return default_collate(samples)
+
+
+def batches(loader: DataLoader) -> Iterator[dict[str, Any]]:
+    """The loader's mini-batches. A mistake met in a worker is raised here, in the process that can report it."""
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch

@@ -1,0 +1,145 @@
+"""Geometry and photometry of a training sample (spec.md 2.2 and 2.3): parameters are drawn first, then applied."""
+
+import math
+import sys
+import types
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+try:
+    import torchvision.transforms.v2.functional as tvf
+except RuntimeError:
+    # torchvision's wheel was built for another PyTorch build (its GPU wheel beside a CPU-only torch): its compiled operators do not
+    # load and their registration fails. The transforms need none of them, so leave the registration out.
+    sys.modules["torchvision._meta_registrations"] = types.ModuleType("torchvision._meta_registrations")
+    import torchvision.transforms.v2.functional as tvf
+
+Box = tuple[int, int, int, int]  # x, y, width, height in pixels
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What happens to an image: resize to `width` x `height`, pad to the crop size, crop at (x, y), flip."""
+
+    width: int
+    height: int
+    x: int
+    y: int
+    flip: bool
+
+
+def draw_geometry(rng: np.random.Generator, width: int, height: int, crop: int, scale: tuple[float, float]) -> Geometry:
+    """Draws the weak crop of a `width` x `height` image (spec.md 2.2)."""
+    long = max(width, height)
+    new = int(rng.integers(int(long * scale[0]), int(long * scale[1]), endpoint=True))
+    w, h = (max(1, int(side * new / long + 0.5)) for side in (width, height))
+    x = int(rng.integers(0, max(w, crop) - crop, endpoint=True))
+    y = int(rng.integers(0, max(h, crop) - crop, endpoint=True))
+    return Geometry(w, h, x, y, bool(rng.random() < 0.5))
+
+
+def _visible(geometry: Geometry, crop: int) -> tuple[int, int]:
+    """Columns and rows of the crop that show the image; the rest, right and below, is padding."""
+    return min(crop, geometry.width - geometry.x), min(crop, geometry.height - geometry.y)
+
+
+def _flip(array: np.ndarray, geometry: Geometry) -> np.ndarray:
+    return np.ascontiguousarray(array[:, ::-1]) if geometry.flip else array
+
+
+def crop_image(image: Image.Image, geometry: Geometry, crop: int) -> Image.Image:
+    """The weak crop of an RGB image, `crop` x `crop`, padded with 0.
+
+    Resizes only what the crop shows. PIL rounds the box to float32, so a few pixels differ by 1 or 2 of 255 from resizing the
+    whole image first (DEVIATIONS.md).
+    """
+    cols, rows = _visible(geometry, crop)
+    fx, fy = image.width / geometry.width, image.height / geometry.height
+    left, top = geometry.x * fx, geometry.y * fy
+    box = (left, top, min(left + cols * fx, image.width), min(top + rows * fy, image.height))
+    shown = image.resize((cols, rows), Image.Resampling.BILINEAR, box=box)
+    if (cols, rows) != (crop, crop):
+        padded = Image.new("RGB", (crop, crop))
+        padded.paste(shown, (0, 0))
+        shown = padded
+    return shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if geometry.flip else shown
+
+
+def nearest_index(source: int, target: int) -> np.ndarray:
+    """Source index of each of `target` pixels, as PIL's NEAREST takes them: pixel centres, positions summed up one by one."""
+    step = source / target
+    position = np.add.accumulate(np.concatenate(([0.5 * step], np.full(target - 1, step))))
+    return np.minimum(position.astype(np.int64), source - 1)
+
+
+def crop_mask(mask: np.ndarray, geometry: Geometry, crop: int, fill: int) -> np.ndarray:
+    """The weak crop of a mask (H, W), nearest neighbour, padded with `fill`."""
+    cols, rows = _visible(geometry, crop)
+    out = np.full((crop, crop), fill, dtype=mask.dtype)
+    ys = nearest_index(mask.shape[0], geometry.height)[geometry.y : geometry.y + rows]
+    xs = nearest_index(mask.shape[1], geometry.width)[geometry.x : geometry.x + cols]
+    out[:rows, :cols] = mask[np.ix_(ys, xs)]
+    return _flip(out, geometry)
+
+
+def ignore_map(geometry: Geometry, crop: int) -> np.ndarray:
+    """(crop, crop) uint8: 255 on padding, 0 elsewhere."""
+    cols, rows = _visible(geometry, crop)
+    out = np.full((crop, crop), 255, dtype=np.uint8)
+    out[:rows, :cols] = 0
+    return _flip(out, geometry)
+
+
+@dataclass(frozen=True)
+class Photometry:
+    """One strong view: `jitter` is (adjustment, factor) in the order they are applied, `blur` PIL's Gaussian radius in pixels."""
+
+    jitter: tuple[tuple[str, float], ...]
+    grey: bool
+    blur: float | None
+
+
+def draw_photometry(rng: np.random.Generator, grey: float) -> Photometry:
+    """Draws a strong view (spec.md 2.3); `grey` is the probability of greyscale."""
+    jitter: tuple[tuple[str, float], ...] = ()
+    if rng.random() < 0.8:
+        factors = [(name, float(rng.uniform(0.5, 1.5))) for name in ("brightness", "contrast", "saturation")]
+        factors.append(("hue", float(rng.uniform(-0.25, 0.25))))
+        jitter = tuple(factors[i] for i in rng.permutation(4))
+    is_grey = bool(rng.random() < grey)
+    blur = float(rng.uniform(0.1, 2.0)) if rng.random() < 0.5 else None
+    return Photometry(jitter, is_grey, blur)
+
+
+_ADJUST = {
+    "brightness": tvf.adjust_brightness,
+    "contrast": tvf.adjust_contrast,
+    "saturation": tvf.adjust_saturation,
+    "hue": tvf.adjust_hue,
+}
+
+
+def apply_photometry(image: Image.Image, view: Photometry) -> Image.Image:
+    """The strong view of an RGB crop."""
+    for name, factor in view.jitter:
+        image = _ADJUST[name](image, factor)
+    if view.grey:
+        image = tvf.rgb_to_grayscale(image, num_output_channels=3)
+    if view.blur is not None:
+        image = image.filter(ImageFilter.GaussianBlur(view.blur))
+    return image
+
+
+def draw_box(rng: np.random.Generator, crop: int) -> Box:
+    """Draws a CutMix box (spec.md 2.3); (0, 0, 0, 0) for none."""
+    if rng.random() < 0.5:
+        return 0, 0, 0, 0
+    area = rng.uniform(0.02, 0.4) * crop * crop
+    while True:
+        ratio = rng.uniform(0.3, 1 / 0.3)
+        w, h = int(math.sqrt(area / ratio)), int(math.sqrt(area * ratio))
+        x, y = (int(v) for v in rng.integers(0, crop, 2))
+        if x + w <= crop and y + h <= crop:
+            return x, y, w, h

@@ -1,0 +1,35 @@
+"""FixMatch: an EMA teacher labels the weak view, the student learns from one strong, CutMixed view (spec.md 3).
+
+    python fixmatch.py --config configs/camvid.yaml --labeled-id-path splits/camvid/1_8/labeled.txt \\
+        --unlabeled-id-path splits/camvid/1_8/unlabeled.txt --save-path exp/camvid/fixmatch
+"""
+
+import torch
+from torch import Tensor, nn
+
+from dataset.batch import Batch
+from model.loss import labeled_loss, mask_ratio, total_loss, unlabeled_loss
+from model.pseudo import cutmix, pseudo_label
+from util.config import Config
+from util.error import run
+from util.trainer import train
+
+
+def step(student: nn.Module, teacher: nn.Module, batch: Batch, cfg: Config) -> tuple[Tensor, dict[str, Tensor]]:
+    """One FixMatch mini-batch. Returns (loss, stats): loss is a scalar, stats are detached scalars for the log."""
+    pseudo, conf = pseudo_label(teacher, batch.img_u_w)  # (B, H, W) each
+    view = cutmix(batch.img_u_s1, pseudo, conf, batch.ignore_u, batch.box1)
+    pred_x, pred_s = student(torch.cat((batch.img_x, view.img))).split((len(batch.img_x), len(view.img)))  # (B, K, H, W) each
+    loss_x = labeled_loss(pred_x, batch.mask_x, cfg.criterion)
+    loss_s = unlabeled_loss(pred_s, view.pseudo, view.conf, view.ignore, cfg.conf_thresh)
+    loss = total_loss(loss_x, loss_s, cfg.lossu_weight)
+    ratio = mask_ratio(conf, batch.ignore_u, cfg.conf_thresh)
+    return loss, {"loss_all": loss.detach(), "loss_x": loss_x.detach(), "loss_s": loss_s.detach(), "mask_ratio": ratio}
+
+
+def main(argv: list[str]) -> None:
+    train(step, argv, __doc__)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,125 @@
+"""DINOv2 vision transformer with patch size 14 (spec.md 1.1). Parameter names are those of the public checkpoints."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.spec import EncoderSpec
+
+PATCH = 14
+GRID = 37  # patches per side of the 518 x 518 images that the checkpoints' position embedding is for
+
+
+class Attention(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, tokens, width = x.shape
+        q, k, v = self.qkv(x).reshape(batch, tokens, 3, self.heads, -1).permute(2, 0, 3, 1, 4)  # (B, heads, tokens, width / heads) each
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).reshape(batch, tokens, width))
+
+
+class Mlp(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class SwiGlu(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.w12 = nn.Linear(width, 2 * hidden)
+        self.w3 = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, value = self.w12(x).chunk(2, dim=-1)
+        return self.w3(F.silu(gate) * value)
+
+
+class LayerScale(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    def __init__(self, spec: EncoderSpec) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(spec.width, eps=1e-6)
+        self.attn = Attention(spec.width, spec.heads)
+        self.ls1 = LayerScale(spec.width)
+        self.norm2 = nn.LayerNorm(spec.width, eps=1e-6)
+        self.mlp = SwiGlu(spec.width, spec.swiglu_hidden) if spec.swiglu_hidden else Mlp(spec.width)
+        self.ls2 = LayerScale(spec.width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.ls1(self.attn(self.norm1(x)))
+        return x + self.ls2(self.mlp(self.norm2(x)))
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(3, width, PATCH, PATCH)
+
+    def forward(self, img: Tensor) -> Tensor:
+        return self.proj(img).flatten(2).transpose(1, 2)  # (B, N, width), patches row by row
+
+
+class DINOv2(nn.Module):
+    """The encoder. forward: (B, 3, H, W) float, H and W multiples of 14 -> four maps (B, N, width), N = H/14 * W/14."""
+
+    def __init__(self, spec: EncoderSpec) -> None:
+        super().__init__()
+        self.taps = spec.taps
+        self.width = spec.width
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, spec.width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + GRID * GRID, spec.width))
+        # only in the checkpoints, never used: frozen, so that DDP needs no search for unused parameters
+        self.mask_token = nn.Parameter(torch.zeros(1, spec.width), requires_grad=False)
+        self.patch_embed = PatchEmbed(spec.width)
+        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.depth))
+        self.norm = nn.LayerNorm(spec.width, eps=1e-6)
+        self.apply(_init_linear)
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+        nn.init.normal_(self.cls_token, std=1e-6)
+
+    def position(self, rows: int, cols: int) -> Tensor:
+        """Position embedding of a grid, (1, 1 + rows * cols, width): the class token's entry, then the resized 37 x 37 part."""
+        if rows == cols == GRID:
+            return self.pos_embed
+        cls_pos, patch_pos = self.pos_embed.float().split([1, GRID * GRID], dim=1)
+        patch_pos = patch_pos.reshape(1, GRID, GRID, -1).permute(0, 3, 1, 2)
+        # The checkpoints were trained with these factors, 0.1 included, as the interpolation's own coordinates.
+        scale = ((rows + 0.1) / GRID, (cols + 0.1) / GRID)
+        patch_pos = F.interpolate(patch_pos, scale_factor=scale, mode="bicubic", align_corners=False, recompute_scale_factor=False)
+        return torch.cat((cls_pos, patch_pos.flatten(2).transpose(1, 2)), dim=1).to(self.pos_embed.dtype)
+
+    def forward(self, img: Tensor) -> list[Tensor]:
+        rows, cols = img.shape[-2] // PATCH, img.shape[-1] // PATCH
+        x = self.patch_embed(img)
+        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1) + self.position(rows, cols)
+        maps = []
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i in self.taps:
+                maps.append(self.norm(x)[:, 1:])
+        return maps
+
+
+def _init_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)

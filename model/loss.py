@@ -1,0 +1,76 @@
+"""Losses of the three methods (spec.md 3)."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from util.error import UserError
+
+
+def cross_entropy(pred: Tensor, mask: Tensor, ignore_index: int = 255) -> Tensor:
+    """Mean cross-entropy over labelled pixels. pred: logits (B, K, H, W); mask: (B, H, W) long. 0 where no pixel is labelled."""
+    total = F.cross_entropy(pred, mask, ignore_index=ignore_index, reduction="sum")
+    return total / (mask != ignore_index).sum().clamp(min=1)
+
+
+def ohem(pred: Tensor, mask: Tensor, thresh: float, min_kept: int, ignore_index: int = 255) -> Tensor:
+    """Online hard example mining: cross-entropy over the pixels whose true class has probability <= a threshold.
+
+    The threshold is `thresh`, or the `min_kept`-th smallest probability of the mini-batch where that is larger, so that at
+    least `min_kept` pixels are kept (equal is kept). With fewer valid pixels than `min_kept`, or min_kept 0: plain cross-entropy.
+    """
+    valid = mask != ignore_index
+    if min_kept > 0 and min_kept <= mask.numel():
+        target = mask.masked_fill(~valid, 0)
+        with torch.no_grad():
+            prob = pred.softmax(dim=1).gather(1, target[:, None]).squeeze(1).masked_fill(~valid, 1.0)
+            bound = prob.flatten().kthvalue(min_kept).values.clamp(min=thresh)
+            bound = bound.masked_fill(valid.sum() < min_kept, torch.inf)  # too few valid pixels: keep all, without reading the count
+        mask = mask.masked_fill(prob > bound, ignore_index)
+    return cross_entropy(pred, mask, ignore_index)
+
+
+def labeled_loss(pred: Tensor, mask: Tensor, criterion: dict[str, Any]) -> Tensor:
+    """Loss on labelled images by the config's `criterion`: {name: CELoss | OHEM, kwargs: {...}}."""
+    kwargs = criterion.get("kwargs") or {}
+    if criterion["name"] == "CELoss":
+        return cross_entropy(pred, mask, **kwargs)
+    return ohem(pred, mask, **kwargs)
+
+
+def check_criterion(criterion: dict[str, Any]) -> None:
+    """Raises UserError for a criterion that `labeled_loss` would not understand."""
+    allowed = {"CELoss": {"ignore_index"}, "OHEM": {"ignore_index", "thresh", "min_kept"}}
+    name = criterion.get("name")
+    if name not in allowed:
+        raise UserError(f"criterion.name: found {name!r}, expected CELoss or OHEM; correct the config")
+    kwargs = criterion.get("kwargs") or {}
+    unknown = set(kwargs) - allowed[name]
+    if unknown or set(criterion) - {"name", "kwargs"}:
+        found = ", ".join(sorted(unknown or set(criterion) - {"name", "kwargs"}))
+        raise UserError(f"criterion: found {found}, expected name and kwargs with {', '.join(sorted(allowed[name]))}; correct the config")
+    if name == "OHEM" and not {"thresh", "min_kept"} <= set(kwargs):
+        raise UserError("criterion.kwargs: OHEM needs thresh (a probability) and min_kept (pixels); add them to the config")
+
+
+def unlabeled_loss(pred: Tensor, pseudo: Tensor, conf: Tensor, ignore: Tensor, thresh: float) -> Tensor:
+    """Cross-entropy against pseudo labels where the teacher is confident, averaged over all pixels that are not padding.
+
+    pred: logits (B, K, H, W); pseudo: (B, H, W) long; conf: (B, H, W) in [0, 1]; ignore: (B, H, W), 255 on padding.
+    """
+    valid = ignore != 255
+    loss = F.cross_entropy(pred, pseudo, reduction="none")
+    return (loss * (valid & (conf >= thresh))).sum() / valid.sum().clamp(min=1)
+
+
+def mask_ratio(conf: Tensor, ignore: Tensor, thresh: float) -> Tensor:
+    """Share of confident pixels among those that are not padding, before CutMix: what the log calls the mask ratio."""
+    valid = ignore != 255
+    return (valid & (conf >= thresh)).sum() / valid.sum().clamp(min=1)
+
+
+def total_loss(loss_x: Tensor, loss_u: Tensor, weight: float) -> Tensor:
+    """(loss_x + w * loss_u) / (1 + w): the mean of the two at the published w = 1."""
+    return (loss_x + weight * loss_u) / (1 + weight)

@@ -1,0 +1,29 @@
+"""Pseudo labels and their mixing: what FixMatch and UniMatch V2 share (spec.md 3)."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+
+@torch.no_grad()
+def pseudo_label(teacher: nn.Module, img: Tensor) -> tuple[Tensor, Tensor]:
+    """The teacher's label (B, H, W) long and confidence (B, H, W) float of each pixel: argmax and maximum of the softmax."""
+    conf, pseudo = teacher(img).softmax(dim=1).max(dim=1)
+    return pseudo, conf
+
+
+class Mixed(NamedTuple):
+    """One strong view after CutMix."""
+
+    img: Tensor  # (B, C, H, W)
+    pseudo: Tensor  # (B, H, W) long
+    conf: Tensor  # (B, H, W)
+    ignore: Tensor  # (B, H, W)
+
+
+def cutmix(img: Tensor, pseudo: Tensor, conf: Tensor, ignore: Tensor, box: Tensor) -> Mixed:
+    """Inside its box, image i takes everything from image B-1-i of the same view, un-mixed. box: (B, H, W), non-zero inside."""
+    inside = box.bool()
+    mixed = [torch.where(inside, x.flip(0), x) for x in (pseudo, conf, ignore)]
+    return Mixed(torch.where(inside[:, None], img.flip(0), img), *mixed)

@@ -1,0 +1,26 @@
+"""Encoder weights from the public DINOv2 checkpoints (spec.md 1.1)."""
+
+from pathlib import Path
+
+from torch import nn
+
+from model.spec import ENCODERS
+from util import checkpoint
+from util.error import UserError
+
+
+def default_path(backbone: str) -> Path:
+    """Where an encoder's weights are looked for when the config says nothing."""
+    return Path("pretrained") / f"{backbone}.pth"
+
+
+def load_encoder(encoder: nn.Module, backbone: str, path: str | Path) -> None:
+    """Loads the public checkpoint of `backbone` into the encoder, strictly. Raises UserError for a missing or another file."""
+    if not Path(path).is_file():
+        known = ENCODERS[backbone].file
+        get = f"get it with `python -m model.pretrained {backbone}`, or" if known else f"{backbone} is not a published model:"
+        raise UserError(f"{path}: no such weights file; {get} start from random weights with `--set pretrained=null`")
+    state = checkpoint.load(path)
+    if "register_tokens" in state:
+        raise UserError(f"{path}: a DINOv2 variant with register tokens; use the one without (`python -m model.pretrained {backbone}`)")
+    checkpoint.load_strictly(encoder, state, str(path), f"is it the checkpoint of {backbone}?")

@@ -1,0 +1,171 @@
+"""The configuration of a run: one typed dataclass, read from YAML, changed by `--set key=value`, checked before anything starts."""
+
+import argparse
+import difflib
+import types
+import typing
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from util.error import UserError
+
+
+@dataclass(frozen=True)
+class Config:
+    """Every key a config file or `--set` may hold. Without a default: required."""
+
+    dataset: str  # name of a DatasetSpec
+    data_root: str  # the lists' paths are relative to this folder
+    backbone: str  # name of an EncoderSpec
+    crop_size: int  # side of the training crop in pixels, a multiple of 14
+    epochs: int
+    batch_size: int  # labelled images, and as many unlabelled ones, of one shard's mini-batch
+    lr: float  # of the encoder
+    lr_multi: float = 40.0  # the decoder's rate is lr * lr_multi
+    criterion: dict = field(default_factory=lambda: {"name": "CELoss", "kwargs": {"ignore_index": 255}})  # labelled loss: CELoss | OHEM
+    conf_thresh: float = 0.95  # pseudo labels count from this confidence on
+    lossu_weight: float = 1.0  # w in (loss_x + w * loss_u) / (1 + w)
+    model: str = "dpt"
+    lock_backbone: bool = False  # freeze the encoder
+    pretrained: str | None = "auto"  # encoder weights: auto is pretrained/<backbone>.pth, null is random
+    init: str | None = None  # start from the weights of this checkpoint of another run (its EMA where it has one)
+    teacher: str = "ema"  # who gives the pseudo labels: ema | student
+    nclass: int | None = None  # known from the data set; where given it must agree
+    data_root_u: str | None = None  # root of the unlabelled list, where it is another
+    val_id_path: str | None = None  # validation list; null is the data set's own
+    eval_mode: str | None = None  # original | sliding_window; null is the data set's own
+    eval_every: int = 1  # epochs between evaluations; the last epoch always has one
+    shards: int | None = None  # GPUs the recipe is defined for; null is the number of processes
+    seed: int = 0
+    device: str = "auto"  # auto | cpu | cuda | mps
+    num_workers: int | None = None  # loader processes of each training process; null follows the CPUs
+    save_every: float | None = None  # minutes between saves inside an epoch; null is the larger of 5 and 100 times a save's duration
+    # command line
+    labeled_id_path: str = ""
+    unlabeled_id_path: str | None = None
+    save_path: str = ""
+    config: str = ""
+
+    def __post_init__(self) -> None:
+        positive = ("crop_size", "epochs", "batch_size", "eval_every", "lr", "lr_multi")
+        for name in positive:
+            if getattr(self, name) <= 0:
+                raise UserError(f"{name}: found {getattr(self, name)}, expected a number above 0; correct it in the config")
+        if self.crop_size % 14:
+            near = max(14, round(self.crop_size / 14) * 14)
+            raise UserError(f"crop_size: found {self.crop_size}, expected a multiple of 14 (the patch size); the nearest is {near}")
+        choices = {
+            "model": ("dpt",),
+            "teacher": ("ema", "student"),
+            "eval_mode": (None, "original", "sliding_window"),
+            "device": ("auto", "cpu", "cuda", "mps"),
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                names = ", ".join(str(a) for a in allowed if a)
+                raise UserError(f"{name}: found {getattr(self, name)!r}, expected one of {names}; correct it in the config")
+
+
+KEYS = {f.name: f for f in fields(Config)}
+_HINTS = typing.get_type_hints(Config)
+# The authors' large-scale configs name these keys for two data sets; the labelled one decides classes and validation.
+_ALIASES = {"dataset_l": "dataset", "data_root_l": "data_root"}
+
+
+def convert(key: str, value: Any) -> Any:
+    """`value` as the type of `key`. Raises UserError for a value of another type."""
+    hint = _HINTS[key]
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for kind in kinds:
+        if type(value) is kind:
+            return value
+        if kind is float and type(value) is int:
+            return float(value)
+        if kind is float and isinstance(value, str):  # YAML reads 5e-6, without a dot, as a string
+            try:
+                return float(value)
+            except ValueError:
+                continue
+    names = " or ".join("null" if k is types.NoneType else k.__name__ for k in kinds)
+    raise UserError(f"{key}: found {value!r} ({type(value).__name__}), expected {names}; correct it in the config or with --set {key}=...")
+
+
+def _unknown(key: str) -> UserError:
+    near = difflib.get_close_matches(key, KEYS, 1, 0)
+    return UserError(f"{key}: no such config key; the nearest is {near[0]!r}" if near else f"{key}: no such config key")
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such config file; give one with --config (the ones shipped are in configs/)")
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML ({error})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: found a {type(values).__name__}, expected `key: value` lines")
+    return values
+
+
+def _assign(values: dict[str, Any], setting: str) -> None:
+    """Applies one `key=value` of the command line; `a.b=value` reaches into a mapping."""
+    name, equals, text = setting.partition("=")
+    if not equals or not name:
+        raise UserError(f"--set {setting}: expected key=value")
+    try:
+        value = yaml.safe_load(text) if text else None
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {setting}: the value is not valid YAML") from error
+    *parents, leaf = name.split(".")
+    for parent in parents:
+        inner = values.get(parent)
+        values[parent] = dict(inner) if isinstance(inner, dict) else {}
+        values = values[parent]
+    values[leaf] = value
+
+
+def load_config(path: str, settings: list[str] | None = None, **given: Any) -> Config:
+    """The config of a YAML file, then `settings` ("key=value"), then `given` (command-line paths that are not None)."""
+    values = _read_yaml(path)
+    for setting in settings or []:
+        _assign(values, setting)
+    for old, new in _ALIASES.items():
+        if old in values:
+            values.setdefault(new, values.pop(old))
+    values.pop("dataset_u", None)  # the unlabelled list and data_root_u say all that is needed
+    valset = values.pop("valset", None)
+    if valset is not None and valset != values.get("dataset"):
+        raise UserError(f"valset: found {valset!r}, expected the labelled data set {values.get('dataset')!r}")
+    for key in values:
+        if key not in KEYS:
+            raise _unknown(str(key))
+    values |= {key: value for key, value in given.items() if value is not None}
+    for key, f in KEYS.items():
+        if key not in values and f.default is MISSING and f.default_factory is MISSING:
+            raise UserError(f"{path}: has no `{key}`; add it")
+    return Config(**{key: convert(key, value) for key, value in values.items()}, config=path)
+
+
+def parse_command(argv: list[str], description: str | None, unlabeled: bool) -> Config:
+    """Reads the command line that every method has (spec.md 5). Exits with 2 for an unknown argument, as argparse does."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--labeled-id-path", required=True, help="list of `image mask` lines")
+    parser.add_argument("--unlabeled-id-path", required=unlabeled, help="list of images without labels")
+    parser.add_argument("--save-path", required=True, help="folder of checkpoints and logs; an unfinished run in it goes on")
+    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="change a config key; may be repeated")
+    parser.add_argument("--pretrained-path", help="encoder weights, same as --set pretrained=PATH")
+    parser.add_argument("--port", help="accepted for old command lines; the launcher knows the port")
+    parser.add_argument("--local_rank", "--local-rank", help="accepted for old command lines; the launcher sets it")
+    args = parser.parse_args(argv)
+    return load_config(
+        args.config,
+        args.set,
+        labeled_id_path=args.labeled_id_path,
+        unlabeled_id_path=args.unlabeled_id_path if unlabeled else None,
+        save_path=args.save_path,
+        pretrained=args.pretrained_path,
+    )

@@ -1,0 +1,95 @@
+"""Processes and devices: who am I, what may I use, how do the processes add things up."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from util.error import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run and this one's place: `rank` of `size`, `local_rank` of `local_size` on this machine, and its device."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def main(self) -> bool:
+        return self.rank == 0
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Adds a tensor up over all processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def wait(self) -> None:
+        """Returns when every process has come here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def own_shards(self, shards: int) -> range:
+        """The shards that this process runs, one after the other."""
+        share = shards // self.size
+        return range(self.rank * share, (self.rank + 1) * share)
+
+
+def _from_environment() -> tuple[int, int, int, int]:
+    """rank, size, local rank, local size as torchrun says; without torchrun one process, inside a Slurm allocation too."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    given = {name: os.environ.get(name) for name in names}
+    if given["RANK"] is None and given["WORLD_SIZE"] is None:
+        return 0, 1, 0, 1
+    for name, value in given.items():
+        if value is None or not value.isdigit():
+            raise UserError(f"environment {name}: found {value!r}, expected a number as torchrun sets it; start with scripts/train.sh")
+    rank, size, local_rank, local_size = (int(given[name] or 0) for name in names)
+    if not (rank < size and local_rank < local_size <= size):
+        raise UserError(f"environment: RANK={rank} of WORLD_SIZE={size}, LOCAL_RANK={local_rank} of {local_size} do not fit together")
+    return rank, size, local_rank, local_size
+
+
+def _pick_device(wanted: str, local_rank: int, local_size: int) -> torch.device:
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() and local_size == 1 else "cpu"
+    if wanted == "cuda":
+        count = torch.cuda.device_count()
+        if count < local_size:
+            raise UserError(f"device: found {count} GPU(s), expected {local_size}, one per process; start fewer or set device=cpu")
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
+    if wanted == "mps" and not torch.backends.mps.is_available():
+        raise UserError("device: no Apple GPU found; set device=auto or device=cpu")
+    return torch.device(wanted)
+
+
+def cpu_count() -> int:
+    """CPUs this process may use: its affinity, and Slurm's share where there is one."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return min(count, int(slurm)) if slurm.isdigit() and int(slurm) > 0 else count
+
+
+@contextmanager
+def processes(device: str = "auto") -> Iterator[World]:
+    """Joins the processes that torchrun started (NCCL on GPUs, gloo elsewhere); one process needs no group."""
+    rank, size, local_rank, local_size = _from_environment()
+    world = World(rank, size, local_rank, local_size, _pick_device(device, local_rank, local_size))
+    if world.device.type == "cpu":
+        torch.set_num_threads(max(1, cpu_count() // local_size))
+    if size > 1:
+        dist.init_process_group("nccl" if world.device.type == "cuda" else "gloo")
+    try:
+        yield world
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()

@@ -1,0 +1,181 @@
+"""What a run writes down for people: log lines and TensorBoard scalars as the authors' runs have them (spec.md 5)."""
+
+from __future__ import annotations
+
+import logging
+import pprint
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from dataset.spec import DatasetSpec
+from model.semseg.dpt import DPT
+from util import metric
+from util.dist import World
+
+_LABELS = {"loss_all": "Total loss", "loss_x": "Loss x", "loss_s": "Loss s", "mask_ratio": "Mask ratio"}
+
+
+@dataclass
+class Best:
+    """The best evaluation so far of one model: its score (mIoU; change detection: IoU of the changed class), accuracy and epoch."""
+
+    score: float = 0.0
+    accuracy: float = 0.0
+    epoch: int = 0
+
+
+class Averages:
+    """Per-step scalars, kept on the device until somebody reads them, and their running averages since the epoch's start.
+
+    `sums` and `count` are the state; `read` adds what came since the last read, as means over all shards of all processes.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.reset()
+
+    def reset(self, sums: dict[str, float] | None = None, count: int = 0) -> None:
+        self.pending: list[dict[str, Tensor]] = []
+        self.sums = dict(sums or {})
+        self.count = count
+
+    def add(self, stats: dict[str, Tensor]) -> None:
+        self.pending.append(stats)
+
+    def read(self) -> list[dict[str, float]]:
+        """The scalars of each step since the last read. All processes must call it at the same step."""
+        if not self.pending:
+            return []
+        names = list(self.pending[0])
+        table = torch.stack([torch.stack([stats[name].double() for name in names]) for stats in self.pending])
+        rows = (self.world.sum_(table) / self.world.size).tolist()
+        self.pending = []
+        self.count += len(rows)
+        for row in rows:
+            for name, value in zip(names, row, strict=True):
+                self.sums[name] = self.sums.get(name, 0.0) + value
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def means(self) -> dict[str, float]:
+        return {name: total / self.count for name, total in self.sums.items()}
+
+
+class Record:
+    """Log lines and scalars of one run. Only the first process writes; the others call the same methods to no effect."""
+
+    def __init__(self, log: logging.Logger, folder: Path | None, spec: DatasetSpec, semi: bool, ema_teaches: bool) -> None:
+        self.log = log
+        self.board = SummaryWriter(str(folder)) if folder else None
+        self.spec = spec
+        self.semi = semi
+        self.change = spec.task == "change"
+        self.best = [Best(), Best()] if semi else [Best()]  # student, EMA
+        # A published change detection run has the student as its teacher and still says just "EMA".
+        self.ema = "EMA" if ema_teaches or self.change else "EMA (not used as teacher)"
+
+    def header(self, values: dict[str, Any], model: DPT) -> None:
+        self.log.info("%s\n", pprint.pformat(values))
+        parts: dict[str, nn.Module] = {"Total": model, "Encoder": model.backbone, "Decoder": model.head}
+        lines = [f"{name} params: {sum(p.numel() for p in part.parameters()) / 1e6:.1f}M" for name, part in parts.items()]
+        lines = lines if self.semi and not self.change else lines[:1]
+        for i, line in enumerate(lines):
+            self.log.info(line + "\n" if i + 1 == len(lines) else line)
+
+    def epoch(self, epoch: int, lr: float) -> None:
+        """The line an epoch starts with: its learning rate and the best scores so far."""
+
+        def scores(best: Best) -> str:
+            return f"Changed IoU: {best.score:.2f}, Overall Accuracy: {best.accuracy:.2f}" if self.change else f"{best.score:.2f}"
+
+        rate = f" LR: {lr:.7f}," if self.change or not self.semi else ""
+        previous = "Previous best " if self.change else "Previous best: "
+        line = f"===========> Epoch: {epoch},{rate} {previous}{scores(self.best[0])}"
+        if self.semi:
+            line += f" @epoch-{self.best[0].epoch}, {self.ema}: {scores(self.best[1])} @epoch-{self.best[1].epoch}"
+        self.log.info(line)
+
+    def steps(self, first: int, rows: list[dict[str, float]]) -> None:
+        """TensorBoard scalars of the steps from `first` (counted over all epochs) on."""
+        if self.board is None:
+            return
+        for it, row in enumerate(rows, start=first):
+            for name, value in row.items():
+                self.board.add_scalar(f"train/{'loss_u_s' if self.change and name == 'loss_s' else name}", value, it)
+
+    def iteration(self, i: int, lr: float, means: dict[str, float]) -> None:
+        """The line of a step inside an epoch. lr: of the encoder, for the next step; means: since the epoch's start."""
+        shown = _LABELS if self.semi else {"loss_all": _LABELS["loss_all"]}
+        values = [f"{label}: {means[name]:.3f}" for name, label in shown.items()]
+        rate = [f"LR: {lr:.7f}"] if self.semi and not self.change else []
+        self.log.info(", ".join([f"Iters: {i}", *rate, *values]))
+
+    def evaluation(self, epoch: int, mode: str, matrices: list[Tensor]) -> bool:
+        """Lines and scalars of an evaluation. matrices: of the student and, semi-supervised, the EMA.
+
+        Returns whether this is the best epoch so far by the published rule (spec.md 4); of equal ones the later is.
+        """
+        ious = [metric.iou(matrix) for matrix in matrices]
+        accuracies = [metric.pixel_accuracy(matrix) for matrix in matrices]
+        scores = [float(iou[1] if self.change else iou.mean()) for iou in ious]
+        if self.change:
+            self._change_lines([iou.tolist() for iou in ious], accuracies)
+        else:
+            self._class_lines(mode, [iou.tolist() for iou in ious], scores)
+        if self.board is not None:
+            for suffix, iou, score, accuracy in zip(("", "_ema"), ious, scores, accuracies, strict=False):
+                self._board_scores(epoch, suffix, iou, score, accuracy)
+        improved = [score >= best.score for score, best in zip(scores, self.best, strict=True)]
+        for i, better in enumerate(improved):
+            if better:
+                self.best[i] = Best(scores[i], accuracies[i], epoch)
+        return improved[1 if self.semi and not self.change else 0]
+
+    def _pair(self, name: str, values: list[float], between: str = ",") -> str:
+        return f"{name}: {values[0]:.2f}" + (f"{between} {self.ema}: {values[1]:.2f}" if self.semi else "")
+
+    def _class_lines(self, mode: str, ious: list[list[float]], scores: list[float]) -> None:
+        for k, name in enumerate(self.spec.classes):
+            self.log.info("***** Evaluation ***** >>>> " + self._pair(f"Class [{k} {name}] IoU", [iou[k] for iou in ious]))
+        self.log.info(f"***** Evaluation {mode} ***** >>>> " + self._pair("MeanIoU", scores) + "\n")
+
+    def _change_lines(self, ious: list[list[float]], accuracies: list[float]) -> None:
+        self.log.info("***** Evaluation ***** >>>> " + self._pair("Unchanged IoU", [iou[0] for iou in ious]))
+        # the published lines have a colon here
+        self.log.info("***** Evaluation ***** >>>> " + self._pair("Changed IoU", [iou[1] for iou in ious], ":"))
+        self.log.info("***** Evaluation ***** >>>> " + self._pair("Overall Accuracy", accuracies) + "\n")
+
+    def _board_scores(self, epoch: int, suffix: str, iou: Tensor, score: float, accuracy: float) -> None:
+        assert self.board is not None
+        if self.change:
+            named = {"unchanged_IoU": float(iou[0]), "changed_IoU": float(iou[1]), "overall_accuracy": accuracy}
+        else:
+            named = {"mIoU": score} | {f"{name}_IoU": float(v) for name, v in zip(self.spec.classes, iou, strict=True)}
+        for name, value in named.items():
+            # the published names put the suffix behind the figure: mIoU_ema, road_IoU_ema
+            self.board.add_scalar(f"eval/{name}{suffix}", value, epoch)
+
+    def state(self) -> dict[str, Any]:
+        """Best values under the names that the authors' checkpoints have."""
+        out: dict[str, Any] = {}
+        for suffix, best in zip(("", "_ema"), self.best, strict=False):
+            if self.change:
+                out |= {f"previous_best{suffix}_iou": best.score, f"previous_best{suffix}_acc": best.accuracy}
+            else:
+                out[f"previous_best{suffix}"] = best.score
+            out[f"best_epoch{suffix}"] = best.epoch
+        return out
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        for i, suffix in enumerate(("", "_ema")[: len(self.best)]):
+            score = state.get(f"previous_best{suffix}_iou" if self.change else f"previous_best{suffix}", 0.0)
+            accuracy = state.get(f"previous_best{suffix}_acc", 0.0)
+            self.best[i] = Best(float(score), float(accuracy), int(state.get(f"best_epoch{suffix}", 0)))
+
+    def close(self) -> None:
+        if self.board is not None:
+            self.board.close()
