@@ -1,6 +1,7 @@
 """Tables from training logs: `python -m util.report [--format markdown|json|latex] PATH...` (files, or folders with *.log in them)."""
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -67,6 +68,8 @@ def main(argv: list[str]) -> None:
         text = json.dumps([run.to_json() for run in runs], indent=1)
     else:
         text = (markdown if args.format == "markdown" else latex)(build_tables(runs), runs, skipped)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal of another encoding shall not end the report
     try:
         print(text, flush=True)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough

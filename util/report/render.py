@@ -39,7 +39,7 @@ def table_grid(table: Table) -> Grid:
 
 
 def _labelled(row: Row, lines: dict[str, list[str]]) -> Grid:
-    names = [(row.method, row.encoder)] + [("", "")] * (len(lines) - 1)
+    names = [(_plain(row.method), _plain(row.encoder))] + [("", "")] * (len(lines) - 1)
     return [[*name, what, *cells] for name, (what, cells) in zip(names, lines.items(), strict=True)]
 
 
@@ -112,7 +112,7 @@ def markdown(tables: Iterable[Table], runs: list[Run], skipped: list[Skipped]) -
     """The whole report in Markdown."""
     parts = []
     for table in tables:
-        parts += [f"## {table.title}", table.rule, _markdown_grid(table_grid(table))]
+        parts += [f"## {_plain(table.title)}", table.rule, _markdown_grid(table_grid(table))]
     parts += [_LEGEND, "## Runs", _markdown_grid(runs_grid(runs))]
     notes = remarks(runs, skipped)
     if notes:

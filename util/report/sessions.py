@@ -98,7 +98,7 @@ def read_sessions(text: str) -> tuple[list[Session], list[str]]:
 def starts_again(session: Session, earlier: list[Session]) -> bool:
     """Whether a session is a new start rather than a continuation of the earlier ones (parts pasted in the wrong order are told by
     their times), and has come far enough to replace them: one evaluated epoch."""
+    if session.first_epoch != 0 or session.loaded or not session.epochs or not any(part.epochs for part in earlier):
+        return False
     starts = [part.start for part in earlier if part.start]
-    in_order = session.start is None or not starts or session.start >= max(starts)
-    has_figures = bool(session.epochs) and any(part.epochs for part in earlier)
-    return has_figures and session.first_epoch == 0 and not session.loaded and in_order
+    return session.start is None or not starts or session.start >= max(starts)

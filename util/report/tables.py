@@ -162,7 +162,7 @@ def _split(run: Run) -> str:
 def _natural(split: str) -> tuple[bool, float, str]:
     """Fewer labels first: 1_16 before 1_8, 92 before 183, names last."""
     parts = split.rstrip("%").split("_")
-    if not all(part.isdecimal() for part in parts):
+    if not all(part.isdecimal() and len(part) < 10 for part in parts):
         return (True, 0.0, split)
     return (False, int(parts[0]) / (int(parts[-1]) or 1) if len(parts) > 1 else float(parts[0]), split)
 
