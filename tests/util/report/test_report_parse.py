@@ -111,6 +111,11 @@ def test_supervised_without_class_lines_and_with_short_learning_rates(read: Read
     assert (run.method, run.statistic, run.best, run.split, run.complete) == ("supervised", "miou", 80.79, "1_16", True)
 
 
+def test_labelled_only_counts_the_student_even_where_an_ema_is_logged(read: Read) -> None:
+    run = read(LogWriter().header("labeled_only").epoch(0, miou="80.00", ema="81.00").text)
+    assert (run.method, run.statistic, run.best) == ("supervised", "miou", 80.0)
+
+
 @pytest.mark.parametrize("colon", [True, False])
 def test_change_detection(read: Read, colon: bool) -> None:
     log = LogWriter().header("unimatch_v2", "levir", "5%", epochs=3)
