@@ -48,20 +48,11 @@ def download(url: str, path: Path, check: Callable[[Path], None], advice: str) -
             if not resumed:
                 raise
             # the half file may have been of another origin: that is no fault of this server, so one clean start
-            _receive_all(url, part, advice)
-            _checked(part, check)
+            return download(url, path, check, advice)
         os.replace(part, path)
         _tag(part).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error.strerror or error}); free space or choose another folder") from error
-
-
-def _checked(part: Path, check: Callable[[Path], None]) -> None:
-    try:
-        check(part)
-    except UserError:
-        _forget(part)
-        raise
 
 
 def _size(part: Path) -> int:
@@ -132,7 +123,7 @@ def _store(response: Any, part: Path, have: int, bar: Any) -> None:
     bar.reset(total=None if length is None else int(length) + (have if resumed else 0))
     bar.update(have if resumed else 0)
     received = 0
-    with open(part, "ab" if resumed else "wb") as file:
+    with open(part, "ab") as file:
         try:
             while chunk := response.read(1 << 16):
                 file.write(chunk)

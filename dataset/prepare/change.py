@@ -6,7 +6,7 @@ all tiles are the same set either way, only which of them are labelled changes. 
 
 WHU-CD (before.tif, after.tif, change label; 32507 x 15354): crops without overlap, row by row, the rest at the right and bottom dropped:
 126 x 59 = 7434, which is how many the published lists have. Their names are `whucd_00001.png` and on here; the authors' names
-and numbering may differ, which the summary shows when the lists are in splits/whu. Data: gpcv.whu.edu.cn, free for research.
+and numbering may differ, which the summary shows when the lists are in splits/whu. Data and terms: gpcv.whu.edu.cn.
 """
 
 import argparse

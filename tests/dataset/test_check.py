@@ -1,6 +1,5 @@
 """`python -m dataset.splits check`: what is wrong is found, counted and explained."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -163,10 +162,7 @@ def test_many_problems_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
     assert "... and 1 more of this kind" in capsys.readouterr().out
 
 
-def test_camvid(capsys: pytest.CaptureFixture[str]) -> None:
-    if not os.environ.get("UNIMATCH_SHARED"):
-        pytest.skip("UNIMATCH_SHARED is not set: no CamVid here")
-    folder = Path(os.environ["UNIMATCH_SHARED"]) / "camvid"
+def test_camvid(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(Path(__file__).parents[2] / "splits/camvid", "splits/camvid")
-    main(["check", "camvid", "--data-root", str(folder)])
+    main(["check", "camvid", "--data-root", str(shared.resolve() / "camvid")])
     assert "splits/camvid/1_8/labeled.txt        46          46    11/11" in capsys.readouterr().out

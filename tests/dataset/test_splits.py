@@ -24,12 +24,6 @@ from util.error import UserError, run
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def shared() -> Path:
-    if not os.environ.get("UNIMATCH_SHARED"):
-        pytest.skip("UNIMATCH_SHARED is not set: no copies of the published lists here")
-    return Path(os.environ["UNIMATCH_SHARED"]).resolve()
-
-
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -155,8 +149,8 @@ def test_import_of_a_changed_list(toy: dict[str, bytes], tmp_path: Path) -> None
     assert not Path("splits").exists()
 
 
-def test_published_lists(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["import", str(shared() / "splits")])
+def test_published_lists(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["import", str(shared.resolve() / "splits")])
     out = capsys.readouterr().out
     assert [f"{name}: {n} of {n} lists" in out for name, n in (("pascal", 12), ("cityscapes", 13), ("levir", 11))] == [True] * 3
     assert len(list(Path("splits").rglob("*.txt"))) == 36
