@@ -103,7 +103,7 @@ def shared() -> Path:
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A server to download from, which misbehaves on demand; pauses and timeouts are short."""
     monkeypatch.setattr(download, "PAUSE", 0.01)
-    monkeypatch.setattr(download, "TIMEOUT", 0.3)
+    monkeypatch.setattr(download, "TIMEOUT", 1.0)
     with serve() as running:
         yield running
 

@@ -77,7 +77,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(body[: (len(body) + 1) // 2])
             self.wfile.flush()
             if fault == "stall":
-                time.sleep(1.0)
+                time.sleep(1.5)
             return
         step = max(1, len(body) // 10) if page.slow else max(1, len(body))
         for at in range(0, len(body), step):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -167,6 +167,7 @@ def test_shipped_camvid_lists_are_what_make_draws(capsys: pytest.CaptureFixture[
     assert small < large
 
 
+@settings(deadline=None)
 @given(
     st.sets(st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]), min_size=1), min_size=2, max_size=30),
     st.integers(),
@@ -183,6 +184,7 @@ def test_rank_is_fixed() -> None:
     assert rank(["a", "b", "c", "d", "e"], 0) == sorted(range(5), key=lambda i: hashlib.sha256(b"0\n" + b"abcde"[i : i + 1]).hexdigest())
 
 
+@settings(deadline=None)
 @given(st.lists(st.frozensets(st.integers(0, 9), min_size=1), min_size=1, max_size=25), st.data())
 def test_stratified_choice(classes: list[frozenset[int]], data) -> None:
     count = data.draw(st.integers(1, len(classes)))
@@ -245,6 +247,7 @@ def test_list_from_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     assert len(Path("splits/own/full/labeled.txt").read_text().splitlines()) == 4
 
 
+@settings(deadline=None)
 @given(*[st.text(st.characters(exclude_characters="\t\n\r", exclude_categories=["Cs"]), min_size=1) for _ in range(2)])
 def test_line_round_trip(image: str, mask: str) -> None:
     for entry in (Entry(image, mask if mask != "None" else None), Entry(image, None)):
