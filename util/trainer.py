@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -119,6 +119,7 @@ class Run:
         self._make_folder()
         self.log = open_log(self.folder / "train.log" if world.main else None)
         self.data = open_data(cfg, world, semi, self.log)
+        cfg = self.cfg = replace(cfg, teacher=cfg.teacher or self.data.spec.teacher)
         torch.manual_seed(cfg.seed)
         model = start_model(cfg, self.data)
         self.steps = self.data.sampler.steps
