@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from model.loss import labeled_loss, mask_ratio, ohem, total_loss, unlabeled_loss
+from model.loss import labeled_loss, mask_ratio, ohem, semi_loss, unlabeled_loss
 
 CE: dict[str, Any] = {"name": "CELoss", "kwargs": {"ignore_index": 255}}
 
@@ -121,4 +121,5 @@ def test_nothing_confident_is_zero_but_counts_all_pixels() -> None:
 @pytest.mark.parametrize(("weight", "expected"), [(1.0, 2.5), (0.5, 2.0), (2.0, 3.0), (4.0, 3.4), (0.0, 1.0)])
 def test_total_loss(weight: float, expected: float) -> None:
     """Figure 6 weighs the two parts and keeps their scale."""
-    assert float(total_loss(torch.tensor(1.0), torch.tensor(4.0), weight)) == pytest.approx(expected)
+    loss, stats = semi_loss(torch.tensor(1.0), torch.tensor(4.0), weight, torch.tensor(0.5))
+    assert float(loss) == float(stats["loss_all"]) == pytest.approx(expected)
