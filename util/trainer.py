@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, NoReturn
@@ -149,6 +149,7 @@ class Run:
         self.folder = Path(cfg.save_path)
         world.wait()  # the first process has claimed the folder
         self.data = open_data(cfg, world, semi, open_log(None))
+        cfg = self.cfg = replace(cfg, teacher=cfg.teacher or self.data.spec.teacher)
         self.steps = self.data.sampler.steps
         self.config = asdict(cfg) | {"shards": self.data.sampler.shards, "nclass": self.data.spec.nclass}  # as they are in effect
         self.config["method"] = Path(inspect.getfile(step)).stem
