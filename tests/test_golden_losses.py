@@ -10,6 +10,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -39,7 +40,7 @@ def test_losses_are_kept(tiny: Tiny, tmp_path: Path, method: str, processes: int
     found, expected = run(tiny, method, processes, tmp_path), json.loads(FILE.read_text())[method]
     assert found.keys() == expected.keys()
     for name, values in expected.items():
-        tolerance = {"rel": 0, "abs": PIXELS} if name.endswith("mask_ratio") else {"rel": TOLERANCE}
+        tolerance: dict[str, Any] = {"rel": 0, "abs": PIXELS} if name.endswith("mask_ratio") else {"rel": TOLERANCE}
         assert found[name] == pytest.approx(values, **tolerance), name
 
 
