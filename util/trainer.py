@@ -28,11 +28,12 @@ from model.semseg.dpt import DPT
 from model.weights import default_path
 from util import checkpoint, resume
 from util.config import Config, parse_command
-from util.dist import World, processes
+from util.dist import World, deterministic, processes
 from util.ema import ema_update_, make_teacher
 from util.error import StoppedError, UserError
 from util.evaluation import evaluate, validation_loader
 from util.log import open_log
+from util.provenance import add_start, versions
 from util.record import Averages, Record
 from util.schedule import poly
 from util.signals import StopSignals
@@ -165,6 +166,8 @@ class Run:
         ] = []  # files that could not be read in this epoch, on all processes; those of the own since the last read
         self.new_bad_images: list[str] = []
         notes = self._load(*found) if found else []
+        if world.main:
+            add_start(self.folder, world.device, world.size)
         self.log = open_log(self.folder / resume.LOG if world.main else None)
         shard_count(cfg, world, self.log)  # says so where there are more processes than the recipe has shards
         self.record = Record(self.log, self.folder if world.main else None, self.data.spec, semi, cfg.teacher == "ema", self.trainer.it)
@@ -184,6 +187,12 @@ class Run:
         """Takes over a checkpoint. Returns what to tell about it."""
         notes = [f"{problem}; going on from {path.name}" for problem in problems]
         changed = resume.check_same_run(path, state, self.config, self.data.lists, self.cfg.resume == "force")
+        old = state.get("versions", {})
+        notes += [
+            f"{name} was {old[name]}, now {version}: the bits may differ"
+            for name, version in versions().items()
+            if old.get(name, version) != version
+        ]
         notes += [f"resume=force: the run was started with {difference}" for difference in changed]
         self.trainer.load_state(state, str(path))
         self.epoch, self.step = int(state["epoch"]), min(int(state.get("step", 0)), self.steps)
@@ -293,7 +302,7 @@ class Run:
     def _state(self) -> dict[str, Any]:
         state = self.trainer.state() | self.record.state() | {"epoch": self.epoch, "step": self.step}
         state |= {"averages": {"sums": self.averages.sums, "count": self.averages.count}}
-        state |= {"config": self.config, "lists": self.data.lists, "torch": str(torch.__version__), "bad_images": self.bad_images}
+        state |= {"config": self.config, "lists": self.data.lists, "versions": versions(), "bad_images": self.bad_images}
         self.record.board.flush()
         return state | {"files": resume.file_lengths(self.folder)}
 
@@ -335,6 +344,7 @@ def train(step: Step, argv: list[str], description: str | None, semi: bool = Tru
     """The command of a method: reads the command line, joins the processes, trains."""
     cfg = parse_command(argv, description, semi)
     with (
+        deterministic(cfg.deterministic),
         processes(cfg.device) as world,
         StopSignals() as signals,
         resume.claimed(Path(cfg.save_path)) if world.main else nullcontext(),
