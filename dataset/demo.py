@@ -1,7 +1,7 @@
 """Procedural data sets for the embedded default: textured objects in clutter, as single images and as pairs of two dates.
 
 Everything is a function of (set, part, index), so that every machine draws the same scenes. The scenes themselves are in
-dataset/scene.py. `python -m dataset.demo` draws; so does the first run that needs the images.
+dataset/scene.py. `python -m dataset.demo` draws (scripts/demo.sh calls it).
 """
 
 import argparse
