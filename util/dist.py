@@ -84,7 +84,7 @@ def processes(device: str = "auto") -> Iterator[World]:
     """Joins the processes that torchrun started (NCCL on GPUs, gloo elsewhere); one process needs no group."""
     rank, size, local_rank, local_size = _from_environment()
     world = World(rank, size, local_rank, local_size, _pick_device(device, local_rank, local_size))
-    if world.device.type == "cpu":
+    if world.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cpu_count() // local_size))
     if size > 1:
         dist.init_process_group("nccl" if world.device.type == "cuda" else "gloo")

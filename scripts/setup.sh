@@ -1,0 +1,100 @@
+#!/bin/sh
+# Finds a Python that has the requirements, or makes one.
+#
+#   sh scripts/setup.sh [requirements-dev.txt]
+#
+# The current python3 or python is used as it is when it satisfies the requirements (no network, nothing installed). Else .venv in
+# the repository is used, and made or completed with pip where it has to be. The other scripts source this file: it goes to the
+# repository's folder, sets $root, and offers find_python and setup, which set $PYTHON.
+
+CDPATH='' # else cd may print where it went
+root=$(cd -- "$(dirname -- "$0")/.." && pwd) || exit 2
+cd -- "$root" || exit 2
+
+# fail MESSAGE: one line on stderr, exit code 2 (a mistake in what was given or installed)
+fail() {
+    echo "error: $1" >&2
+    exit 2
+}
+
+# usage TEXT: what to write instead, on stderr, exit code 2
+usage() {
+    echo "usage: $1" >&2
+    exit 2
+}
+
+# positive NUMBER: whether it is a whole number of at least 1
+positive() {
+    case $1 in
+    '' | *[!0-9]* | 0*) return 1 ;;
+    esac
+}
+
+# run_settings: what a run is, from the environment or the defaults
+run_settings() {
+    dataset=${dataset:-pascal}
+    method=${method:-unimatch_v2}
+    split=${split:-366}
+    exp=${exp:-dinov2_small}
+    config=${config:-configs/$dataset.yaml}
+    save_path=${save_path:-exp/$dataset/$method/$exp/$split}
+}
+
+# find_python FILE: sets PYTHON to the first Python that satisfies a requirements file; else returns 1, with the reason in $why
+find_python() {
+    why=
+    for PYTHON in python3 python "$root/.venv/bin/python"; do
+        command -v "$PYTHON" >/dev/null 2>&1 || continue
+        if answer=$("$PYTHON" scripts/check_requirements.py "$1" 2>/dev/null); then
+            return 0
+        fi
+        why="$why${why:+; }$PYTHON: ${answer:-does not run}"
+    done
+    PYTHON=
+    return 1
+}
+
+# base_python: prints the first Python that is new enough to make .venv with
+base_python() {
+    for candidate in python3 python python3.13 python3.12 python3.11 python3.10; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' >/dev/null 2>&1; then
+            echo "$candidate"
+            return 0
+        fi
+    done
+    return 1
+}
+
+# make_venv: makes .venv, unless a usable one is there
+make_venv() {
+    if "$root/.venv/bin/python" -m pip --version >/dev/null 2>&1 &&
+        "$root/.venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then
+        return 0
+    fi
+    base=$(base_python) || fail "no Python 3.10 or newer found (${why:-neither python3 nor python exists}); install one and put it on PATH"
+    echo "making $root/.venv with $base" >&2
+    "$base" -m venv --clear "$root/.venv" >&2 ||
+        fail "$base -m venv failed (above); on Debian and Ubuntu install the package python3-venv, or use a Python that has requirements.txt"
+}
+
+# setup FILE: sets PYTHON to a Python that satisfies a requirements file, installing into .venv when none does
+setup() {
+    find_python "$1" && return 0
+    make_venv
+    PYTHON=$root/.venv/bin/python
+    echo "installing $1 into $root/.venv: a few minutes, once" >&2
+    # constraints.txt is for Python 3.11 and newer: several of its versions do not exist for 3.10
+    if "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+        set -- "$1" -c constraints.txt
+    fi
+    "$PYTHON" -m pip install --quiet --disable-pip-version-check -r "$@" >&2 ||
+        fail "pip could not install $1 into .venv (above); check the network and the free disk space, then start again"
+    answer=$("$PYTHON" scripts/check_requirements.py "$1") || fail "$1 is not satisfied after pip installed it into .venv ($answer)"
+}
+
+case $0 in
+*setup.sh)
+    setup "${1:-requirements.txt}"
+    "$PYTHON" -c 'import sys; print(sys.executable)'
+    ;;
+esac

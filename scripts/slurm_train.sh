@@ -1,0 +1,90 @@
+#!/bin/sh
+# Submits scripts/train.sh to Slurm: on one node for up to 8 GPUs, else on as many nodes as needed with the same number on each.
+#
+#   sh scripts/slurm_train.sh <num_gpu> <port> <partition> [arguments for the method...]
+#   dataset=cityscapes split=1_16 sbatch_args="--time=24:00:00 --account=vision" sh scripts/slurm_train.sh 4 29500 gpu
+#
+# Environment as for train.sh, and: sbatch_args (more options for sbatch; they win over the script's), cpus_per_gpu (8).
+# --dry-run, anywhere: prints the batch script. The job's log is slurm-JOB.log under the save path. 120 s before the time limit, and
+# when it is preempted or its node fails, the job goes back into the queue, and continues from its last checkpoint.
+
+. "$(dirname -- "$0")/setup.sh"
+form="sh scripts/slurm_train.sh [--dry-run] <num_gpu> <port> <partition> [arguments for the method...]"
+dry_run=no
+for argument; do
+    shift
+    if [ "$argument" = --dry-run ]; then dry_run=yes; else set -- "$@" "$argument"; fi
+done
+positive "$1" || usage "$form (num_gpu: found '$1', expected a number of at least 1)"
+positive "$2" || usage "$form (port: found '$2', expected a number of at least 1, e.g. 29500)"
+case $3 in
+'' | -*) usage "$form (partition: found '$3', expected a name)" ;;
+esac
+num_gpu=$1 port=$2 partition=$3
+shift 3
+run_settings
+nodes=$(((num_gpu + 7) / 8))
+per_node=$((num_gpu / nodes))
+[ $((per_node * nodes)) -eq "$num_gpu" ] || fail "num_gpu: $num_gpu GPUs do not spread evenly over $nodes nodes of at most 8; use a multiple of $nodes"
+positive "${cpus_per_gpu:=8}" || fail "cpus_per_gpu: found '$cpus_per_gpu', expected a number of at least 1"
+
+# quote WORD...: the words as the shell reads them back
+quote() {
+    gap=
+    for word; do
+        printf "$gap'%s'" "$(printf '%s' "$word" | sed "s/'/'\\\\''/g")"
+        gap=' '
+    done
+}
+
+# batch_script ARGUMENT...: prints the job, with these arguments for the method
+batch_script() {
+    cat <<END
+#!/bin/sh
+#SBATCH --job-name="$method-$dataset-$split"
+#SBATCH --partition=$partition
+#SBATCH --nodes=$nodes
+#SBATCH --ntasks-per-node=1
+#SBATCH --gres=gpu:$per_node
+#SBATCH --cpus-per-task=$((per_node * cpus_per_gpu))
+#SBATCH --chdir="$root"
+#SBATCH --output="$save_path/slurm-%j.log"
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@120
+
+MASTER_ADDR=\$(scontrol show hostnames "\$SLURM_JOB_NODELIST" | head -n 1)
+NNODES=$nodes
+dataset=$(quote "$dataset")
+method=$(quote "$method")
+split=$(quote "$split")
+exp=$(quote "$exp")
+config=$(quote "$config")
+save_path=$(quote "$save_path")
+# srun does not take the job's CPUs per task by itself; the workers count their CPUs by SLURM_CPUS_PER_TASK
+SRUN_CPUS_PER_TASK=\$SLURM_CPUS_PER_TASK
+export MASTER_ADDR NNODES dataset method split exp config save_path SRUN_CPUS_PER_TASK
+
+# the time limit is near: back into the queue; the same job continues from latest.pth
+trap 'echo "time limit: requeued"; scontrol requeue "\$SLURM_JOB_ID"' USR1
+srun --kill-on-bad-exit=1 sh -c 'NODE_RANK=\$SLURM_NODEID exec sh scripts/train.sh "\$@"' train $(quote "$per_node" "$port" "$@") &
+training=\$!
+code=0
+wait "\$training" || code=\$?
+# a trapped signal ends the first wait, not the training
+while kill -0 "\$training" 2>/dev/null; do
+    code=0
+    wait "\$training" || code=\$?
+done
+exit "\$code"
+END
+}
+
+if [ "$dry_run" = yes ]; then
+    batch_script "$@"
+    exit 0
+fi
+command -v sbatch >/dev/null 2>&1 || fail "sbatch: not found on this machine; submit from a Slurm login node, or see the job with --dry-run"
+mkdir -p -- "$save_path" || fail "save_path: $save_path cannot be made"
+# shellcheck disable=SC2086 # sbatch_args holds several words
+batch_script "$@" | sbatch $sbatch_args

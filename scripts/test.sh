@@ -1,0 +1,13 @@
+#!/bin/sh
+# Runs ruff, mypy and the tests, after installing what they need where the current Python lacks it (scripts/setup.sh).
+#
+#   sh scripts/test.sh [arguments for pytest...]
+#
+# Stops at the first tool that fails, with its exit code.
+
+. "$(dirname -- "$0")/setup.sh"
+setup requirements-dev.txt
+"$PYTHON" -m ruff check . || exit
+"$PYTHON" -m ruff format --check . || exit
+"$PYTHON" -m mypy || exit
+exec "$PYTHON" -m pytest "$@"

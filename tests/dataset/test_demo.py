@@ -1,0 +1,135 @@
+"""The procedural data sets: same scenes everywhere, complete, class balance, lists that match, labels that are right."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.random import default_rng
+from PIL import Image
+
+from dataset import demo
+from dataset.scene import Thing, coverage, surface
+from dataset.spec import get_spec
+from util.error import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few images of each part and a few pairs."""
+    root = tmp_path_factory.mktemp("demo set")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "PARTS", {"train": 6, "val": 3})
+        patch.setattr(demo, "CHANGE_PARTS", {"train": 4, "val": 1, "test": 2})
+        demo.draw(root / "images")
+        demo.draw_change(root / "pairs")
+    return root
+
+
+def test_files_are_real_and_the_same_each_time(small: Path) -> None:
+    img, mask = demo.draw_image("train", 3)
+    with Image.open(small / "images/images/train/0003.jpg") as file:
+        assert file.format == "JPEG"
+        assert file.size == img.size == mask.size
+        # JPEG keeps the scene; single pixels differ by its noise
+        assert np.abs(np.asarray(file).astype(float) - np.asarray(img)).mean() < 10
+    with Image.open(small / "images/masks/train/0003.png") as file:
+        assert file.mode == "P"
+        assert np.array_equal(np.asarray(file), np.asarray(mask))
+        palette = file.getpalette()
+    assert palette is not None
+    assert tuple(palette[3:6]) == get_spec("demo").palette[1]
+    assert len(list((small / "images").rglob("*.*"))) == 2 * 9 + 1
+
+
+def test_scenes_differ_between_parts_and_numbers() -> None:
+    scenes = [demo.draw_image(part, i)[0].tobytes() for part in ("train", "val") for i in range(3)]
+    assert len(set(scenes)) == len(scenes)
+
+
+def test_a_second_call_draws_only_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "PARTS", {"train": 3, "val": 0})
+    drawn: list[int] = []
+    original = demo.draw_image
+
+    def count(part: str, index: int) -> tuple[Image.Image, Image.Image]:
+        drawn.append(index)
+        return original(part, index)
+
+    monkeypatch.setattr(demo, "draw_image", count)
+    demo.draw(tmp_path)
+    demo.draw(tmp_path)
+    assert drawn == [0, 1, 2]
+    # as after a kill: the marker says unfinished, one file of a pair is not there
+    (tmp_path / "drawn.txt").write_text(f"version {demo.VERSION}, unfinished\n")
+    (tmp_path / "masks/train/0001.png").unlink()
+    demo.draw(tmp_path)
+    assert drawn == [0, 1, 2, 1]
+    (tmp_path / "drawn.txt").write_text("version 0, complete\n")
+    demo.draw(tmp_path)
+    assert drawn == [0, 1, 2, 1, 0, 1, 2]
+
+
+def test_masks_hold_every_class_and_large_objects() -> None:
+    counts = np.zeros(256, int)
+    for i in range(40):
+        img, mask = demo.draw_image("train", i)
+        assert all(demo.SIDES[0] <= side <= demo.SIDES[1] for side in img.size)
+        counts += np.bincount(np.asarray(mask).ravel(), minlength=256)
+    assert counts[6:255].sum() == 0
+    assert (counts[1:6] > 0.005 * counts.sum()).all()
+    assert 0.5 < counts[0] / counts.sum() < 0.9
+    assert 0 < counts[255] / counts.sum() < 0.05
+
+
+@pytest.mark.parametrize("kind", range(1, 6))
+def test_an_outline_is_whole_at_any_angle(kind: int) -> None:
+    """Nothing is cut off at the box that is sampled: turning an object keeps its area."""
+    areas = [coverage(Thing(kind, 100.2, 99.7, 40, angle, 1.16, 0), 200, 200).sum() for angle in np.linspace(0, np.pi, 7)]
+    assert np.ptp(areas) < 0.01 * np.mean(areas)
+
+
+def test_pair_labels_are_where_objects_came_or_went(small: Path) -> None:
+    for i in range(4):
+        a, b, label = (np.asarray(Image.open(small / "pairs" / part / f"train_{i:04}.png")).astype(float) for part in ("A", "B", "label"))
+        assert a.shape == b.shape == (*label.shape, 3)
+        assert set(np.unique(label)) <= {0, 255}
+        same, changed = label == 0, label == 255
+        # remove the light by a regression per channel on the unchanged pixels; what changed stays off it
+        residual = np.zeros(label.shape)
+        for c in range(3):
+            fit = np.polyfit(a[same][:, c], b[same][:, c], 2)
+            residual += np.abs(np.polyval(fit, a[..., c]) - b[..., c])
+        if changed.any():
+            assert residual[changed].mean() > 2 * residual[same].mean()
+
+
+@pytest.mark.parametrize("name", ["demo", "demo_change"])
+def test_shipped_lists_match_what_is_drawn(name: str) -> None:
+    folder = ROOT / "splits" / name
+    if name == "demo":
+        files = {part: [f"images/{part}/{i:04}.jpg masks/{part}/{i:04}.png" for i in range(n)] for part, n in demo.PARTS.items()}
+    else:
+        files = {part: [f"{part}_{i:04}.png" for i in range(n)] for part, n in demo.CHANGE_PARTS.items()}
+    for part, lines in files.items():
+        assert sorted((folder / f"{part}.txt").read_text().split("\n")[:-1]) == lines
+    for split, count in (("1_20", 12), ("1_10", 24)):
+        labeled = (folder / split / "labeled.txt").read_text().split("\n")[:-1]
+        unlabeled = (folder / split / "unlabeled.txt").read_text().split("\n")[:-1]
+        assert len(labeled) == count
+        assert sorted(labeled + unlabeled) == files["train"]
+
+
+def test_a_folder_that_cannot_be_written_is_the_users_mistake(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="data_root"):
+        demo.draw(tmp_path / "file" / "demo")
+
+
+def test_textures_do_not_tell_the_class() -> None:
+    """Two objects that differ in class only have the same colours and texture."""
+    scene = default_rng(0).uniform(0, 255, (120, 120, 3)).astype(np.float32)
+    full = np.ones((120, 120), np.float32)
+    first, second = (surface(scene, Thing(kind, 60, 60, 30, 0, 1, 7), full) for kind in (1, 5))
+    assert np.array_equal(first, second)

@@ -1,0 +1,199 @@
+"""The shell commands, really run: in a copy of what they need, in a folder whose name has a space, from another folder."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from util.launch import choose_port
+
+ROOT = Path(__file__).resolve().parents[2]
+METHOD = """
+import json, os, sys
+from pathlib import Path
+names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+if os.environ["RANK"] == "0":
+    Path("seen.json").write_text(json.dumps({"argv": sys.argv[1:], "cwd": os.getcwd(), **{k: os.environ[k] for k in names}}))
+code = int(os.environ.get("CODE", "0"))
+if code == 2:
+    print("error: one line", file=sys.stderr)
+sys.exit(code)
+"""
+# stands in for a Python without the requirements; VENV and INSTALL are what making .venv and pip do
+PYTHON = """case "$1 $2" in
+"scripts/check_requirements.py "*) [ -e installed ] && exit 0; echo "missing: torch"; exit 1 ;;
+"-c "*) exit 0 ;;
+"-m venv") VENV; mkdir -p .venv/bin; cp "$0" .venv/bin/python ;;
+"-m pip") case $3 in install) INSTALL ;; esac ;;
+esac"""
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Path:
+    """A repository with the scripts and one method that records how it was called."""
+    folder = tmp_path / "a clone's folder"
+    for name in ("scripts", "util"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("requirements.txt", "requirements-dev.txt", "constraints.txt"):
+        shutil.copy(ROOT / name, folder)
+    (folder / "unimatch_v2.py").write_text(METHOD)
+    return folder
+
+
+def sh(script: Path, *args: str, path: str = "", **env: str) -> "subprocess.CompletedProcess[str]":
+    """Runs a script from the root folder with this test's Python first on the PATH, or with `path` as the PATH."""
+    full = {k: v for k, v in os.environ.items() if k not in ("dataset", "method", "split", "exp", "config", "save_path", "task")}
+    full["PATH"] = path or f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    command = ["sh", str(script), *args]
+    return subprocess.run(command, cwd="/", env=full | env, capture_output=True, text=True, timeout=100)
+
+
+def tools(folder: Path, **commands: str) -> str:
+    """A PATH with the basic tools and the given commands (shell scripts) only: no Python unless given."""
+    folder.mkdir()
+    for name in ("sh", "dirname", "sed", "mkdir", "cat", "rm", "cp", "env", "head"):
+        (folder / name).symlink_to(shutil.which(name) or name)
+    for name, text in commands.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ((), "num_gpu: found ''"),
+        (("two", "29500"), "num_gpu: found 'two'"),
+        (("0", "29500"), "num_gpu: found '0'"),
+        (("2",), "port: found ''"),
+        (("2", "-1"), "port: found '-1'"),
+    ],
+)
+def test_train_says_how_it_is_used(args: tuple[str, ...], words: str) -> None:
+    done = sh(ROOT / "scripts/train.sh", *args)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: sh scripts/train.sh <num_gpu> <port>")
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_train_passes_everything_on(repo: Path) -> None:
+    done = sh(repo / "scripts/train.sh", "2", "0", "--set", "data_root=my data", dataset="camvid", split="1_8")
+    assert (done.returncode, done.stderr) == (0, "")
+    seen = json.loads((repo / "seen.json").read_text())
+    assert seen["cwd"] == str(repo)
+    assert seen["WORLD_SIZE"] == "2"
+    save = "exp/camvid/unimatch_v2/dinov2_small/1_8"
+    assert seen["argv"] == [
+        *("--config=configs/camvid.yaml", "--labeled-id-path", "splits/camvid/1_8/labeled.txt"),
+        *("--unlabeled-id-path", "splits/camvid/1_8/unlabeled.txt", "--save-path", save, "--port", "0", "--set", "data_root=my data"),
+    ]
+
+
+@pytest.mark.parametrize(("code", "line"), [("2", "error: one line\n"), ("5", "error: rank 0 ended with exit code 5\n")])
+def test_train_keeps_the_exit_code(repo: Path, code: str, line: str) -> None:
+    done = sh(repo / "scripts/train.sh", "1", "0", CODE=code, save_path="exp/a b")
+    assert (done.returncode, done.stderr) == (int(code), line)
+
+
+def test_train_names_an_unknown_method(repo: Path) -> None:
+    done = sh(repo / "scripts/train.sh", "1", "0", method="unimatch")
+    assert (done.returncode, done.stderr) == (2, "error: unimatch.py: no such file; expected a method such as unimatch_v2.py\n")
+
+
+def test_train_without_requirements_says_what_to_run(repo: Path, tmp_path: Path) -> None:
+    done = sh(repo / "scripts/train.sh", "1", "0", path=tools(tmp_path / "bin", python3=PYTHON))
+    assert done.returncode == 2
+    assert done.stderr == "error: no Python that satisfies requirements.txt (python3: missing: torch); run: sh scripts/setup.sh\n"
+    assert not (repo / ".venv").exists()
+
+
+def test_setup_uses_this_python_and_installs_nothing(repo: Path) -> None:
+    done = sh(repo / "scripts/setup.sh", "requirements-dev.txt")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert Path(done.stdout.strip()).resolve() == Path(sys.executable).resolve()
+    assert not (repo / ".venv").exists()
+
+
+def test_setup_needs_a_new_enough_python(repo: Path, tmp_path: Path) -> None:
+    done = sh(repo / "scripts/setup.sh", path=tools(tmp_path / "bin", python3='echo "Python 3.8, needs 3.10 or newer"; exit 3'))
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: no Python 3.10 or newer found (python3: Python 3.8, needs 3.10 or newer); install one")
+    none = sh(repo / "scripts/setup.sh", path=tools(tmp_path / "bin2"))
+    assert none.stderr.startswith("error: no Python 3.10 or newer found (neither python3 nor python exists); install one")
+
+
+def test_setup_makes_a_venv_where_it_must(repo: Path, tmp_path: Path) -> None:
+    path = tools(tmp_path / "bin", python3=PYTHON.replace("VENV", ":").replace("INSTALL", 'echo "$@" >installed'))
+    done = sh(repo / "scripts/setup.sh", path=path)
+    assert done.returncode == 0, done.stderr
+    assert "making" in done.stderr
+    assert (repo / "installed").read_text().split()[-4:] == ["-r", "requirements.txt", "-c", "constraints.txt"]
+    again = sh(repo / "scripts/setup.sh", path=path)
+    assert (again.returncode, again.stderr) == (0, "")
+
+
+@pytest.mark.parametrize(("broken", "words"), [("VENV", "python3 -m venv failed"), ("INSTALL", "pip could not install")])
+def test_setup_says_what_failed(repo: Path, tmp_path: Path, broken: str, words: str) -> None:
+    path = tools(tmp_path / "bin", python3=PYTHON.replace(broken, "exit 1").replace("VENV", ":").replace("INSTALL", ":"))
+    done = sh(repo / "scripts/setup.sh", path=path)
+    assert done.returncode == 2
+    assert words in done.stderr.splitlines()[-1]
+
+
+def test_slurm_dry_run_prints_the_job() -> None:
+    args = ("16", "29500", "gpu", "--set", "data_root=my data", "--dry-run")
+    done = sh(ROOT / "scripts/slurm_train.sh", *args, dataset="cityscapes", split="1_16")
+    assert (done.returncode, done.stderr) == (0, "")
+    for line in ("--nodes=2", "--gres=gpu:8", "--partition=gpu", "--requeue", "--signal=B:USR1@120", "--open-mode=append"):
+        assert f"#SBATCH {line}\n" in done.stdout
+    assert '#SBATCH --output="exp/cityscapes/unimatch_v2/dinov2_small/1_16/slurm-%j.log"\n' in done.stdout
+    assert "'8' '29500' '--set' 'data_root=my data'" in done.stdout
+    subprocess.run(["sh", "-n"], input=done.stdout, text=True, check=True)
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("4", "29500"), "partition: found ''"),
+        (("4", "x", "gpu"), "port: found 'x'"),
+        (("9", "29500", "gpu"), "9 GPUs do not spread evenly over 2 nodes"),
+        (("4", "29500", "gpu"), "sbatch: not found"),
+    ],
+)
+def test_slurm_mistakes(repo: Path, tmp_path: Path, args: tuple[str, ...], words: str) -> None:
+    done = sh(repo / "scripts/slurm_train.sh", *args, path=tools(tmp_path / "bin"))
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_slurm_submits_a_job_that_trains(repo: Path, tmp_path: Path) -> None:
+    """sbatch, srun and scontrol are stand-ins: the first keeps the job, the others do what Slurm would on one node."""
+    words = {
+        "sbatch": f'echo "$@" >"{tmp_path}/options"; cat >"{tmp_path}/job"',
+        "srun": 'shift; SLURM_NODEID=0 exec "$@"',
+        "scontrol": "echo localhost",
+    }
+    path = tools(tmp_path / "bin", **words) + f":{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = sh(
+        repo / "scripts/slurm_train.sh", "1", str(choose_port(0)), "gpu", "--set", "a=it's", path=path, sbatch_args="--time=1:00 -A lab"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "options").read_text() == "--time=1:00 -A lab\n"
+    env = os.environ | {"PATH": path, "SLURM_JOB_NODELIST": "n1", "SLURM_CPUS_PER_TASK": "2", "CODE": "3"}
+    job = subprocess.run(["sh", str(tmp_path / "job")], cwd=repo, env=env, capture_output=True, text=True, timeout=60)
+    assert job.returncode == 3, job.stderr
+    assert "a=it's" in (repo / "seen.json").read_text()
+
+
+def test_test_sh_stops_at_the_first_failing_tool(repo: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    fake = f'case "$*" in *check_requirements*) exit 0 ;; esac; echo "$@" >>"{log}"; case "$*" in "-m mypy") exit 7 ;; esac'
+    done = sh(repo / "scripts/test.sh", path=tools(tmp_path / "bin", python3=fake))
+    assert done.returncode == 7
+    assert log.read_text() == "-m ruff check .\n-m ruff format --check .\n-m mypy\n"

@@ -1,0 +1,171 @@
+"""The three methods end to end: real files, real processes, real logs and TensorBoard files."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import fixmatch
+import supervised
+import unimatch_v2
+from tests.conftest import Tiny, command
+from util import checkpoint
+from util.error import UserError
+
+METHODS = {"supervised": supervised, "fixmatch": fixmatch, "unimatch_v2": unimatch_v2}
+# supervised training repeats the labelled list to 240 images: 12 steps of twice 10 are enough
+SHORT: dict[str, tuple[str, ...]] = {"supervised": ("batch_size=10",), "fixmatch": (), "unimatch_v2": ()}
+
+
+def figures(log: Path) -> list[str]:
+    """The lines of a log with figures, without time stamps."""
+    kept = ("Iters", "Class", "MeanIoU", "Epoch:")
+    return [line.split("] ", 1)[1] for line in log.read_text().splitlines() if any(word in line for word in kept)]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_method_trains_evaluates_and_leaves_what_people_need(name: str, tiny: Tiny, tmp_path: Path) -> None:
+    METHODS[name].main(tiny.args(tmp_path, *SHORT[name], unlabeled=name != "supervised"))
+    log = (tmp_path / "train.log").read_text()
+    assert re.search(r"^\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\]\[    INFO\] \{'backbone': 'dinov2_tiny',$", log, re.M)
+    semi = name != "supervised"
+    pattern = r"MeanIoU: \d+\.\d\d, EMA: \d+\.\d\d$" if semi else r"MeanIoU: \d+\.\d\d$"
+    epochs = 2
+    assert len(re.findall(r"\*\*\*\*\* Evaluation original \*\*\*\*\* >>>> " + pattern, log, re.M)) == epochs
+    assert len(re.findall(r"Class \[5 cross\] IoU: \d", log)) == epochs
+    latest, best = (checkpoint.load(tmp_path / f"{which}.pth") for which in ("latest", "best"))
+    assert {"model", "optimizer", "epoch"} <= latest.keys()
+    assert ("model_ema" in latest) == semi
+    assert latest["epoch"] == epochs - 1
+    assert best["epoch"] == best["best_epoch_ema" if semi else "best_epoch"]
+    board = EventAccumulator(str(tmp_path)).Reload()
+    steps = 6 if semi else 12
+    assert [e.step for e in board.Scalars("train/loss_all")] == list(range(epochs * steps))
+    assert [e.step for e in board.Scalars("eval/mIoU")] == list(range(epochs))
+    tags = set(board.Tags()["scalars"])
+    assert ({"train/loss_s", "train/mask_ratio", "eval/mIoU_ema", "eval/disc_IoU_ema"} <= tags) == semi
+
+
+def test_learning_lowers_the_loss_and_raises_the_score(tiny: Tiny, tmp_path: Path) -> None:
+    unimatch_v2.main(tiny.args(tmp_path, "epochs=20", "eval_every=4", "lr=1e-3", "conf_thresh=0.95"))
+    lines = figures(tmp_path / "train.log")
+    losses = [float(m[1]) for line in lines if (m := re.search(r"Loss x: (\d+\.\d+)", line))]
+    scores = [float(m[1]) for line in lines if (m := re.search(r"MeanIoU: (\d+\.\d+)", line))]
+    assert losses[-1] < 0.6 * losses[0]
+    assert len(scores) == 5, "eval_every=4 of 20 epochs"
+    assert scores[-1] > scores[0] + 10, "one class everywhere would score about 3"
+
+
+def test_teacher_lags_behind_the_student_and_neither_is_the_start(tiny: Tiny, tmp_path: Path) -> None:
+    fixmatch.main(tiny.args(tmp_path, "epochs=1"))
+    state = checkpoint.load(tmp_path / "latest.pth")
+    name = "head.scratch.output_conv.2.weight"
+    assert not torch.equal(state["model"][name], state["model_ema"][name])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_run_stopped_between_epochs_ends_like_an_uninterrupted_one(name: str, tiny: Tiny, tmp_path: Path) -> None:
+    module, semi = METHODS[name], name != "supervised"
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    module.main(tiny.args(whole, *SHORT[name], unlabeled=semi))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("util.trainer.Run._evaluate", _stop_after(1))
+        with pytest.raises(KeyboardInterrupt):
+            module.main(tiny.args(parts, *SHORT[name], unlabeled=semi))
+    module.main(tiny.args(parts, *SHORT[name], unlabeled=semi))
+    a, b = (checkpoint.load(folder / "latest.pth") for folder in (whole, parts))
+    for key in ("model", "model_ema") if semi else ("model",):
+        assert all(torch.equal(a[key][k], b[key][k]) for k in a[key])
+    assert figures(whole / "train.log")[-7:] == figures(parts / "train.log")[-7:]
+    assert "Load from checkpoint at epoch 0" in (parts / "train.log").read_text()
+
+
+def _stop_after(evaluations: int):
+    """An evaluation that works `evaluations` times and is then interrupted."""
+    from util.trainer import Run
+
+    original = Run._evaluate
+    done: list[int] = []
+
+    def evaluate(self: Run, epoch: int) -> bool:
+        if len(done) == evaluations:
+            raise KeyboardInterrupt
+        done.append(epoch)
+        return original(self, epoch)
+
+    return evaluate
+
+
+def test_a_finished_run_started_again_ends_at_once_and_stays_as_it_is(tiny: Tiny, tmp_path: Path) -> None:
+    unimatch_v2.main(tiny.args(tmp_path, "epochs=1"))
+    before = checkpoint.load(tmp_path / "latest.pth")
+    unimatch_v2.main(tiny.args(tmp_path, "epochs=1"))
+    after = checkpoint.load(tmp_path / "latest.pth")
+    assert all(torch.equal(before["model"][k], after["model"][k]) for k in before["model"])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_do_what_one_does(name: str, tiny: Tiny, tmp_path: Path) -> None:
+    args = [name + ".py", *tiny.args("", "shards=2", "epochs=1", "num_workers=1", *SHORT[name], unlabeled=name != "supervised")]
+    logs = {}
+    for processes in (0, 2):
+        args[args.index("--save-path") + 1] = str(tmp_path / str(processes))
+        done = command(*args, processes=processes)
+        assert done.returncode == 0, done.stderr
+        logs[processes] = figures(tmp_path / str(processes) / "train.log")
+    assert logs[0][:3] == logs[2][:3], "first steps: equal in all printed digits"
+    assert len(logs[0]) == len(logs[2])
+    assert "it/s" not in (tmp_path / "2" / "train.log").read_text(), "no progress bar in the log"
+
+
+def test_workers_change_nothing(tiny: Tiny, tmp_path: Path) -> None:
+    for workers in (0, 2):
+        unimatch_v2.main(tiny.args(tmp_path / str(workers), "epochs=1", f"num_workers={workers}"))
+    a, b = (checkpoint.load(tmp_path / w / "latest.pth")["model"] for w in "02")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_fewer_than_eight_steps_an_epoch_log_every_step(tiny: Tiny, tmp_path: Path) -> None:
+    fixmatch.main(tiny.args(tmp_path, "epochs=1"))
+    assert [line.split(",")[0] for line in figures(tmp_path / "train.log") if "Iters" in line] == [f"Iters: {i}" for i in range(6)]
+
+
+def test_init_starts_from_another_run_and_counts_from_zero(tiny: Tiny, tmp_path: Path) -> None:
+    supervised.main(tiny.args(tmp_path / "a", "epochs=1", "batch_size=10", unlabeled=False))
+    fixmatch.main(tiny.args(tmp_path / "b", "epochs=1", "lr=1e-12", f"init={tmp_path}/a/best.pth"))
+    a, b = checkpoint.load(tmp_path / "a/best.pth"), checkpoint.load(tmp_path / "b/latest.pth")
+    name = "head.scratch.output_conv.2.weight"
+    torch.testing.assert_close(a["model"][name], b["model"][name], atol=1e-6, rtol=0)
+    assert b["epoch"] == 0
+
+
+def test_a_locked_encoder_keeps_its_weights(tiny: Tiny, tmp_path: Path) -> None:
+    unimatch_v2.main(tiny.args(tmp_path, "epochs=1", "lock_backbone=true", "seed=3"))
+    torch.manual_seed(3)
+    from model import build_model
+
+    start, end = build_model("dinov2_tiny", 6).state_dict(), checkpoint.load(tmp_path / "latest.pth")["model"]
+    changed = {k for k in start if not torch.equal(start[k], end[k])}
+    assert changed
+    assert all(k.startswith("head.") for k in changed)
+
+
+def test_more_processes_than_shards_warns_and_trains(tiny: Tiny, tmp_path: Path) -> None:
+    done = command("fixmatch.py", *tiny.args(tmp_path, "shards=1", "epochs=1"), processes=2)
+    assert done.returncode == 0, done.stderr
+    assert "2 processes for a recipe of 1 shards" in (tmp_path / "train.log").read_text()
+
+
+def test_shards_that_do_not_divide_are_refused(tiny: Tiny, tmp_path: Path) -> None:
+    import logging
+
+    from dataset.loader import shard_count
+    from util.config import load_config
+    from util.dist import World
+
+    cfg = load_config(str(tiny.config), ["shards=4"])
+    assert [shard_count(cfg, World(size=w), logging.Logger("x")) for w in (1, 2, 4, 8)] == [4, 4, 4, 8]
+    with pytest.raises(UserError, match="start 1, 2, 4"):
+        shard_count(cfg, World(size=3), logging.Logger("x"))

@@ -1,0 +1,83 @@
+"""Starts the worker processes of a run as torchrun does, and ends the way the first failed worker ended.
+
+    python -m util.launch --nproc_per_node=4 --master_addr=localhost --master_port=29500 METHOD.py ...
+
+takes torchrun's options. What it adds: a busy port is told before anything starts, `--master_port=0` picks a free one, the exit
+code is the failed worker's own, and a user's mistake stays the one line that the worker printed.
+"""
+
+import logging
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from util.dist import cpu_count
+from util.error import UserError, run
+
+
+def bind(port: int) -> int:
+    """Listens on a port of all interfaces for a moment; 0 takes any free one. Returns its number. Raises OSError when it is taken."""
+    if socket.has_dualstack_ipv6():
+        server = socket.create_server(("", port), family=socket.AF_INET6, dualstack_ipv6=True)
+    else:
+        server = socket.create_server(("", port))
+    with server:
+        return int(server.getsockname()[1])
+
+
+def choose_port(port: int, nodes: int = 1, node_rank: int = 0) -> int:
+    """The port on which the workers meet: `port` if it is free here, a free one for 0. Raises UserError."""
+    if not 0 <= port <= 65535:
+        raise UserError(f"port: found {port}, expected 1 to 65535, or 0 for any free one")
+    if nodes > 1 and port == 0:
+        raise UserError(f"port: found 0 with {nodes} nodes, which cannot agree on a free port; give the same number on each, e.g. 29500")
+    if node_rank != 0:
+        return port  # it is opened on the node of rank 0
+    try:
+        return bind(port)
+    except OSError as error:
+        raise UserError(f"port: {port} cannot be used ({os.strerror(error.errno or 0)}); {bind(0)} is free") from None
+
+
+def signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def main(argv: list[str]) -> None:
+    """Runs the workers until all end. Raises UserError before the start; a failed worker's exit code becomes this process's."""
+    args = torchrun.parse_args(argv)
+    if not (args.module or args.no_python or Path(args.training_script).is_file()):
+        raise UserError(f"{args.training_script}: no such file; expected a method such as unimatch_v2.py")
+    if args.master_port is not None:
+        args.master_port = choose_port(args.master_port, torchrun.parse_min_max_nnodes(args.nnodes)[1], args.node_rank)
+    # torchrun would give each of several workers one thread
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // torchrun.determine_local_world_size(args.nproc_per_node))))
+    # torchrun's own reports of what the workers have already said; LOGLEVEL asks for them
+    if "LOGLEVEL" not in os.environ:
+        logging.disable(logging.ERROR)
+    try:
+        torchrun.run(args)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode < 0:
+            print(f"error: rank {rank} was ended by {signal_name(-failure.exitcode)}", file=sys.stderr, flush=True)
+            sys.exit(128 - failure.exitcode)
+        if failure.exitcode != 2:  # 2: the worker's one line says it all
+            print(f"error: rank {rank} ended with exit code {failure.exitcode}", file=sys.stderr, flush=True)
+        sys.exit(failure.exitcode)
+    except SignalException as error:
+        print(f"error: stopped by {signal_name(int(error.sigval))}", file=sys.stderr, flush=True)
+        sys.exit(128 + int(error.sigval))
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,80 @@
+"""Tables from training logs: `python -m util.report [--format markdown|json|latex] PATH...` (files, or folders with *.log in them)."""
+
+import argparse
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+from util.error import UserError
+from util.error import run as run_command
+from util.report.parse import Run, read_log
+from util.report.render import Skipped, latex, markdown
+from util.report.tables import build_tables
+
+DEFAULT_PATHS = ("exp", "training-logs")
+
+
+def find_logs(paths: list[str]) -> list[tuple[Path, bool]]:
+    """The logs under the paths, each once, and whether it was named itself. Raises UserError for a path that holds none."""
+    found: dict[Path, tuple[Path, bool]] = {}
+    for name in paths:
+        path = Path(name)
+        if path.is_dir():
+            logs = sorted(Path(folder, file) for folder, _, files in os.walk(path) for file in files if file.endswith(".log"))
+            if not logs:
+                raise UserError(f"{path}: found no *.log in this folder or below, expected training logs; give the folder of a run")
+        elif path.exists():
+            logs = [path]
+        else:
+            raise UserError(f"{path}: not found, expected a training log or a folder of them; check the path")
+        for log in logs:
+            found.setdefault(log.resolve(), (log, log == path))
+    return list(found.values())
+
+
+def read_all(logs: list[tuple[Path, bool]]) -> tuple[list[Run], list[Skipped]]:
+    """The runs of all logs. A file that is no log ends the command when it was named or is all there is; else it is told of."""
+    runs: list[Run] = []
+    skipped: list[Skipped] = []
+    for path, named in logs:
+        try:
+            runs += read_log(path)
+        except UserError as error:
+            if named or len(logs) == 1:
+                raise
+            skipped.append(Skipped(str(path), str(error).removeprefix(f"{path}: ")))
+    if not runs:
+        raise UserError(f"{skipped[0].path}: {skipped[0].reason} ({len(skipped)} files like this, and no training log among them)")
+    return runs, skipped
+
+
+def main(argv: list[str]) -> None:
+    """Reads the logs and prints the report."""
+    parser = argparse.ArgumentParser(prog="python -m util.report", description="Tables from training logs, beside the published numbers.")
+    parser.add_argument(
+        "paths", nargs="*", metavar="PATH", help=f"logs, or folders searched for *.log (default: {' '.join(DEFAULT_PATHS)})"
+    )
+    parser.add_argument("--format", choices=("markdown", "json", "latex"), default="markdown", help="json: a list of runs")
+    args = parser.parse_args(argv)
+    paths = args.paths or [path for path in DEFAULT_PATHS if Path(path).is_dir()]
+    if not paths:
+        raise UserError(f"found neither {' nor '.join(DEFAULT_PATHS)} here, expected folders with training logs; give a PATH")
+    runs, skipped = read_all(find_logs(paths))
+    if args.format == "json":
+        for file in skipped:
+            print(f"warning: {file.path}: not in the report: {file.reason}", file=sys.stderr)
+        text = json.dumps([run.to_json() for run in runs], indent=1)
+    else:
+        text = (markdown if args.format == "markdown" else latex)(build_tables(runs), runs, skipped)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal of another encoding shall not end the report
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,136 @@
+"""The shapes of a log line (spec.md 5) and what each says. Anything else is no line of ours, and the caller counts it.
+
+Patterns are strict about what carries a figure: a line that was cut short by a kill must not pass for a smaller number,
+so an evaluation figure needs its two decimals. Digits are bounded, so that damaged text can neither take long nor overflow.
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime
+
+MAX_LINE = 10_000  # characters; a header line has a few hundred
+
+_STAMP = r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\]\["
+_RECORD = re.compile(r"\[(\d{4})-(\d\d)-(\d\d) (\d\d):(\d\d):(\d\d),(\d{3})\]\[ *[A-Z]{1,10} *\] ?(.*)")
+_GLUED = re.compile(rf"(?<!\n)(?={_STAMP})")
+
+_NUMBER = r"[+-]?(?:nan|inf|\d{1,9}(?:\.\d{1,12})?(?:[eE][+-]?\d{1,3})?)"
+_FIGURE = r"(nan|\d{1,3}\.\d{2,6})(?![\d.])"
+_EPOCH = re.compile(r"=+> Epoch: (\d{1,7}), ")
+_ITER = re.compile(rf"Iters: (\d{{1,9}})(?:, [\w ]{{1,40}}: {_NUMBER})+")
+_CLASSIFY_ITER = re.compile(rf"Epoch (\d{{1,7}}), Iter: (\d{{1,9}})/\d+(?:, [\w ]{{1,40}}: {_NUMBER} \({_NUMBER}\))+")
+_EVALUATION = re.compile(rf"\*+ Evaluation[ \w]{{0,40}}\*+ >+ ([^:]{{1,200}}): {_FIGURE}(?:[,:] EMA(?: \([^()]*\))?: {_FIGURE})?")
+_CLASSIFY_EVALUATION = re.compile(rf"<=+ Evaluation =+> Epoch: (\d{{1,7}}), (Acc|EMA)@1 {_FIGURE}(?: [\w@]+ {_FIGURE})*")
+_LOADED = re.compile(r"\*+ Load from checkpoint at epoch (\d{1,7})(?!\d)")
+_PARAMS = re.compile(r"\w+ params: [\d.]+[KMGB]?")
+_CLASS = re.compile(r"Class \[.*\] IoU")
+_FIGURE_NAMES = {"MeanIoU": "miou", "Changed IoU": "changed_iou", "Unchanged IoU": "unchanged_iou", "Overall Accuracy": "accuracy"}
+
+# a header is a printed dictionary over several lines, or argparse's Namespace(...) on one
+_PAIR = re.compile(r"""['"](\w{1,80})['"]: ('[^']*'|"[^"]*"|[^\s,{}]+)""")
+_NAMESPACE_PAIR = re.compile(r"""(\w{1,80})=('[^']*'|"[^"]*"|[^\s,()]+)""")
+_HEADER_MORE = re.compile(r"""\s+['"\[({\d-]""")
+
+
+@dataclass
+class Line:
+    """What one line says. kind: header, more (header continued), epoch, iter, eval, loaded, info, blank, unread.
+
+    number: the epoch (epoch, loaded, classification) or None; index: the iteration; header: its keys as text; figures: percentages;
+    rest: what stands behind the record without a line end, such as the message of a program that ended the run.
+    """
+
+    kind: str
+    time: datetime | None = None
+    number: int | None = None
+    index: int = 0
+    is_nan: bool = False
+    header: dict[str, str] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
+    rest: str = ""
+
+
+def split_lines(text: str) -> list[str]:
+    """The lines of a log: NUL bytes gone, every line ending known, and two records glued by a lost line end parted again."""
+    text = re.sub(r"\r\n?", "\n", text.replace("\0", ""))
+    return _GLUED.sub("\n", text).split("\n")
+
+
+def read_lines(text: str) -> Iterator[tuple[str, Line]]:
+    """Yields every line with what it says. A header runs on over indented lines until the next record."""
+    in_header = False
+    for raw in split_lines(text):
+        line = _read(raw, in_header)
+        if line.kind not in ("blank", "more", "unread"):
+            in_header = line.kind == "header"
+        in_header = in_header and not raw.rstrip().endswith("}")
+        yield raw, line
+
+
+def _read(raw: str, in_header: bool) -> Line:
+    if not raw.strip():
+        return Line("blank")
+    if len(raw) > MAX_LINE:
+        return Line("unread")
+    record = _RECORD.fullmatch(raw.rstrip())
+    if record is None:
+        if in_header and _HEADER_MORE.match(raw):
+            return Line("more", header=pairs(raw))
+        return Line("unread")
+    line = _read_message(record[8])
+    try:
+        year, month, day, hour, minute, second, millisecond = (int(part) for part in record.groups()[:7])
+        line.time = datetime(year, month, day, hour, minute, second, millisecond * 1000)
+    except ValueError:  # damaged digits, such as month 19: the line still says what it says
+        line.time = None
+    return line
+
+
+def _read_message(message: str) -> Line:
+    if message.startswith(("{", "Namespace(")):
+        return Line("header", header=pairs(message))
+    if found := _EPOCH.match(message):
+        return Line("epoch", number=int(found[1]))
+    if found := _ITER.match(message):
+        line = Line("iter", index=int(found[1]), is_nan="nan" in found[0].lower())
+    elif found := _CLASSIFY_ITER.match(message):
+        line = Line("iter", number=int(found[1]), index=int(found[2]), is_nan="nan" in found[0].lower())
+    elif found := _CLASSIFY_EVALUATION.match(message):
+        line = Line("eval", number=int(found[1]), figures={"ema_acc1" if found[2] == "EMA" else "acc1": float(found[3])})
+    elif found := _EVALUATION.match(message):
+        line = _evaluation(found[1], found[2], found[3])
+    elif found := _LOADED.match(message):
+        line = Line("loaded", number=int(found[1]))
+    elif found := _PARAMS.match(message):
+        line = Line("info")
+    else:
+        return Line("unread")
+    line.rest = message[found.end() :].strip()
+    return line
+
+
+def _evaluation(name: str, student: str, ema: str | None) -> Line:
+    if _CLASS.fullmatch(name):
+        return Line("info")
+    if name not in _FIGURE_NAMES:
+        return Line("unread")
+    figures = {_FIGURE_NAMES[name]: float(student)}
+    if ema is not None:
+        figures["ema_" + _FIGURE_NAMES[name]] = float(ema)
+    return Line("eval", figures=figures)
+
+
+def pairs(text: str) -> dict[str, str]:
+    """The `'key': value` or `key=value` pairs of a header line, as text without quotes; what is damaged is not among them.
+
+    Taken one by one rather than evaluated as a whole: warnings of other processes may stand in the middle of a header.
+    """
+    pattern = _NAMESPACE_PAIR if text.startswith("Namespace(") else _PAIR
+    return {key: value.strip("'\"") for key, value in pattern.findall(text)}
+
+
+def is_number(value: float | None) -> bool:
+    """Whether a figure was measured (not absent, not nan)."""
+    return value is not None and not math.isnan(value)
