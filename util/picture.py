@@ -56,10 +56,16 @@ def paint(ids: np.ndarray, spec: DatasetSpec) -> Image.Image:
     return Image.fromarray(colors(spec)[ids])
 
 
-def tint(image: Image.Image, ids: np.ndarray, spec: DatasetSpec, strength: float = 0.55) -> Image.Image:
-    """The image under its classes' colours; background and unchanged pixels stay as they are."""
+def stripes(width: int, height: int) -> Image.Image:
+    """A light pattern that stands for nothing: no class looks like it."""
+    y, x = np.indices((height, width))
+    return Image.fromarray(np.where((x + y) // 6 % 2, 250, 205).astype(np.uint8)).convert("RGB")
+
+
+def tint(image: Image.Image, ids: np.ndarray, spec: DatasetSpec, strength: float = 0.55, all_classes: bool = False) -> Image.Image:
+    """The image under its classes' colours; ignored pixels, background and unchanged ones (but for all_classes) stay as they are."""
     base = np.asarray(image, np.float32)
-    plain = [k for k, name in enumerate(spec.classes) if name in UNTINTED]
+    plain = [IGNORE] + [k for k, name in enumerate(spec.classes) if name in UNTINTED and not all_classes]
     weight = np.where(np.isin(ids, plain), 0, strength)[..., None]
     return Image.fromarray((base * (1 - weight) + colors(spec)[ids] * weight + 0.5).astype(np.uint8))
 

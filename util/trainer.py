@@ -33,6 +33,7 @@ from util.evaluation import evaluate, validation_loader
 from util.log import open_log
 from util.record import Averages, Record
 from util.schedule import poly
+from util.watch import Watch
 
 Step = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 READ_EVERY = 50  # steps between reads of the scalars on the device, where no log line falls due sooner
@@ -125,6 +126,8 @@ class Run:
         self.trainer = Trainer(cfg, model, step, self.steps * cfg.epochs, semi, world)
         self.record = Record(self.log, self.folder if world.main else None, self.data.spec, semi, cfg.teacher == "ema")
         self.averages = Averages(world)
+        self.matrices: list[Tensor] | None = None  # of the epoch's evaluation, where it has one
+        self.last: list[Batch] = []  # mini-batches of the last step
         self.last_save, self.save_seconds = time.monotonic(), 0.0
         batch = cfg.batch_size if semi else 2 * cfg.batch_size
         self.record.header(asdict(cfg) | {"ngpus": world.size, "nclass": self.data.spec.nclass, "batch_size": batch}, model)
@@ -141,20 +144,28 @@ class Run:
     def fit(self) -> None:
         """Trains from the beginning, or from where latest.pth left off, to the last epoch."""
         first, start = self._resume()
+        method = Path(self.trainer.step.__code__.co_filename).stem
+        watch = Watch(self.cfg, self.data, self.world, self.folder, self.log, method, self.record.semi, first)
         progress = tqdm(total=self.trainer.total_steps, initial=self.trainer.it, disable=None if self.world.main else True, unit="step")
         for epoch in range(first, self.cfg.epochs):
             self.record.epoch(epoch, self.trainer.lr)
+            watch.begin(start)
             self._train_epoch(epoch, start, progress)
+            watch.trained()
             start = 0
+            self.matrices = None
             best = self._evaluate(epoch) if self._evaluation_due(epoch) else False
+            means = self.averages.means()
             self.averages.reset()
             self._save(epoch, 0, ("best.pth", "latest.pth") if best else ("latest.pth",))
+            watch.epoch(epoch, means, self.matrices, [m for m in (self.trainer.student, self.trainer.teacher) if m is not None], self.last)
         progress.close()
         self.record.close()
 
     def _train_epoch(self, epoch: int, start: int, progress: tqdm) -> None:
         for i, shards in enumerate(self._mini_batches(epoch, start), start):
             self.averages.add(self.trainer.update(shards))
+            self.last = shards
             progress.update()
             due = i % max(1, self.steps // 8) == 0
             if due or (i + 1) % READ_EVERY == 0 or i + 1 == self.steps:
@@ -187,8 +198,8 @@ class Run:
         models = [m.eval() for m in (self.trainer.student, self.trainer.teacher) if m is not None]
         loader = validation_loader(self.data.validation, self.world, self.data.workers)
         mode, spec = self.data.eval_mode, self.data.spec
-        matrices = evaluate(models, loader, mode, self.cfg.crop_size, spec.nclass, self.world)
-        return self.record.evaluation(epoch, mode, matrices)
+        self.matrices = evaluate(models, loader, mode, self.cfg.crop_size, spec.nclass, self.world)
+        return self.record.evaluation(epoch, mode, self.matrices)
 
     def _save_due(self) -> bool:
         seconds = max(300.0, 100 * self.save_seconds) if self.cfg.save_every is None else 60 * self.cfg.save_every

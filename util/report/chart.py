@@ -17,7 +17,7 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
         return [low]
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.999)
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.9)
     first = math.ceil(low / step - 1e-9)
     return [round(k * step, 10) for k in range(first, math.floor(high / step + 1e-9) + 1)]
 
@@ -27,25 +27,25 @@ def number(value: float) -> str:
     return f"{value:.2f}" if 10 <= abs(value) < 100 else f"{value:.4g}"
 
 
-def _bounds(values: list[float]) -> tuple[float, float]:
+def _bounds(values: list[float], zero: bool) -> tuple[float, float]:
     low, high = min(values), max(values)
-    if low >= 0 and low < 0.5 * high:
+    if low >= 0 and (zero or low < 0.5 * high):
         low = 0.0
     if high == low:
         high = low + 1
     return low, high + 0.03 * (high - low)
 
 
-def chart(title: str, series: Mapping[str, Points], last_x: float, mark: tuple[float, str] | None = None) -> str:
+def chart(title: str, series: Mapping[str, Points], last_x: float, mark: tuple[float, str] | None = None, zero: bool = False) -> str:
     """A figure of several lines of (epoch, value), x from 0 to `last_x`; values that are not finite leave a gap.
 
-    mark: an epoch to point out, and what it is.
+    mark: an epoch to point out, and what it is. zero: the axis begins at 0.
     """
     lines = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in series.items()}
     lines = {name: points for name, points in lines.items() if points}
     if not lines:
         return f'<figure class="chart"><figcaption>{escape(title)}</figcaption><p class="quiet">no figure yet</p></figure>'
-    low, high = _bounds([y for points in lines.values() for _, y in points])
+    low, high = _bounds([y for points in lines.values() for _, y in points], zero)
     span = max(last_x, 1)
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -68,15 +68,15 @@ def chart(title: str, series: Mapping[str, Points], last_x: float, mark: tuple[f
     return f'<figure class="chart"><figcaption>{escape(title)} {" ".join(keys)}</figcaption>{"".join(parts)}</svg></figure>'
 
 
-def _axes(low: float, high: float, span: float, place) -> list[str]:  # type: ignore[no-untyped-def]
+def _axes(low: float, high: float, span: float, place) -> list[str]:
     """Grid lines with their figures, and the epochs below."""
-    parts = []
+    parts = [f'<text x="{LEFT}" y="{HEIGHT - 8}" text-anchor="end">epoch</text>']
     for value in ticks(low, high):
         _, y = place(0, value)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{value:g}</text>')
     for value in ticks(0, span, 6):
-        if value == int(value):
+        if value == int(value) and value > 0:
             x, _ = place(value, low)
             parts.append(f'<text x="{x}" y="{HEIGHT - 8}" text-anchor="middle">{value:g}</text>')
     return parts

@@ -133,7 +133,7 @@ def _charts(data: PageData) -> str:
     figures.append(chart("Loss, mean of the epoch", losses, last))
     if any("mask_ratio" in row for row in data.epochs):
         figures.append(chart("Mask ratio, mean of the epoch", {"mask ratio": line(data.epochs, "mask_ratio")}, last))
-    figures.append(chart("Speed", {"images a second": line(data.epochs, "images_per_second")}, last))
+    figures.append(chart("Speed", {"images a second": line(data.epochs, "images_per_second")}, last, zero=True))
     return f'<h2>Curves</h2><div class="charts">{"".join(figures)}</div>'
 
 
@@ -146,7 +146,7 @@ def _classes(data: PageData) -> str:
         return ""
     row, best = data.evaluated[-1], data.best
     assert best is not None
-    heads = ["class", *(f"{name} IoU" for name in data.models), f"at the best epoch ({best['epoch']})"]
+    heads = ["class", *(f"{name} IoU" for name in data.models), f"best epoch ({best['epoch']})"]
     heads += ["pseudo labels, %"] if data.kept else []
     lines = []
     for k, (name, color) in enumerate(zip(data.classes, data.palette, strict=True)):
