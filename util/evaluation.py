@@ -1,6 +1,6 @@
 """Prediction and evaluation, shared by the training loop and the commands (spec.md 4)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from dataset.semi import Source, ValSet, batches, collate
 from model.backbone.dinov2 import PATCH
 from util import metric
 from util.dist import World
+from util.signals import ignore_in_worker
 
 WINDOWS = 4  # windows of an image that go through the model at once
 
@@ -85,12 +86,12 @@ def probabilities(scores: Tensor, mode: str, augmented: bool = False) -> Tensor:
 def validation_loader(source: Source, world: World, workers: int) -> DataLoader:
     """Every image of the list exactly once, spread over the processes, decoded ahead by `workers` processes."""
     own = range(world.rank, len(source.ids), world.size)
-    pin = world.device.type == "cuda"
-    return DataLoader(ValSet(source), batch_size=1, sampler=list(own), num_workers=workers, collate_fn=collate, pin_memory=pin)
+    options: dict[str, Any] = {"worker_init_fn": ignore_in_worker, "pin_memory": world.device.type == "cuda"}
+    return DataLoader(ValSet(source), batch_size=1, sampler=list(own), num_workers=workers, collate_fn=collate, **options)
 
 
 @torch.no_grad()
-def evaluate(models: Sequence[nn.Module], loader: DataLoader, mode: str, window: int, nclass: int, world: World) -> list[Tensor]:
+def evaluate(models: Sequence[nn.Module], loader: Iterable[Any], mode: str, window: int, nclass: int, world: World) -> list[Tensor]:
     """Confusion matrix (K, K) int64, exact over all processes, of each model."""
     totals = torch.zeros(len(models), nclass, nclass, dtype=torch.int64, device=world.device)
     for batch in on_device(loader, world.device):
@@ -100,7 +101,7 @@ def evaluate(models: Sequence[nn.Module], loader: DataLoader, mode: str, window:
     return list(world.sum_(totals).cpu())
 
 
-def on_device(loader: DataLoader, device: torch.device) -> Iterator[dict[str, Any]]:
+def on_device(loader: Iterable[Any], device: torch.device) -> Iterator[dict[str, Any]]:
     """The loader's mini-batches: img (B, C, H, W) normalised, mask (B, H, W) long, name."""
     for batch in batches(loader):
         yield {

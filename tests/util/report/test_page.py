@@ -27,11 +27,8 @@ def run(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     unimatch_v2.main(tiny.args(folder, "epochs=1", "conf_thresh=0.17"))
     state = json.loads((folder / "report.json").read_text())
     (folder / "report.json").write_text(json.dumps(state | {"warnings": ["2026-01-01 00:00:00 <b>disk</b> full"]}))
-    unimatch_v2.main(tiny.args(folder, "epochs=2", "conf_thresh=0.17", *PROLONG))
+    unimatch_v2.main(tiny.args(folder, "epochs=2", "conf_thresh=0.17", "resume=force"))
     return folder
-
-
-PROLONG: tuple[str, ...] = ()
 
 
 def test_page_shows_what_the_log_says(run: Path) -> None:
