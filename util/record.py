@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -87,6 +89,12 @@ class Board:
     def add(self, name: str, value: float, step: int) -> None:
         self._guard(lambda writer: writer.add_scalar(name, value, step))
 
+    def text(self, name: str, text: str) -> None:
+        self._guard(lambda writer: writer.add_text(name, text, self.start))
+
+    def draw(self, name: str, image: Image.Image, step: int) -> None:
+        self._guard(lambda writer: writer.add_image(name, np.asarray(image), step, dataformats="HWC"))
+
     def flush(self) -> None:
         """Writes out what is waiting; begins another file where the last one could not be written."""
         if self.writer is None and self.folder is not None:
@@ -124,6 +132,7 @@ class Record:
 
     def header(self, values: dict[str, Any], model: DPT) -> None:
         self.log.info("%s\n", pprint.pformat(values))
+        self.board.text("config", "".join(f"    {line}\n" for line in pprint.pformat(values).splitlines()))
         parts: dict[str, nn.Module] = {"Total": model, "Encoder": model.backbone, "Decoder": model.head}
         lines = [f"{name} params: {sum(p.numel() for p in part.parameters()) / 1e6:.1f}M" for name, part in parts.items()]
         lines = lines if self.semi and not self.change else lines[:1]

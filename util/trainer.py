@@ -37,6 +37,7 @@ from util.provenance import add_start, versions
 from util.record import Averages, Record
 from util.schedule import poly
 from util.signals import StopSignals
+from util.watch import Watch
 
 Step = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 READ_EVERY = 50  # steps between reads of the scalars on the device, where no log line falls due sooner
@@ -161,6 +162,8 @@ class Run:
         self.trainer = Trainer(cfg, model, step, self.steps * cfg.epochs, semi, world)
         self.averages = Averages(world)
         self.epoch, self.step = -1, 0
+        self.last: list[Batch] = []  # mini-batches of the last step
+        self.matrices: list[Tensor] | None = None  # of the epoch's evaluation, where it has one
         self.bad_images: list[
             str
         ] = []  # files that could not be read in this epoch, on all processes; those of the own since the last read
@@ -173,6 +176,7 @@ class Run:
         self.record = Record(self.log, self.folder if world.main else None, self.data.spec, semi, cfg.teacher == "ema", self.trainer.it)
         batch = cfg.batch_size if semi else 2 * cfg.batch_size
         self.record.header(asdict(cfg) | {"ngpus": world.size, "nclass": self.data.spec.nclass, "batch_size": batch}, model)
+        self.watch = Watch(cfg, self.data, world, self.folder, self.record, self.config["method"], self.epoch + 1)
         for note in notes:
             self.log.warning(note)
         self.last_save, self.save_seconds = time.monotonic(), 0.0
@@ -211,10 +215,14 @@ class Run:
         for epoch in range(self.epoch + 1, self.cfg.epochs):
             if self.step == 0:
                 self.record.epoch(epoch, self.trainer.lr)
+            self.watch.begin(self.step)
             self._train_epoch(epoch, progress)
+            self.watch.trained()
             self.record.bad_images(epoch, self.bad_images)
             self.bad_images = []
+            self.matrices = None
             best = self._evaluate(epoch) if self._evaluation_due(epoch) else False
+            self.watch.epoch(epoch, self.averages.means(), self.matrices, self.trainer.student, self.trainer.teacher, self.last)
             self.averages.reset()
             self.epoch, self.step = epoch, 0
             self._save(best)
@@ -224,6 +232,7 @@ class Run:
     def _train_epoch(self, epoch: int, progress: tqdm) -> None:
         for i, shards in enumerate(self._mini_batches(epoch), self.step):
             stats = self.trainer.update(shards, self.signals.caught)
+            self.last = shards
             self.averages.add(stats | {"grad_norm": self.trainer.grad_norm})
             self.step = i + 1
             progress.update()
@@ -238,6 +247,7 @@ class Run:
                     self.new_bad_images = []
                 if due:
                     self.record.iteration(i, self.trainer.lr, self.averages.means())
+                    self.record.board.add("train/lr", self.trainer.lr, self.trainer.it)
                 if self.trainer.stop:
                     self._stop()
                 if self._save_due():
@@ -283,10 +293,10 @@ class Run:
         loader = validation_loader(self.data.validation, self.world, self.data.workers)
         until_asked = takewhile(lambda _: not self.signals.caught, loader)
         mode, spec = self.data.eval_mode, self.data.spec
-        matrices = evaluate(models, until_asked, mode, self.cfg.crop_size, spec.nclass, self.world)
+        self.matrices = evaluate(models, until_asked, mode, self.cfg.crop_size, spec.nclass, self.world)
         if self.world.any(self.signals.caught):
             self._stop()  # what is evaluated so far is dropped: the checkpoint says that the evaluation is to come
-        return self.record.evaluation(epoch, mode, matrices)
+        return self.record.evaluation(epoch, mode, self.matrices)
 
     def _stop(self) -> NoReturn:
         saved = self._save()
