@@ -36,7 +36,8 @@ def test_method_trains_evaluates_and_leaves_what_people_need(name: str, tiny: Ti
     assert len(re.findall(r"\*\*\*\*\* Evaluation original \*\*\*\*\* >>>> " + pattern, log, re.M)) == epochs
     assert len(re.findall(r"Class \[5 cross\] IoU: \d", log)) == epochs
     latest, best = (checkpoint.load(tmp_path / f"{which}.pth") for which in ("latest", "best"))
-    assert {"model", "optimizer", "epoch"} <= latest.keys() and ("model_ema" in latest) == semi
+    assert {"model", "optimizer", "epoch"} <= latest.keys()
+    assert ("model_ema" in latest) == semi
     assert latest["epoch"] == epochs - 1
     assert best["epoch"] == best["best_epoch_ema" if semi else "best_epoch"]
     board = EventAccumulator(str(tmp_path)).Reload()
@@ -85,7 +86,8 @@ def _stop_after(evaluations: int):
     """An evaluation that works `evaluations` times and is then interrupted."""
     from util.trainer import Run
 
-    original, done = Run._evaluate, []
+    original = Run._evaluate
+    done: list[int] = []
 
     def evaluate(self: Run, epoch: int) -> bool:
         if len(done) == evaluations:

@@ -110,6 +110,12 @@ def _read_yaml(path: str) -> dict[str, Any]:
     return values
 
 
+def _default(key: str) -> Any:
+    """The default of a key that is a mapping; None for other keys."""
+    f = KEYS.get(key)
+    return f.default_factory() if f is not None and callable(f.default_factory) else None
+
+
 def _assign(values: dict[str, Any], setting: str) -> None:
     """Applies one `key=value` of the command line; `a.b=value` reaches into a mapping."""
     name, equals, text = setting.partition("=")
@@ -121,7 +127,7 @@ def _assign(values: dict[str, Any], setting: str) -> None:
         raise UserError(f"--set {setting}: the value is not valid YAML") from error
     *parents, leaf = name.split(".")
     for parent in parents:
-        inner = values.get(parent)
+        inner = values[parent] if parent in values else _default(parent)
         values[parent] = dict(inner) if isinstance(inner, dict) else {}
         values = values[parent]
     values[leaf] = value

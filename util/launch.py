@@ -17,6 +17,7 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+from util.dist import cpu_count
 from util.error import UserError, run
 
 
@@ -58,6 +59,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{args.training_script}: no such file; expected a method such as unimatch_v2.py")
     if args.master_port is not None:
         args.master_port = choose_port(args.master_port, torchrun.parse_min_max_nnodes(args.nnodes)[1], args.node_rank)
+    # torchrun would give each of several workers one thread
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // torchrun.determine_local_world_size(args.nproc_per_node))))
     # torchrun's own reports of what the workers have already said; LOGLEVEL asks for them
     if "LOGLEVEL" not in os.environ:
         logging.disable(logging.ERROR)

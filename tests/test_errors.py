@@ -1,0 +1,217 @@
+"""Broken situations: each ends in one line that names file or key, what was found, what was expected and what to do; exit code 2.
+
+A row is (what is broken, what breaks it, words the line must hold). Most run `main(argv)` here; a few run as real commands.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import fixmatch
+import supervised
+import unimatch_v2
+from tests.conftest import Tiny, command, make_tiny
+from util.error import run
+
+# Breaks a data set of its own and returns the arguments of the command.
+Break = Callable[[Tiny, Path], list[str]]
+
+
+def setting(*pairs: str) -> Break:
+    """Only settings are wrong."""
+    return lambda tiny, out: tiny.args(out, *pairs)
+
+
+def line(name: str, text: str) -> Break:
+    """The first line of a list is another one."""
+
+    def broken(tiny: Tiny, out: Path) -> list[str]:
+        path = tiny.root / f"{name}.txt"
+        path.write_text("\n".join([text, *path.read_text().splitlines()[1:]]) + "\n")
+        return tiny.args(out)
+
+    return broken
+
+
+def file(name: str, content: bytes | None) -> Break:
+    """A file of the data set has other bytes, or is gone."""
+
+    def broken(tiny: Tiny, out: Path) -> list[str]:
+        path = tiny.root / name
+        path.unlink() if content is None else path.write_bytes(content)
+        return tiny.args(out)
+
+    return broken
+
+
+def mask(pixels: np.ndarray) -> Break:
+    """The mask of the first labelled image (57 x 43) has other pixels."""
+
+    def broken(tiny: Tiny, out: Path) -> list[str]:
+        Image.fromarray(pixels).save(tiny.root / "masks/0.png")
+        return tiny.args(out)
+
+    return broken
+
+
+def config(**values: object) -> Break:
+    """The config file has other values; None removes a key."""
+
+    def broken(tiny: Tiny, out: Path) -> list[str]:
+        own = yaml.safe_load(tiny.config.read_text()) | values
+        tiny.config.write_text(yaml.safe_dump({k: v for k, v in own.items() if v is not None}))
+        return tiny.args(out)
+
+    return broken
+
+
+def without(*names: str) -> Break:
+    """An argument is missing from the command line, its value too."""
+
+    def broken(tiny: Tiny, out: Path) -> list[str]:
+        args = tiny.args(out)
+        for name in names:
+            at = args.index(name)
+            del args[at : at + 2]
+        return args
+
+    return broken
+
+
+def save_path_below_a_file(tiny: Tiny, out: Path) -> list[str]:
+    out.write_text("a file")
+    return tiny.args(out / "run")
+
+
+def checkpoint_file(content: object) -> Break:
+    """latest.pth is something else: bytes as they are, other things saved by torch."""
+
+    def broken(tiny: Tiny, out: Path) -> list[str]:
+        out.mkdir()
+        if isinstance(content, bytes):
+            (out / "latest.pth").write_bytes(content)
+        else:
+            torch.save(content, out / "latest.pth")
+        return tiny.args(out)
+
+    return broken
+
+
+ROWS: dict[str, tuple[Break, tuple[str, ...]]] = {
+    # config
+    "config missing": (lambda t, o: ["--config", "no/such.yaml", *t.args(o)[2:]], ("no/such.yaml", "no such config file")),
+    "config is no YAML": (file("tiny.yaml", b"a: [1\n"), ("tiny.yaml", "not valid YAML")),
+    "config is no mapping": (file("tiny.yaml", b"- a\n- b\n"), ("tiny.yaml", "found a list", "key: value")),
+    "config is binary": (file("tiny.yaml", b"\xff\xfe\x00\x01"), ("tiny.yaml", "not valid YAML")),
+    "key missing": (config(backbone=None), ("tiny.yaml", "`backbone`", "add it")),
+    "key unknown": (config(batchsize=4), ("batchsize", "nearest is 'batch_size'")),
+    "key unknown in --set": (setting("epoch=3"), ("epoch", "nearest is 'epochs'")),
+    "--set without a value": (setting("epochs"), ("--set epochs", "expected key=value")),
+    "type: word for a number": (setting("epochs=many"), ("epochs", "'many'", "expected int")),
+    "type: fraction for a count": (setting("batch_size=2.5"), ("batch_size", "2.5", "expected int")),
+    "type: number for a switch": (setting("lock_backbone=1"), ("lock_backbone", "expected bool")),
+    "type: word for a rate": (setting("lr=fast"), ("lr", "'fast'", "expected float")),
+    "type: list for a mapping": (setting("criterion=[1]"), ("criterion", "expected dict")),
+    "epochs 0": (setting("epochs=0"), ("epochs", "found 0", "above 0")),
+    "batch size negative": (setting("batch_size=-1"), ("batch_size", "found -1")),
+    "crop no multiple of 14": (setting("crop_size=100"), ("crop_size", "found 100", "multiple of 14", "98")),
+    "data set unknown": (setting("dataset=kitti"), ("dataset", "'kitti'", "cityscapes")),
+    "backbone unknown": (setting("backbone=resnet50"), ("backbone", "'resnet50'", "dinov2_small")),
+    "model unknown": (setting("model=deeplab"), ("model", "'deeplab'", "dpt")),
+    "teacher unknown": (setting("teacher=mean"), ("teacher", "'mean'", "ema, student")),
+    "nclass of another data set": (setting("nclass=21"), ("nclass", "found 21", "demo has 6")),
+    "criterion unknown": (setting("criterion.name=Dice"), ("criterion.name", "'Dice'", "CELoss or OHEM")),
+    "criterion key unknown": (setting("criterion.kwargs.gamma=2"), ("criterion", "gamma", "ignore_index")),
+    "OHEM without its numbers": (setting("criterion.name=OHEM"), ("criterion.kwargs", "thresh", "min_kept")),
+    "valset of another data set": (setting("valset=coco"), ("valset", "'coco'", "demo")),
+    "weights missing": (setting("pretrained=no/such.pth"), ("no/such.pth", "no such weights file", "pretrained=null")),
+    "weights of no published model": (setting("pretrained=auto"), ("pretrained/dinov2_tiny.pth", "not a published model")),
+    "weights not downloaded": (setting("pretrained=auto", "backbone=dinov2_small"), ("pretrained/dinov2_small.pth", "model.pretrained")),
+    "init missing": (setting("init=no/such.pth"), ("no/such.pth", "no such checkpoint")),
+    "GPU asked for where there is none": (setting("device=cuda"), ("device", "found 0 GPU")),
+    # epochs
+    "no full mini-batch": (setting("batch_size=13"), ("batch_size", "12 images", "13", "lower batch_size")),
+    "no full mini-batch on each shard": (setting("shards=16"), ("12 images", "16 shard(s)")),
+    # lists
+    "list missing": (file("labeled.txt", None), ("labeled.txt", "no such list")),
+    "list empty": (file("unlabeled.txt", b"\n\n"), ("unlabeled.txt", "empty")),
+    "validation list missing": (file("val.txt", None), ("val.txt", "no such list")),
+    "list line without a mask": (line("labeled", "images/0.jpg"), ("labeled.txt:1", "images/0.jpg", "no mask")),
+    "list line with None in a labelled list": (line("labeled", "images/0.jpg None"), ("labeled.txt:1", "no mask")),
+    "list line with three fields": (line("labeled", "my images/0.jpg masks/0.png"), ("labeled.txt:1", "TAB")),
+    "list leads outside the root": (line("unlabeled", "../secret.jpg None"), ("../secret.jpg", "outside the data root")),
+    "absolute path outside the root": (line("unlabeled", "/etc/hostname None"), ("/etc/hostname", "outside the data root")),
+    # images and masks
+    "image missing": (file("images/0.jpg", None), ("images/0.jpg", "no such file", "data_root")),
+    "unlabelled image missing": (file("images/9.jpg", None), ("images/9.jpg", "no such file")),
+    "validation image missing": (file("images/18.jpg", None), ("images/18.jpg", "no such file")),
+    "mask missing": (file("masks/0.png", None), ("masks/0.png", "no such file")),
+    "image is text": (file("images/0.jpg", b"hello"), ("images/0.jpg", "cannot be read as an image")),
+    "image is empty": (file("images/0.jpg", b""), ("images/0.jpg", "cannot be read as an image")),
+    "mask value too large": (mask(np.full((43, 57), 6, np.uint8)), ("masks/0.png", "label 6", "0..5", "255")),
+    "mask of another size": (mask(np.zeros((40, 57), np.uint8)), ("masks/0.png", "(57, 40)", "(57, 43)")),
+    "mask in colour": (mask(np.zeros((43, 57, 3), np.uint8)), ("masks/0.png", "RGB", "one channel")),
+    "mask 16-bit with a large value": (mask(np.full((43, 57), 1000, np.uint16)), ("masks/0.png", "label 1000")),
+    # where things are saved
+    "save path below a file": (save_path_below_a_file, ("run", "cannot be written", "--save-path")),
+    "checkpoint torn": (checkpoint_file(b"PK\x03\x04torn"), ("latest.pth", "not a readable checkpoint")),
+    "checkpoint is no dictionary": (checkpoint_file([1, 2]), ("latest.pth", "found a list")),
+    "checkpoint of another model": (checkpoint_file({"model": {"x": torch.ones(1)}, "epoch": 0}), ("latest.pth", "backbone.cls_token")),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_one_clear_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    broken, words = ROWS[name]
+    args = broken(make_tiny(tmp_path / "data"), tmp_path / "out")
+    with pytest.raises(SystemExit) as end:
+        run(unimatch_v2.main, args)
+    lines = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0]
+
+
+def test_a_missing_argument_is_named(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for module, name in ((unimatch_v2, "--unlabeled-id-path"), (supervised, "--labeled-id-path"), (fixmatch, "--save-path")):
+        with pytest.raises(SystemExit) as end:
+            run(module.main, without(name)(tiny, tmp_path / "out"))
+        assert end.value.code == 2
+        assert name in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_what_a_worker_meets_is_still_one_line(tmp_path: Path) -> None:
+    tiny = make_tiny(tmp_path / "data")
+    (tiny.root / "images/7.jpg").write_bytes(b"")
+    done = command("fixmatch.py", *tiny.args(tmp_path / "out", "num_workers=2"))
+    assert done.returncode == 2
+    assert [line for line in done.stderr.splitlines() if line] == [
+        line for line in done.stderr.splitlines() if line.startswith("error: ") and "images/7.jpg" in line
+    ]
+
+
+def test_two_processes_print_a_mistake_once_and_keep_the_exit_code(tiny: Tiny, tmp_path: Path) -> None:
+    launch = ("-m", "util.launch", "--nproc_per_node=2", "--master_addr=localhost", "--master_port=0")
+    done = command(*launch, "unimatch_v2.py", *tiny.args(tmp_path / "out", "crop_size=100"))
+    assert done.returncode == 2
+    assert done.stderr.count("crop_size: found 100") == 1
+    assert "Traceback" not in done.stderr
+
+
+def test_a_mistake_harms_nothing_that_was_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny, out = make_tiny(tmp_path / "data"), tmp_path / "out"
+    fixmatch.main(tiny.args(out, "epochs=1"))
+    before = {name: (out / name).read_bytes() for name in ("latest.pth", "best.pth")}
+    shutil.rmtree(tiny.root / "images")
+    with pytest.raises(SystemExit):
+        run(fixmatch.main, tiny.args(out, "epochs=2"))
+    assert before == {name: (out / name).read_bytes() for name in before}
+    assert "no such file" in capsys.readouterr().err
