@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 
 from torch.utils.data import DataLoader
@@ -17,12 +18,13 @@ from util.error import UserError
 
 @dataclass(frozen=True)
 class Data:
-    """What a run trains and evaluates on. `lists` holds the SHA-256 of each list's content."""
+    """What a run trains and evaluates on; test: what its best model is scored on in the end. `lists`: SHA-256 of each list's content."""
 
     spec: DatasetSpec
     sampler: ShardSampler
     loader: DataLoader
     validation: Source
+    test: Source | None
     eval_mode: str
     workers: int
     lists: dict[str, str]
@@ -55,6 +57,21 @@ def validation_source(cfg: Config, spec: DatasetSpec) -> Source:
     return Source(spec, cfg.data_root, ImageList(cfg.val_id_path or spec.val_list, spec.task, masks=True))
 
 
+def test_source(cfg: Config, spec: DatasetSpec, validation: Source) -> Source | None:
+    """The list for the one score of best.pth at the end: `test_id_path`; None where the validation list is the same.
+
+    The published change detection runs are selected on the test list. A run that selects on another list (`val_id_path`) needs the
+    test score to be compared with them, so there the data set's test list is the default, where it exists.
+    """
+    path = cfg.test_id_path
+    if path is None and spec.task == "change" and os.path.isfile(spec.val_list):
+        path = spec.val_list
+    if path is None:
+        return None
+    source = Source(spec, cfg.data_root, ImageList(path, spec.task, masks=True))
+    return None if source.ids.sha256 == validation.ids.sha256 else source
+
+
 def loader_workers(cfg: Config, world: World) -> int:
     """Loader processes of this training process: what the config says, else the CPUs left beside it, at most 8."""
     if cfg.num_workers is not None:
@@ -85,6 +102,7 @@ def open_data(cfg: Config, world: World, semi: bool, log: logging.Logger) -> Dat
             f"lower batch_size or shards, or give a longer list"
         )
     validation = validation_source(cfg, spec)
+    test = test_source(cfg, spec, validation)
     workers = loader_workers(cfg, world)
     loader = DataLoader(
         TrainSet(sources, cfg.crop_size, cfg.seed),
@@ -95,4 +113,4 @@ def open_data(cfg: Config, world: World, semi: bool, log: logging.Logger) -> Dat
         pin_memory=world.device.type == "cuda",
     )
     lists = {name: source.ids.sha256 for name, source in sources.items()} | {"val": validation.ids.sha256}
-    return Data(spec, sampler, loader, validation, cfg.eval_mode or spec.eval_mode, workers, lists)
+    return Data(spec, sampler, loader, validation, test, cfg.eval_mode or spec.eval_mode, workers, lists)

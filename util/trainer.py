@@ -30,6 +30,7 @@ from util.dist import World, processes
 from util.ema import ema_update_, make_teacher
 from util.error import UserError
 from util.evaluation import evaluate, validation_loader
+from util.final import final_test
 from util.log import open_log
 from util.record import Averages, Record
 from util.schedule import poly
@@ -150,6 +151,7 @@ class Run:
             self.averages.reset()
             self._save(epoch, 0, ("best.pth", "latest.pth") if best else ("latest.pth",))
         progress.close()
+        self._test()
         self.record.close()
 
     def _train_epoch(self, epoch: int, start: int, progress: tqdm) -> None:
@@ -189,6 +191,14 @@ class Run:
         mode, spec = self.data.eval_mode, self.data.spec
         matrices = evaluate(models, loader, mode, self.cfg.crop_size, spec.nclass, self.world)
         return self.record.evaluation(epoch, mode, matrices)
+
+    def _test(self) -> None:
+        """Scores best.pth on the test list where another list selected it. The models keep its weights: nothing comes after."""
+        if self.data.test is None:
+            return
+        self.world.wait()  # until the first process has written best.pth
+        for line in final_test(self.cfg, self.data, self.data.test, self.trainer.student, self.trainer.teacher, self.world):
+            self.log.info(line)
 
     def _save_due(self) -> bool:
         seconds = max(300.0, 100 * self.save_seconds) if self.cfg.save_every is None else 60 * self.cfg.save_every
