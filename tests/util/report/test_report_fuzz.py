@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from report_logs import LogWriter, whole_log
 
+from tests.util.report.report_logs import LogWriter, whole_log
 from util.error import UserError
 from util.report import Run, read_log
 from util.report.render import latex, markdown

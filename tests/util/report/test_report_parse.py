@@ -4,8 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from report_logs import LogWriter, whole_log
 
+from tests.util.report.report_logs import LogWriter, whole_log
 from util.error import UserError
 from util.report import Run, read_log
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from report_logs import LogWriter, whole_log
 
+from tests.util.report.report_logs import LogWriter, whole_log
 from util.error import UserError
 from util.report import read_log
 from util.report.__main__ import main
@@ -33,7 +33,8 @@ def write(folder: Path, name: str, text: str) -> Path:
 def exp(tmp_path: Path) -> Path:
     """A folder with three seeds of one experiment, another method, an unfinished change-detection run and a file that is no log."""
     for seed, best in enumerate(("86.00", "86.20", "86.70")):
-        write(tmp_path, f"pascal/92_seed{seed}/train.log", whole_log(1, lambda _, best=best: best, seed=seed, port=1000 + seed))
+        log = whole_log(1, {0: best}.__getitem__, seed=seed, port=1000 + seed)
+        write(tmp_path, f"pascal/92_seed{seed}/train.log", log)
     write(tmp_path, "pascal/sup/train.log", LogWriter().header("supervised", epochs=1).supervised_epoch(0, "76.85").text)
     write(
         tmp_path,

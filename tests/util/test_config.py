@@ -1,0 +1,82 @@
+"""Configs: the types of keys, `--set`, the authors' key names, the command line."""
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from util.config import KEYS, Config, load_config, parse_command
+from util.error import UserError
+
+BASE = """
+dataset: pascal
+data_root: /data
+backbone: dinov2_small
+crop_size: 518
+epochs: 60
+batch_size: 4
+lr: 0.000005
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    (tmp_path / "c.yaml").write_text(BASE)
+    return str(tmp_path / "c.yaml")
+
+
+def test_defaults_are_the_published_settings(path: str) -> None:
+    cfg = load_config(path)
+    assert (cfg.lr_multi, cfg.conf_thresh, cfg.criterion["name"], cfg.teacher, cfg.lock_backbone) == (40.0, 0.95, "CELoss", "ema", False)
+    assert cfg.pretrained == "auto"
+
+
+def test_set_wins_over_the_file_and_has_its_type(path: str) -> None:
+    cfg = load_config(path, ["lr=5e-6", "lr_multi=10", "pretrained=null", "shards=2", "lock_backbone=true", "epochs=3", "epochs=4"])
+    assert (cfg.lr, cfg.lr_multi, cfg.pretrained, cfg.shards, cfg.lock_backbone, cfg.epochs) == (5e-6, 10.0, None, 2, True, 4)
+    assert type(cfg.lr_multi) is float
+
+
+def test_set_reaches_into_mappings_and_keeps_the_rest(path: str) -> None:
+    settings = ["criterion.name=OHEM", "criterion.kwargs.thresh=0.7", "criterion.kwargs.min_kept=200000"]
+    assert load_config(path, settings).criterion == {"name": "OHEM", "kwargs": {"ignore_index": 255, "thresh": 0.7, "min_kept": 200000}}
+
+
+def test_values_may_hold_equal_signs(path: str) -> None:
+    assert load_config(path, ["data_root=/a=b"]).data_root == "/a=b"
+
+
+def test_the_authors_keys_for_two_data_sets(tmp_path: Path) -> None:
+    text = BASE.replace("dataset: pascal\ndata_root: /data", "dataset_l: ade20k\ndataset_u: coco\nvalset: ade20k") + (
+        "data_root_l: /ade\ndata_root_u: /coco\n"
+    )
+    (tmp_path / "c.yaml").write_text(text)
+    cfg = load_config(str(tmp_path / "c.yaml"))
+    assert (cfg.dataset, cfg.data_root, cfg.data_root_u) == ("ade20k", "/ade", "/coco")
+
+
+@given(st.sampled_from(sorted(KEYS)), st.text(alphabet="abcdefghijklmnopqrstuvwxyz_", max_size=3))
+def test_a_misspelt_key_is_refused_and_its_neighbour_named(key: str, extra: str) -> None:
+    if key + extra in KEYS:
+        return
+    with pytest.raises(UserError, match="no such config key"):
+        load_config(str(Path(__file__).parents[2] / "configs/pascal.yaml"), [f"{key}{extra}=1"])
+
+
+def test_the_authors_command_line(path: str) -> None:
+    lists = ["--labeled-id-path", "l.txt", "--unlabeled-id-path", "u.txt", "--save-path", "exp"]
+    for spelling in ("--local_rank", "--local-rank"):
+        cfg = parse_command(["--config", path, *lists, "--port", "29500", f"{spelling}=0"], None, True)
+        assert (cfg.labeled_id_path, cfg.unlabeled_id_path, cfg.save_path) == ("l.txt", "u.txt", "exp")
+    cfg = parse_command(["--config", path, *lists, "--pretrained-path", "w.pth"], None, False)
+    assert (cfg.pretrained, cfg.unlabeled_id_path) == ("w.pth", None)
+
+
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_shipped_configs_load_and_are_short(file: Path) -> None:
+    cfg = load_config(str(file))
+    assert isinstance(cfg, Config)
+    lines = file.read_text().splitlines()
+    assert lines[0].startswith("#")
+    assert len(lines) <= 30

@@ -1,0 +1,55 @@
+"""Processes, devices and CPUs as the environment says."""
+
+import os
+
+import pytest
+
+from util.dist import World, cpu_count, processes
+from util.error import UserError
+
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+
+
+@pytest.fixture(autouse=True)
+def _bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*TORCHRUN, "SLURM_CPUS_PER_TASK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_without_torchrun_there_is_one_process_also_inside_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_PROCID", "3")
+    monkeypatch.setenv("SLURM_NTASKS", "8")
+    with processes("cpu") as world:
+        assert (world.rank, world.size, world.main) == (0, 1, True)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (("0", "2", None, "2"), "LOCAL_RANK: found None"),
+        (("0", "two", "0", "1"), "WORLD_SIZE: found 'two'"),
+        (("5", "2", "0", "1"), "RANK=5 of WORLD_SIZE=2"),
+        (("0", "1", "0", "4"), "of 4 do not fit"),
+    ],
+)
+def test_a_broken_environment_is_named(values: tuple[str | None, ...], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in zip(TORCHRUN, values, strict=True):
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=words), processes("cpu"):
+        pass
+
+
+def test_cpus_follow_affinity_and_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = len(os.sched_getaffinity(0))
+    assert cpu_count() == here
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    assert cpu_count() == 1
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "512")
+    assert cpu_count() == here
+
+
+def test_shards_are_spread_without_gap_or_overlap() -> None:
+    for size in (1, 2, 4):
+        owned = [shard for rank in range(size) for shard in World(rank, size).own_shards(4)]
+        assert owned == [0, 1, 2, 3]
