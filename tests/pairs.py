@@ -41,6 +41,7 @@ def make_pairs(root: Path) -> Tiny:
         "dataset": "demo_change",
         "data_root": str(root),
         "val_id_path": str(root / "test.txt"),
+        "test_id_path": str(root / "test.txt"),
         "backbone": "dinov2_tiny",
         "pretrained": None,
         "crop_size": 28,
