@@ -1,8 +1,11 @@
 """Change detection end to end: log lines and scalars as published, who labels, which epoch is the best, the final test."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -287,3 +290,31 @@ def test_one_clear_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture
     assert end.value.code == 2
     assert line.startswith("error: ")
     assert all(word in line for word in words), line
+
+
+def script(name: str, *args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    full = {k: v for k, v in os.environ.items() if k not in ("dataset", "method", "split", "exp", "config", "save_path")}
+    full["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return subprocess.run(["sh", f"scripts/{name}", *args], cwd=ROOT, env=full | env, capture_output=True, text=True, timeout=200)
+
+
+def test_a_split_with_a_percent_sign_trains(pairs: Tiny, tmp_path: Path) -> None:
+    """dataset=levir split=5%: the sign reaches lists, save path and log untouched."""
+    folder = tmp_path / "5%"
+    for name in ("labeled", "unlabeled"):
+        folder.mkdir(exist_ok=True)
+        (folder / f"{name}.txt").write_text("0.png\n1.png\n")
+    lists = [f"--{name}-id-path={folder}/{name}.txt" for name in ("labeled", "unlabeled")]
+    named = {"dataset": "levir", "split": "5%", "config": str(pairs.config), "save_path": f"{folder}/run"}
+    done = script("train.sh", "1", "0", *lists, "--set", "epochs=1", "--set", "dataset=levir", **named)
+    assert done.returncode == 0, done.stderr
+    assert f"'labeled_id_path': '{folder}/labeled.txt'" in (folder / "run/train.log").read_text()
+    assert (folder / "run/best.pth").exists()
+
+
+def test_slurm_writes_its_log_into_a_folder_with_a_percent_sign() -> None:
+    """Slurm replaces %j by the job's number and %% by a percent sign."""
+    done = script("slurm_train.sh", "--dry-run", "1", "29500", "gpu", dataset="levir", split="5%", exp="dinov2_base")
+    assert '#SBATCH --output="exp/levir/unimatch_v2/dinov2_base/5%%/slurm-%j.log"\n' in done.stdout
+    assert "split='5%'\n" in done.stdout
+    assert "save_path='exp/levir/unimatch_v2/dinov2_base/5%'\n" in done.stdout
