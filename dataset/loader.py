@@ -14,17 +14,17 @@ from dataset.spec import DatasetSpec, get_spec
 from util.config import Config
 from util.dist import World, cpu_count
 from util.error import UserError
+from util.signals import ignore_in_worker
 
 
 @dataclass(frozen=True)
 class Data:
-    """What a run trains and evaluates on; test: what its best model is scored on in the end. `lists`: SHA-256 of each list's content."""
+    """What a run trains and evaluates on. `lists` holds the SHA-256 of each list's content."""
 
     spec: DatasetSpec
     sampler: ShardSampler
     loader: DataLoader
     validation: Source
-    test: Source | None
     eval_mode: str
     workers: int
     lists: dict[str, str]
@@ -111,15 +111,15 @@ def open_data(cfg: Config, world: World, semi: bool, log: logging.Logger) -> Dat
             f"lower batch_size or shards, or give a longer list"
         )
     validation = validation_source(cfg, spec)
-    test = test_source(cfg, spec, validation, log)
     workers = loader_workers(cfg, world)
     loader = DataLoader(
-        TrainSet(sources, cfg.crop_size, cfg.seed),
+        TrainSet(sources, cfg.crop_size, cfg.seed, cfg.bad_images == "skip"),
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=collate,
+        worker_init_fn=ignore_in_worker,
         persistent_workers=workers > 0,
         pin_memory=world.device.type == "cuda",
     )
     lists = {name: source.ids.sha256 for name, source in sources.items()} | {"val": validation.ids.sha256}
-    return Data(spec, sampler, loader, validation, test, cfg.eval_mode or spec.eval_mode, workers, lists)
+    return Data(spec, sampler, loader, validation, cfg.eval_mode or spec.eval_mode, workers, lists)

@@ -230,9 +230,17 @@ def test_val_id_path_selects_and_the_best_epoch_is_scored_once_on_the_test_list(
     again = figures(tmp_path / "again" / "train.log")
     assert f"Changed IoU: {result['scores']['EMA']['changed IoU']:.2f}:" in again[2], "init starts from the EMA"
     assert not (tmp_path / "again" / "test.json").exists()
+    # it is best.pth that is scored: here one that says changed everywhere
+    (tmp_path / "test.json").unlink()
+    for key in ("model", "model_ema"):
+        best[key]["head.scratch.output_conv.2.bias"] = torch.tensor([-1e3, 1e3])
+    torch.save(best, tmp_path / "best.pth")
+    unimatch_v2.main(args)
+    assert json.loads((tmp_path / "test.json").read_text())["scores"]["student"]["recall"] == 100
+    lines = figures(tmp_path / "train.log")[-2:]
     monkeypatch.setattr("util.final.evaluate", lambda *_: pytest.fail("tested twice"))
     unimatch_v2.main(args)
-    assert figures(tmp_path / "train.log")[-2:] == lines[-2:], "started again: told again, not tested again"
+    assert figures(tmp_path / "train.log")[-2:] == lines, "started again: told again, not tested again"
 
 
 def test_the_test_list_of_the_data_set_is_the_default_for_the_final_test(
