@@ -36,6 +36,7 @@ class Config:
     nclass: int | None = None  # known from the data set; where given it must agree
     data_root_u: str | None = None  # root of the unlabelled list, where it is another
     val_id_path: str | None = None  # validation list; null is the data set's own
+    test_id_path: str | None = None  # list that best.pth is scored on, once, at the end; null: see dataset/loader.py, test_source
     eval_mode: str | None = None  # original | sliding_window; null is the data set's own
     eval_every: int = 1  # epochs between evaluations; the last epoch always has one
     shards: int | None = None  # GPUs the recipe is defined for; null is the number of processes

@@ -186,11 +186,12 @@ class Record:
         accuracies = [metric.pixel_accuracy(matrix) for matrix in matrices]
         scores = [float(iou[1] if self.change else iou.mean()) for iou in ious]
         if self.change:
+            self._changed_class_line(matrices)
             self._change_lines([iou.tolist() for iou in ious], accuracies)
         else:
             self._class_lines(mode, [iou.tolist() for iou in ious], scores)
-        for suffix, iou, score, accuracy in zip(("", "_ema"), ious, scores, accuracies, strict=False):
-            self._board_scores(epoch, suffix, iou, score, accuracy)
+        for suffix, matrix in zip(("", "_ema"), matrices, strict=False):
+            self._board_scores(epoch, suffix, matrix)
         improved = [score >= best.score for score, best in zip(scores, self.best, strict=True)]
         for i, better in enumerate(improved):
             if better:
@@ -205,17 +206,24 @@ class Record:
             self.log.info("***** Evaluation ***** >>>> " + self._pair(f"Class [{k} {name}] IoU", [iou[k] for iou in ious]))
         self.log.info(f"***** Evaluation {mode} ***** >>>> " + self._pair("MeanIoU", scores) + "\n")
 
+    def _changed_class_line(self, matrices: list[Tensor]) -> None:
+        # the published logs have no such line, so it is in words that no reader of theirs takes for a figure
+        values = [", ".join(f"{name} {value:.2f}" for name, value in metric.changed_class(matrix).items()) for matrix in matrices]
+        self.log.info(f"Changed class: {values[0]}" + (f", {self.ema}: {values[1]}" if self.semi else ""))
+
     def _change_lines(self, ious: list[list[float]], accuracies: list[float]) -> None:
         self.log.info("***** Evaluation ***** >>>> " + self._pair("Unchanged IoU", [iou[0] for iou in ious]))
         # the published lines have a colon here
         self.log.info("***** Evaluation ***** >>>> " + self._pair("Changed IoU", [iou[1] for iou in ious], ":"))
         self.log.info("***** Evaluation ***** >>>> " + self._pair("Overall Accuracy", accuracies) + "\n")
 
-    def _board_scores(self, epoch: int, suffix: str, iou: Tensor, score: float, accuracy: float) -> None:
+    def _board_scores(self, epoch: int, suffix: str, matrix: Tensor) -> None:
+        iou = metric.iou(matrix)
         if self.change:
-            named = {"unchanged_IoU": float(iou[0]), "changed_IoU": float(iou[1]), "overall_accuracy": accuracy}
+            named = {"unchanged_IoU": float(iou[0]), "changed_IoU": float(iou[1]), "overall_accuracy": metric.pixel_accuracy(matrix)}
+            named |= {f"changed_{name}": value for name, value in metric.changed_class(matrix).items()}
         else:
-            named = {"mIoU": score} | {f"{name}_IoU": float(v) for name, v in zip(self.spec.classes, iou, strict=True)}
+            named = {"mIoU": float(iou.mean())} | {f"{name}_IoU": float(v) for name, v in zip(self.spec.classes, iou, strict=True)}
         for name, value in named.items():
             # the published names put the suffix behind the figure: mIoU_ema, road_IoU_ema
             self.board.add(f"eval/{name}{suffix}", value, epoch)

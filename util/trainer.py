@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from dataset.batch import Batch, make_batch
-from dataset.loader import Data, open_data, shard_count
+from dataset.loader import Data, open_data, shard_count, test_source
 from dataset.semi import batches
 from model import build_model
 from model.dropout import complementary_factors
@@ -32,6 +32,7 @@ from util.dist import World, deterministic, processes
 from util.ema import ema_update_, make_teacher
 from util.error import StoppedError, UserError
 from util.evaluation import evaluate, validation_loader
+from util.final import final_test
 from util.log import open_log
 from util.provenance import add_start, versions
 from util.record import Averages, Record
@@ -173,6 +174,7 @@ class Run:
             add_start(self.folder, world.device, world.size)
         self.log = open_log(self.folder / resume.LOG if world.main else None)
         shard_count(cfg, world, self.log)  # says so where there are more processes than the recipe has shards
+        self.test = test_source(cfg, self.data.spec, self.data.validation, self.log)
         self.record = Record(self.log, self.folder if world.main else None, self.data.spec, semi, cfg.teacher == "ema", self.trainer.it)
         batch = cfg.batch_size if semi else 2 * cfg.batch_size
         self.record.header(asdict(cfg) | {"ngpus": world.size, "nclass": self.data.spec.nclass, "batch_size": batch}, model)
@@ -227,6 +229,7 @@ class Run:
             self.epoch, self.step = epoch, 0
             self._save(best)
         progress.close()
+        self._test()
         self.record.board.close()
 
     def _train_epoch(self, epoch: int, progress: tqdm) -> None:
@@ -297,6 +300,14 @@ class Run:
         if self.world.any(self.signals.caught):
             self._stop()  # what is evaluated so far is dropped: the checkpoint says that the evaluation is to come
         return self.record.evaluation(epoch, mode, self.matrices)
+
+    def _test(self) -> None:
+        """Scores best.pth on the test list where another list selected it. The models keep its weights: nothing comes after."""
+        if self.test is None:
+            return
+        self.world.wait()  # until the first process has written best.pth
+        for line in final_test(self.cfg, self.data, self.test, self.trainer.student, self.trainer.teacher, self.world):
+            self.log.info(line)
 
     def _stop(self) -> NoReturn:
         saved = self._save()
