@@ -1,11 +1,17 @@
 """The format of a list: one image per line (spec.md 2.1)."""
 
+import hashlib
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from util.error import UserError
 from util.files import write_atomic
+
+_PLAIN = re.compile(rb"[^ \t]+(?: [^ \t]+)?")  # `image` or `image mask`
 
 
 class Entry(NamedTuple):
@@ -37,17 +43,24 @@ def format_line(entry: Entry) -> str:
     return f"{entry.image}{separator}{mask}"
 
 
-def read_lines(path: str | os.PathLike[str]) -> list[str]:
-    """The lines of a list that are not empty. Raises UserError for a list that is missing, empty or no text."""
+def _read(path: str | os.PathLike[str]) -> bytes:
+    """The bytes of a list without byte order mark and carriage returns. Raises UserError for one that is missing, empty or no text."""
     try:
-        lines = [line.strip("\r") for line in Path(path).read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+        content = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
+        if not content.isascii():
+            content.decode()
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such list; get it with `python -m dataset.splits fetch` or write one with `make`") from None
     except (IsADirectoryError, PermissionError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a list that can be read ({error}); expected a UTF-8 text with one image per line") from error
-    if not lines:
+    if not content.strip():
         raise UserError(f"{path}: found an empty list, expected one image per line")
-    return lines
+    return content
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """The lines of a list that are not empty. Raises UserError for a list that is missing, empty or no text."""
+    return [line for line in _read(path).decode().split("\n") if line.strip()]
 
 
 def read_list(path: str | os.PathLike[str], task: str = "segmentation") -> list[Entry]:
@@ -58,3 +71,42 @@ def read_list(path: str | os.PathLike[str], task: str = "segmentation") -> list[
 def write_lines(path: Path, lines: list[str]) -> None:
     """Writes a list atomically, every line ended."""
     write_atomic(path, lambda file: file.write("".join(f"{line}\n" for line in lines).encode()))
+
+
+def inside(root: str, path: str) -> str:
+    """`path` below `root`. Raises UserError where it would leave the root: `..`, or an absolute path elsewhere."""
+    base = os.path.abspath(root)
+    full = os.path.normpath(os.path.join(base, path))
+    if os.path.commonpath([base, full]) != base:
+        raise UserError(f"{path}: leads outside the data root {root}; correct the list, or set data_root to a folder that holds it")
+    return full
+
+
+class ImageList:
+    """The lines of a list file, kept as one block of bytes, so that a long list costs little and workers do not copy it.
+
+    masks: every line must name a mask (labelled and validation lists). Raises UserError for a list that cannot be used.
+    """
+
+    def __init__(self, path: str, task: str, masks: bool) -> None:
+        self.path = path
+        self.task = task
+        simple = task == "segmentation" and not masks
+        kept = []
+        for number, line in enumerate(_read(path).split(b"\n"), 1):
+            if simple and _PLAIN.fullmatch(line):  # most lines, and far faster than parsing them
+                kept.append(line)
+            elif line.strip():
+                if parse_line(line.decode(), f"{path}:{number}", task).mask is None and masks and task != "change":
+                    raise UserError(f"{path}:{number}: {line.decode()!r} has no mask; a labelled list needs `image mask` on every line")
+                kept.append(line)
+        self._bytes = b"\n".join(kept)
+        self._ends = np.cumsum([len(line) + 1 for line in kept]) - 1
+        self.sha256 = hashlib.sha256(self._bytes).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> Entry:
+        start = int(self._ends[index - 1]) + 1 if index else 0
+        return parse_line(self._bytes[start : int(self._ends[index])].decode(), self.path, self.task)
