@@ -21,8 +21,21 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
     """
     try:
         main(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _end_quietly()
     except UserError as error:
         if os.environ.get("RANK", "0") != "0":
             time.sleep(3)
         print("error: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+def _end_quietly() -> None:
+    """Ends the process when whoever read its output has read enough, as `| head` does. Another broken pipe is a bug."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more at its end
+        sys.exit(141)  # what a shell says of a command that ends by SIGPIPE
+    raise
