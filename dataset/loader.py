@@ -16,6 +16,7 @@ from dataset.spec import DatasetSpec
 from util.config import Config
 from util.dist import World, cpu_count
 from util.error import UserError
+from util.signals import ignore_in_worker
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,11 @@ def open_data(cfg: Config, world: World, semi: bool, log: logging.Logger) -> Dat
     validation = validation_source(cfg, spec)
     workers = loader_workers(cfg, world)
     loader = DataLoader(
-        TrainSet(sources, cfg.crop_size, cfg.seed),
+        TrainSet(sources, cfg.crop_size, cfg.seed, cfg.bad_images == "skip"),
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=collate,
+        worker_init_fn=ignore_in_worker,
         persistent_workers=workers > 0,
         pin_memory=world.device.type == "cuda",
     )
