@@ -29,7 +29,7 @@ def run(tiny: Tiny, method: str, processes: int, save: Path) -> dict[str, list[f
     done = command(f"{method}.py", *args, processes=processes if processes > 1 else 0)
     assert done.returncode == 0, done.stderr
     board = EventAccumulator(str(save)).Reload()
-    names = [tag for tag in board.Tags()["scalars"] if tag.startswith("train/")]
+    names = [tag for tag in board.Tags()["scalars"] if tag in TOLERANCE or tag == "train/mask_ratio"]
     return {name: [round(event.value, 7) for event in board.Scalars(name)] for name in sorted(names)}
 
 
