@@ -22,7 +22,10 @@ def parse_line(line: str, where: str, task: str = "segmentation") -> Entry:
     """
     if task == "change":
         if "\t" in line or " " in line:
-            raise UserError(f"{where}: found {line!r}, expected one file name, found under A/, B/ and label/")
+            raise UserError(
+                f"{where}: found {line!r}, expected one file name, found under A/, B/ and label/; is it a list of image-mask pairs "
+                "for a segmentation data set?"
+            )
         return Entry(line, None)
     fields = line.split("\t") if "\t" in line else line.split(" ")
     if len(fields) > 2 or not all(fields):

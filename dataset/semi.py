@@ -40,7 +40,10 @@ class ImageList:
         lines = read_lines(path)
         for number, line in enumerate(lines, 1):
             if parse_line(line, f"{path}:{number}", task).mask is None and masks and task != "change":
-                raise UserError(f"{path}:{number}: {line!r} has no mask; a labelled list needs `image mask` on every line")
+                raise UserError(
+                    f"{path}:{number}: {line!r} has no mask; a labelled list needs `image mask` on every line "
+                    "(only lists of change detection hold names alone)"
+                )
         encoded = [line.encode() for line in lines]
         self._bytes = b"".join(encoded)
         self._ends = np.cumsum([len(line) for line in encoded])
@@ -121,16 +124,24 @@ def open_mask(spec: DatasetSpec, root: str, path: str, size: tuple[int, int]) ->
     if image.mode not in ("L", "P") and not image.mode.startswith("I"):
         raise UserError(f"{path}: found mode {image.mode}, expected one channel of class ids (8-bit grey or palette); convert the mask")
     if image.size != size:
-        raise UserError(f"{path}: mask is {image.size}, its image {size} (width, height); expected the same size")
+        raise UserError(f"{path}: mask is {image.size}, its image {size} (width, height); expected the same size, correct one of them")
     values = np.asarray(image)
     table = label_table(spec)
     worst = int(values.max())
     ids = table[values] if worst < len(table) else None
     if ids is None or (ids < 0).any():
-        found = worst if ids is None else int(values[ids < 0][0])
-        legal = sorted(spec.label_map) if spec.label_map else f"0..{spec.nclass - 1}"
-        raise UserError(f"{path}: found label {found}, expected {legal} or {spec.ignore_index} (ignored) for {spec.name}")
+        raise _illegal_label(spec, path, worst if ids is None else int(values[ids < 0][0]), worst)
     return ids.astype(np.uint8)
+
+
+def _illegal_label(spec: DatasetSpec, path: str, found: int, worst: int) -> UserError:
+    """The mistake of a mask that holds the value `found`; `worst` is its largest value."""
+    if not spec.label_map:
+        return UserError(f"{path}: found label {found}, expected 0..{spec.nclass - 1} or {spec.ignore_index} (ignored) for {spec.name}")
+    legal = " and ".join(f"{value} ({spec.classes[label]})" for value, label in spec.label_map.items())
+    # the reference would read such a mask as all unchanged
+    advice = "multiply the mask by 255" if worst == 1 else "write the mask as PNG, without smoothing and without other classes"
+    return UserError(f"{path}: found value {found}, expected {legal} for {spec.name}; {advice}")
 
 
 def label_table(spec: DatasetSpec) -> np.ndarray:

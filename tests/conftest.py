@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+
+from tests.server import Server, serve
+from util import download
 
 # Small models on a busy machine: threads that wait for each other cost more than they give.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -93,6 +97,15 @@ def shared() -> Path:
     if not path:
         pytest.skip("UNIMATCH_SHARED is not set: it names the folder of CamVid, golden numbers and public logs")
     return Path(path)
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server to download from, which misbehaves on demand; pauses and timeouts are short."""
+    monkeypatch.setattr(download, "PAUSE", 0.01)
+    monkeypatch.setattr(download, "TIMEOUT", 1.0)
+    with serve() as running:
+        yield running
 
 
 def command(*words: str | Path, processes: int = 0, cwd: Path = ROOT, timeout: float = 120, **env: str) -> subprocess.CompletedProcess:

@@ -1,0 +1,195 @@
+"""Verifies lists against images and masks and prints what they hold (used by `python -m dataset.splits check`)."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from os.path import isfile, join, normpath
+from pathlib import Path
+
+from dataset.lists import Entry, read_list
+from dataset.look import Found, Job, class_of, illegal, inspect
+from dataset.spec import SPECS, DatasetSpec
+from util.error import UserError
+from util.pool import parallel
+
+EXAMPLES = 3  # problems of one kind that are printed in full
+
+
+@dataclass
+class Checked:
+    """A list and what was found in it. role: "labeled", "unlabeled" (masks are not read) or "val"."""
+
+    path: Path
+    role: str
+    root: str
+    entries: list[Entry]
+    problems: list[tuple[str, str]] = field(default_factory=list)  # kind, text
+    pixels: Counter[int] = field(default_factory=Counter)  # by class id, -1: ignored
+    masks: int = 0
+
+    @cached_property
+    def files(self) -> list[str]:
+        return [normpath(join(self.root, entry.image)) for entry in self.entries]
+
+
+def find_lists(spec: DatasetSpec, splits: Sequence[str], root: str, root_u: str | None = None) -> list[Checked]:
+    """The lists below splits/<dataset>: val.txt, test.txt and train.txt, and those of each pair (of the named ones if any are named)."""
+    base = Path("splits") / spec.name
+    for split in splits:
+        if not (base / split).is_dir():
+            raise UserError(f"check: no such pair: {base / split}; write it with `make` or `fetch`, or give one of {_folders(base)}")
+    places = [(base / f"{name}.txt", role) for name, role in (("val", "val"), ("test", "val"), ("train", "labeled"))]
+    for split in splits or _folders(base):
+        places += [(base / split / f"{name}.txt", role) for name, role in (("labeled", "labeled"), ("train", "labeled"))]
+        places.append((base / split / "unlabeled.txt", "unlabeled"))
+    lists = []
+    for path, role in places:
+        if path.is_file():
+            entries = read_list(path, spec.task)
+            if spec.task == "change" and role != "unlabeled":
+                entries = [Entry(entry.image, f"label/{entry.image}") for entry in entries]
+            lists.append(Checked(path, role, root_u if root_u and role == "unlabeled" else root, entries))
+    if not lists:
+        raise UserError(f"check: found no list in {base}; `fetch` gets the published ones, `make` writes others")
+    return lists
+
+
+def _folders(base: Path) -> list[str]:
+    return sorted(path.name for path in base.iterdir() if path.is_dir()) if base.is_dir() else []
+
+
+def check(spec: DatasetSpec, lists: list[Checked], decode: bool = False) -> list[str]:
+    """Fills in problems and pixel counts of every list. Returns hints on what the problems come from and how to fix them."""
+    _check_membership(lists)
+    jobs: dict[Job, Found] = {}
+    wanted = [[_job(spec, one, entry, decode) for entry in one.entries] for one in lists]
+    for job in (job for group in wanted for job in group):
+        jobs[job] = Found()
+    jobs = dict(zip(jobs, parallel(inspect, list(jobs), "check"), strict=True))
+    for one, group in zip(lists, wanted, strict=True):
+        for job in group:
+            _add(one, spec, job, jobs[job])
+        if spec.name == "ade20k" and one.masks >= 20 and not one.pixels[-1]:  # raw labels without the last class have legal values only
+            one.problems.append(("raw", f"{one.path}: found no ignored pixel in {one.masks} masks, expected some with 255"))
+    return _hints(spec, jobs, [kind for one in lists for kind, _ in one.problems])
+
+
+def _job(spec: DatasetSpec, one: Checked, entry: Entry, decode: bool) -> Job:
+    return Job(one.root, entry.image, None if one.role == "unlabeled" else entry.mask, spec.task, decode)
+
+
+def _add(one: Checked, spec: DatasetSpec, job: Job, found: Found) -> None:
+    """Adds one image's finding to the list's sums."""
+    one.masks += bool(found.values)
+    for value, count in found.values.items():
+        label = class_of(value, spec)
+        one.pixels[-1 if label is None else label] += count
+    if found.problem:
+        one.problems.append((found.kind, found.problem))
+    elif wrong := illegal(found.values, spec):
+        legal = ", ".join(map(str, spec.label_map)) if spec.label_map else f"0 to {spec.nclass - 1}"
+        one.problems.append(("value", f"{job.label}: found the values {_some(wrong)}, expected {legal} or {spec.ignore_index} (ignored)"))
+
+
+def _some(values: list[int]) -> str:
+    return ", ".join(map(str, values[:8])) + (" ..." if len(values) > 8 else "")
+
+
+def _check_membership(lists: list[Checked]) -> None:
+    """No image twice in a list, in both lists of a pair, or in a training list and a validation list."""
+    for one in lists:
+        for file, count in Counter(one.files).items():
+            if count > 1:
+                one.problems.append(("twice", f"{one.path}: {file} is in the list {count} times"))
+    held = [one for one in lists if one.role == "val"]
+    for one in lists:
+        others = [] if one.role == "val" else held
+        if one.role == "unlabeled":
+            others = others + [other for other in lists if other.role == "labeled" and other.path.parent == one.path.parent]
+        for other in others:
+            for file in sorted(set(one.files) & set(other.files)):
+                one.problems.append(("both", f"{one.path}: {file} is in {other.path} too"))
+
+
+def _hints(spec: DatasetSpec, jobs: dict[Job, Found], kinds: list[str]) -> list[str]:
+    """The most common causes, recognised by what was found."""
+    hints = []
+    values = {value for found in jobs.values() for value in found.values}
+    absent = sum(found.kind in ("no image", "no mask") for found in jobs.values())
+    if absent * 2 > len(jobs):
+        job = next(iter(jobs))
+        hints.append(f"most files are missing: is the data root right? Expected, for example, {job.images[0]}; set it with --data-root.")
+    untouched = (job.label.replace("labelTrainIds", "labelIds") for job, found in jobs.items() if found.kind == "no mask" and job.label)
+    if spec.name == "cityscapes" and any(isfile(path) for path in untouched):
+        hints.append("only the raw Cityscapes label ids are there: make the train ids with `python -m dataset.prepare cityscapes`.")
+    if "color" in kinds:
+        how = (
+            "`python -m dataset.prepare pascal` turns them into ids"
+            if spec.name == "pascal"
+            else "store the class id of each pixel instead"
+        )
+        hints.append(f"some masks hold colors instead of class ids: {how}.")
+    if "value" in kinds and spec.name == "cityscapes" and values & set(range(19, 34)):
+        hints.append("ids from 19 to 33 are raw Cityscapes ids: make the train ids with `python -m dataset.prepare cityscapes`.")
+    if spec.name == "ade20k" and (150 in values or "raw" in kinds):
+        hints.append("these look like raw ADE20K labels (0 is void, 1 to 150): shift them with `python -m dataset.prepare ade20k`.")
+    if spec.task == "change" and 1 in values and 1 not in spec.label_map:
+        hints.append("change masks of 0 and 1, expected 0 and 255: `python -m dataset.prepare` writes those, or multiply them by 255.")
+    if "twice" in kinds or "both" in kinds:
+        hints.append("images in more than one place make the result worthless: draw the pair again with `python -m dataset.splits make`.")
+    return hints
+
+
+def report(spec: DatasetSpec, lists: list[Checked], hints: list[str]) -> str:
+    """The tables: one line per list; share of the pixels that are not ignored per class and list; problems; hints."""
+    rows = [("list", "images", "masks read", "classes", "ignored", "problems")]
+    for one in lists:
+        seen = sum(c >= 0 for c in one.pixels)
+        rows.append((
+            str(one.path), str(len(one.entries)), str(one.masks), f"{seen}/{spec.nclass}" if one.masks else "-",
+            f"{one.pixels[-1] / max(1, one.pixels.total()):.1%}" if one.masks else "-", str(len(one.problems)),
+        ))  # fmt: skip
+    with_masks = [one for one in lists if one.masks]
+    shares = [("class", *(str(one.path.relative_to(Path("splits") / spec.name).with_suffix("")) for one in with_masks))]
+    for c, name in enumerate(spec.classes):
+        totals = [max(1, one.pixels.total() - one.pixels[-1]) for one in with_masks]
+        shares.append(
+            (f"{c} {name}", *(f"{one.pixels[c] / n:.2%}" if one.pixels[c] else "-" for one, n in zip(with_masks, totals, strict=True)))
+        )
+    blocks = [_table(rows)] + ([_table(shares)] if with_masks else [])
+    return "\n\n".join(blocks + _problems(lists) + [f"hint: {hint}" for hint in hints])
+
+
+def _problems(lists: list[Checked]) -> list[str]:
+    kinds: dict[str, dict[str, None]] = {}
+    for one in lists:
+        for kind, text in one.problems:
+            kinds.setdefault(kind, {})[text] = None  # a dict, so that a file in several lists is named once, in order
+    lines = []
+    for texts in kinds.values():
+        lines += [f"problem: {text}" for text in list(texts)[:EXAMPLES]]
+        if len(texts) > EXAMPLES:
+            lines.append(f"         ... and {len(texts) - EXAMPLES} more of this kind")
+    return ["\n".join(lines)] if lines else []
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))) for row in rows
+    )
+
+
+def classes_in(dataset: str, root: str | None, entries: list[Entry]) -> list[frozenset[int]]:
+    """The classes in each mask. A data set without a DatasetSpec: every value but 255. Raises UserError at the first broken mask."""
+    spec = SPECS.get(dataset)
+    task = spec.task if spec else "segmentation"
+    jobs = [Job(root or f"data/{dataset}", e.image, f"label/{e.image}" if task == "change" else e.mask, task) for e in entries]
+    classes = []
+    for found in parallel(inspect, jobs, "read masks"):
+        if found.problem:
+            raise UserError(f"{found.problem}; `python -m dataset.splits check {dataset}` lists all problems")
+        labels = (class_of(value, spec) if spec else value for value in found.values if spec or value != 255)
+        classes.append(frozenset(label for label in labels if label is not None))
+    return classes

@@ -1,0 +1,81 @@
+"""Looks at one image and its mask without knowing the lists: what `check` and the stratified `make` do on all cores."""
+
+import os
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from dataset.spec import DatasetSpec
+
+ID_MODES = ("L", "P", "1", "I", "I;16", "I;16B")  # modes whose pixels are class ids; a bit of mode 1 counts as 0 or 255, as PIL has it
+
+
+class Job(NamedTuple):
+    """An image to look at. masks: whether the mask must exist and is read. decode: read the image's pixels too, not only its head."""
+
+    root: str
+    image: str
+    mask: str | None
+    task: str
+    decode: bool = False
+
+    @property
+    def images(self) -> list[str]:
+        """The files that hold the image, or the two dates of a pair."""
+        folders = ("A", "B") if self.task == "change" else ("",)
+        return [os.path.join(self.root, folder, self.image) for folder in folders]
+
+    @property
+    def label(self) -> str | None:
+        return None if self.mask is None else os.path.join(self.root, self.mask)
+
+
+class Found(NamedTuple):
+    """kind and problem: "" when nothing is wrong. values: pixels per mask value."""
+
+    kind: str = ""
+    problem: str = ""
+    values: dict[int, int] = {}  # noqa: RUF012 (a NamedTuple's default is never changed)
+
+
+def inspect(job: Job) -> Found:
+    """Opens image and mask: do they exist, can they be read, have they one size, which values has the mask."""
+    sizes = {}
+    for path in (*job.images, *filter(None, (job.label,))):
+        if not os.path.isfile(path):
+            return Found("no mask" if path == job.label else "no image", f"{path}: no such file")
+        try:
+            with Image.open(path) as img:
+                sizes[path] = img.size
+                if path == job.label:
+                    if img.mode not in ID_MODES:
+                        return Found("color", f"{path}: found a mask of mode {img.mode}, expected one channel of class ids")
+                    values = _count(img)
+                elif job.decode:
+                    img.load()
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL reports broken files as all of these
+            return Found("unreadable", f"{path}: cannot be read ({error})")
+    if len(set(sizes.values())) > 1:
+        text = ", ".join(f"{os.path.relpath(path, job.root)} is {w} x {h}" for path, (w, h) in sizes.items())
+        return Found("size", f"{text}, expected one size")
+    return Found(values=values if job.label else {})
+
+
+def _count(img: Image.Image) -> dict[int, int]:
+    if img.mode in ("L", "P", "1"):
+        return {value: count for value, count in enumerate(img.histogram()) if count}
+    values, counts = np.unique(np.asarray(img).astype(np.int64), return_counts=True)
+    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+
+
+def illegal(values: dict[int, int], spec: DatasetSpec) -> list[int]:
+    """Mask values that are neither a class nor ignored, ascending."""
+    return sorted(value for value in values if class_of(value, spec) is None and value != spec.ignore_index)
+
+
+def class_of(value: int, spec: DatasetSpec) -> int | None:
+    """Class id of a mask value, None for the ignored and the illegal ones."""
+    if spec.label_map:
+        return spec.label_map.get(value)
+    return value if 0 <= value < spec.nclass and value != spec.ignore_index else None

@@ -1,0 +1,29 @@
+"""Files that are whole at any moment; jobs on all cores."""
+
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from util.files import sha256, write_atomic
+from util.pool import parallel
+
+
+def test_failed_write_keeps_the_earlier_file(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    write_atomic(path, lambda file: file.write(b"first"))
+
+    def fail(file: BinaryIO) -> None:
+        file.write(b"second")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_atomic(path, fail)
+    assert [p.name for p in path.parent.iterdir()] == ["file"]
+    assert path.read_bytes() == b"first"
+    assert sha256(path) == "a7937b64b8caa58f03721bb6bacf5c78cb235febe0e70b1b84cd99541461a08e"
+
+
+@pytest.mark.parametrize("jobs", [0, 3, 100], ids=["none", "in this process", "in several"])
+def test_results_are_in_the_order_of_the_jobs(jobs: int) -> None:
+    assert parallel(abs, [-i for i in range(jobs)], "test") == list(range(jobs))
