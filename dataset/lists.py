@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from util.error import UserError
+from util.error import UserError, reason
 from util.files import write_atomic
 
 
@@ -46,8 +46,8 @@ def read_lines(path: str | os.PathLike[str]) -> list[str]:
         lines = [line.strip("\r") for line in Path(path).read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such list; get it with `python -m dataset.splits fetch` or write one with `make`") from None
-    except (IsADirectoryError, PermissionError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a list that can be read ({error}); expected a UTF-8 text with one image per line") from error
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a path with a zero byte
+        raise UserError(f"{path}: not a list that can be read ({reason(error)}); expected a UTF-8 text with one image per line") from error
     if not lines:
         raise UserError(f"{path}: found an empty list, expected one image per line")
     return lines
