@@ -29,6 +29,7 @@ from util import checkpoint
 from util.error import run
 from util.launch import bind
 
+TIMES = {"train/images_per_second"}  # scalars that a clock decides
 FORK = multiprocessing.get_context("fork")
 CASES = [(processes, workers) for workers in (0, 1, 3) for processes in (1, 2)]
 
@@ -149,7 +150,8 @@ def compare(a: Path, b: Path) -> list[str]:
     if figures(a) != figures(b):
         out.append("log figures: " + "; ".join(sorted(set(figures(a)) ^ set(figures(b)))[:4] or ["order or number"]))
     left, right = scalars(a), scalars(b)
-    out += [f"TensorBoard {tag}" for tag in sorted(left.keys() | right.keys()) if left.get(tag) != right.get(tag)]
+    tags = (left.keys() | right.keys()) - TIMES
+    out += [f"TensorBoard {tag}" for tag in sorted(tags) if left.get(tag) != right.get(tag)]
     return out
 
 
