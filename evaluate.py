@@ -160,7 +160,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--id-path", help="list of `image mask` lines, instead of the validation list")
     parser.add_argument("--pair", nargs=2, metavar=("A", "B"), help="change detection: two images or folders instead of a list")
     parser.add_argument("--label", help="the labels of --pair: an image or a folder")
-    parser.add_argument("--which", choices=("ema", "student"), help="default: the EMA where the checkpoint has one")
+    parser.add_argument("--which", choices=("ema", "student"), help="default: the EMA where there is one; change detection: the student")
     parser.add_argument("--mode", choices=("original", "sliding_window"), help="whole or in windows of crop_size (default: the data set's)")
     parser.add_argument("--tile", type=int, metavar="N", help="sliding windows of N pixels, for scenes too large for one pass")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="test-time augmentation: scales of the image")
