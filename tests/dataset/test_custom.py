@@ -220,7 +220,7 @@ def test_head_ends_check_quietly() -> None:
     street(8)
     config()
     make()
-    line = "python -m dataset.splits check --config c.yaml | python -c 'print(input())'"
+    line = "python -m dataset.splits check --config c.yaml | (read line; echo $line)"
     root = str(Path(splits.__file__).parents[1])
     script = f"import subprocess, sys; sys.exit(subprocess.run([{'bash'!r}, '-c', {f'set -o pipefail; {line}'!r}]).returncode)"
     done = command("-c", script, cwd=Path.cwd(), PYTHONPATH=root)
