@@ -1,12 +1,10 @@
 """Procedural data sets for the embedded default: textured objects in clutter, as single images and as pairs of two dates.
 
 Everything is a function of (set, part, index), so that every machine draws the same scenes. The scenes themselves are in
-dataset/scene.py. `python -m dataset.demo` draws; so does the first run that needs the images.
+dataset/scene.py. `python -m dataset.demo` draws (scripts/demo.sh calls it).
 """
 
 import argparse
-import io
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +16,7 @@ from PIL import Image
 from dataset.scene import background, coverage, develop, place, relight, render
 from dataset.spec import get_spec
 from util.error import UserError, run
+from util.files import write_atomic
 
 PARTS = {"train": 240, "val": 60}  # images of the segmentation set
 SIDES = (128, 176)  # px, both sides of an image, inclusive
@@ -57,20 +56,15 @@ def draw_pair(part: str, index: int) -> tuple[Image.Image, Image.Image, Image.Im
 
 
 def _save(img: Image.Image, path: Path) -> None:
-    """Writes a JPEG or PNG under a temporary name, then renames it: a file that exists is whole, also when two processes draw."""
-    buffer = io.BytesIO()
+    """Writes a JPEG or PNG; a file that exists is whole, also when a process is killed or two of them draw."""
     if path.suffix == ".jpg":
-        img.save(buffer, "JPEG", quality=92, subsampling=0)
+        write_atomic(path, lambda file: img.save(file, "JPEG", quality=92, subsampling=0), sync=False)
     else:
-        img.save(buffer, "PNG")
-    _write(path, buffer.getvalue())
+        write_atomic(path, lambda file: img.save(file, "PNG"), sync=False)
 
 
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+def _mark(path: Path, text: str) -> None:
+    write_atomic(path, lambda file: file.write(text.encode()))
 
 
 def _draw_missing(root: Path, files: dict[tuple[str, ...], Callable[[], Sequence[Image.Image]]]) -> None:
@@ -81,12 +75,12 @@ def _draw_missing(root: Path, files: dict[tuple[str, ...], Callable[[], Sequence
         state = marker.read_text() if marker.exists() else ""
         if state == whole:
             return
-        _write(marker, part.encode())
+        _mark(marker, part)
         for names, make in files.items():
             if state not in ("", part) or not all((root / name).exists() for name in names):
                 for name, img in zip(names, make(), strict=True):
                     _save(img, root / name)
-        _write(marker, whole.encode())
+        _mark(marker, whole)
     except OSError as error:
         raise UserError(f"{root}: cannot draw the demo images here ({error}); give another data_root or --root") from None
 

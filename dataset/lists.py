@@ -28,7 +28,10 @@ def parse_line(line: str, where: str, task: str = "segmentation") -> Entry:
     """
     if task == "change":
         if "\t" in line or " " in line:
-            raise UserError(f"{where}: found {line!r}, expected one file name, found under A/, B/ and label/")
+            raise UserError(
+                f"{where}: found {line!r}, expected one file name, found under A/, B/ and label/; is it a list of image-mask pairs "
+                "for a segmentation data set?"
+            )
         return Entry(line, None)
     fields = line.split("\t") if "\t" in line else line.split(" ")
     if len(fields) > 2 or not all(fields):
@@ -101,7 +104,10 @@ class ImageList:
         wanted = range(len(self)) if masks or task == "change" else self._unusual(text)
         for i in wanted:
             if self._parse(i, f"{path}:{i + 1}").mask is None and masks and task != "change":
-                raise UserError(f"{path}:{i + 1}: {self._line(i)!r} has no mask; a labelled list needs `image mask` on every line")
+                raise UserError(
+                    f"{path}:{i + 1}: {self._line(i)!r} has no mask; a labelled list needs `image mask` on every line "
+                    "(only lists of change detection hold names alone)"
+                )
 
     def _unusual(self, text: np.ndarray) -> list[int]:
         """The lines that are not `image mask` with one space, found without a look at each of them in Python."""

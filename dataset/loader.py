@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass
 
 from torch.utils.data import DataLoader
@@ -49,6 +50,30 @@ def shard_count(cfg: Config, world: World, log: logging.Logger) -> int:
 def validation_source(cfg: Config, spec: DatasetSpec) -> Source:
     """The validation list and its root."""
     return Source(spec, cfg.data_root, ImageList(cfg.val_id_path or spec.val_list, spec.task, masks=True))
+
+
+def test_source(cfg: Config, spec: DatasetSpec, validation: Source, log: logging.Logger) -> Source | None:
+    """The list for the one score of best.pth at the end: `test_id_path`; None where the validation list is the same.
+
+    The published change detection runs are selected on the test list. A run that selects on another list (`val_id_path`) needs the
+    test score to be compared with them, so there the data set's test list is the default, where it and its images exist.
+    """
+    path = cfg.test_id_path
+    if path is None and spec.task == "change" and os.path.isfile(spec.val_list):
+        path = spec.val_list
+    if path is None:
+        return None
+    source = Source(spec, cfg.data_root, ImageList(path, spec.task, masks=True))
+    if source.ids.sha256 == validation.ids.sha256:
+        return None
+    try:
+        source.images(source.ids[0])  # found now rather than after the training
+    except UserError as error:
+        if cfg.test_id_path is not None:
+            raise
+        log.warning(f"no test score at the end: {error}; name another list with test_id_path")
+        return None
+    return source
 
 
 def loader_workers(cfg: Config, world: World) -> int:

@@ -107,15 +107,23 @@ def open_mask(spec: DatasetSpec, root: str, path: str, size: tuple[int, int]) ->
     if image.mode not in ("L", "P") and not image.mode.startswith("I"):
         raise UserError(f"{path}: found mode {image.mode}, expected one channel of class ids (8-bit grey or palette); convert the mask")
     if image.size != size:
-        raise UserError(f"{path}: mask is {image.size}, its image {size} (width, height); expected the same size")
+        raise UserError(f"{path}: mask is {image.size}, its image {size} (width, height); expected the same size, correct one of them")
     values = np.asarray(image)
     table = spec.label_table
     worst = int(values.max())
     ids = table[values] if worst < len(table) else None
     if ids is None or (ids < 0).any():
-        found = worst if ids is None else int(values[ids < 0][0])
-        raise UserError(f"{path}: found label {found}, expected {spec.legal} for {spec.name}; correct the mask, or use label_map")
+        raise _illegal_label(spec, path, worst if ids is None else int(values[ids < 0][0]), worst)
     return ids.astype(np.uint8)
+
+
+def _illegal_label(spec: DatasetSpec, path: str, found: int, worst: int) -> UserError:
+    """The mistake of a mask that holds the value `found`; `worst` is its largest value."""
+    advice = "correct the mask, or use label_map"
+    if spec.task == "change":
+        # the reference would read a mask of 0 and 1 as all unchanged
+        advice = "multiply the mask by 255" if worst == 1 else "write the mask as PNG, without smoothing and without other classes"
+    return UserError(f"{path}: found label {found}, expected {spec.legal} for {spec.name}; {advice}")
 
 
 def _tensor(images: list[Image.Image]) -> Tensor:

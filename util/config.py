@@ -32,7 +32,7 @@ class Config:
     lock_backbone: bool = False  # freeze the encoder
     pretrained: str | None = "auto"  # encoder weights: auto is pretrained/<backbone>.pth, null is random
     init: str | None = None  # start from the weights of this checkpoint of another run (its EMA where it has one)
-    teacher: str = "ema"  # who gives the pseudo labels: ema | student
+    teacher: str | None = None  # who gives the pseudo labels: ema | student; null is the data set's own
     nclass: int | None = None  # known from the data set; where given it must agree
     classes: list | str | None = None  # of a data set of your own: names in id order, or a text file with one on each line
     palette: list | None = None  # its colours, [R, G, B] or "#rrggbb" for each class; null is Pascal's
@@ -42,6 +42,7 @@ class Config:
     supervised_length: int | None = None  # images of a supervised epoch: a shorter list is repeated; null is the data set's own
     data_root_u: str | list | None = None  # root of the unlabelled list, where it is another; a list: one for each unlabelled list
     val_id_path: str | None = None  # validation list; null is splits/<dataset>/val.txt (change detection: test.txt)
+    test_id_path: str | None = None  # list that best.pth is scored on, once, at the end; null: see dataset/loader.py, test_source
     eval_mode: str | None = None  # original | sliding_window; null is the data set's own
     eval_every: int = 1  # epochs between evaluations; the last epoch always has one
     shards: int | None = None  # GPUs the recipe is defined for; null is the number of processes
@@ -69,7 +70,7 @@ class Config:
             raise UserError(f"crop_size: found {self.crop_size}, expected a multiple of 14 (the patch size); the nearest is {near}")
         choices = {
             "model": ("dpt",),
-            "teacher": ("ema", "student"),
+            "teacher": (None, "ema", "student"),
             "eval_mode": (None, "original", "sliding_window"),
             "task": (None, "segmentation", "change"),
             "device": ("auto", "cpu", "cuda", "mps"),

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from dataset.batch import Batch, make_batch
-from dataset.loader import Data, open_data, shard_count
+from dataset.loader import Data, open_data, shard_count, test_source
 from dataset.semi import batches
 from model import build_model
 from model.dropout import complementary_factors
@@ -28,14 +28,17 @@ from model.semseg.dpt import DPT
 from model.weights import default_path
 from util import checkpoint, resume
 from util.config import Config, parse_command
-from util.dist import World, processes
+from util.dist import World, deterministic, processes
 from util.ema import ema_update_, make_teacher
 from util.error import StoppedError, UserError
 from util.evaluation import evaluate, validation_loader
+from util.final import final_test
 from util.log import open_log
+from util.provenance import add_start, versions
 from util.record import Averages, Record
 from util.schedule import poly
 from util.signals import StopSignals
+from util.watch import Watch
 
 Step = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 READ_EVERY = 50  # steps between reads of the scalars on the device, where no log line falls due sooner
@@ -149,6 +152,7 @@ class Run:
         self.folder = Path(cfg.save_path)
         world.wait()  # the first process has claimed the folder
         self.data = open_data(cfg, world, semi, open_log(None))
+        cfg = self.cfg = replace(cfg, teacher=cfg.teacher or self.data.spec.teacher)
         self.steps = self.data.sampler.steps
         self.config = asdict(cfg) | {"shards": self.data.sampler.shards, "nclass": self.data.spec.nclass}  # as they are in effect
         self.config["method"] = Path(inspect.getfile(step)).stem
@@ -159,16 +163,22 @@ class Run:
         self.trainer = Trainer(cfg, model, step, self.steps * cfg.epochs, semi, world)
         self.averages = Averages(world)
         self.epoch, self.step = -1, 0
+        self.last: list[Batch] = []  # mini-batches of the last step
+        self.matrices: list[Tensor] | None = None  # of the epoch's evaluation, where it has one
         self.bad_images: list[
             str
         ] = []  # files that could not be read in this epoch, on all processes; those of the own since the last read
         self.new_bad_images: list[str] = []
         notes = self._load(*found) if found else []
+        if world.main:
+            add_start(self.folder, world.device, world.size)
         self.log = open_log(self.folder / resume.LOG if world.main else None)
         shard_count(cfg, world, self.log)  # says so where there are more processes than the recipe has shards
+        self.test = test_source(cfg, self.data.spec, self.data.validation, self.log)
         self.record = Record(self.log, self.folder if world.main else None, self.data.spec, semi, cfg.teacher == "ema", self.trainer.it)
         batch = cfg.batch_size if semi else 2 * cfg.batch_size
         self.record.header(asdict(cfg) | {"ngpus": world.size, "nclass": self.data.spec.nclass, "batch_size": batch}, model)
+        self.watch = Watch(cfg, self.data, world, self.folder, self.record, self.config["method"], self.epoch + 1)
         for note in notes:
             self.log.warning(note)
         self.last_save, self.save_seconds = time.monotonic(), 0.0
@@ -183,6 +193,12 @@ class Run:
         """Takes over a checkpoint. Returns what to tell about it."""
         notes = [f"{problem}; going on from {path.name}" for problem in problems]
         changed = resume.check_same_run(path, state, self.config, self.data.lists, self.cfg.resume == "force")
+        old = state.get("versions", {})
+        notes += [
+            f"{name} was {old[name]}, now {version}: the bits may differ"
+            for name, version in versions().items()
+            if old.get(name, version) != version
+        ]
         notes += [f"resume=force: the run was started with {difference}" for difference in changed]
         self.trainer.load_state(state, str(path))
         self.epoch, self.step = int(state["epoch"]), min(int(state.get("step", 0)), self.steps)
@@ -201,19 +217,25 @@ class Run:
         for epoch in range(self.epoch + 1, self.cfg.epochs):
             if self.step == 0:
                 self.record.epoch(epoch, self.trainer.lr)
+            self.watch.begin(self.step)
             self._train_epoch(epoch, progress)
+            self.watch.trained()
             self.record.bad_images(epoch, self.bad_images)
             self.bad_images = []
+            self.matrices = None
             best = self._evaluate(epoch) if self._evaluation_due(epoch) else False
+            self.watch.epoch(epoch, self.averages.means(), self.matrices, self.trainer.student, self.trainer.teacher, self.last)
             self.averages.reset()
             self.epoch, self.step = epoch, 0
             self._save(best)
         progress.close()
+        self._test()
         self.record.board.close()
 
     def _train_epoch(self, epoch: int, progress: tqdm) -> None:
         for i, shards in enumerate(self._mini_batches(epoch), self.step):
             stats = self.trainer.update(shards, self.signals.caught)
+            self.last = shards
             self.averages.add(stats | {"grad_norm": self.trainer.grad_norm})
             self.step = i + 1
             progress.update()
@@ -228,6 +250,7 @@ class Run:
                     self.new_bad_images = []
                 if due:
                     self.record.iteration(i, self.trainer.lr, self.averages.means())
+                    self.record.board.add("train/lr", self.trainer.lr, self.trainer.it)
                 if self.trainer.stop:
                     self._stop()
                 if self._save_due():
@@ -273,10 +296,18 @@ class Run:
         loader = validation_loader(self.data.validation, self.world, self.data.workers)
         until_asked = takewhile(lambda _: not self.signals.caught, loader)
         mode, spec = self.data.eval_mode, self.data.spec
-        matrices = evaluate(models, until_asked, mode, self.cfg.crop_size, spec.nclass, self.world)
+        self.matrices = evaluate(models, until_asked, mode, self.cfg.crop_size, spec.nclass, self.world)
         if self.world.any(self.signals.caught):
             self._stop()  # what is evaluated so far is dropped: the checkpoint says that the evaluation is to come
-        return self.record.evaluation(epoch, mode, matrices)
+        return self.record.evaluation(epoch, mode, self.matrices)
+
+    def _test(self) -> None:
+        """Scores best.pth on the test list where another list selected it. The models keep its weights: nothing comes after."""
+        if self.test is None:
+            return
+        self.world.wait()  # until the first process has written best.pth
+        for line in final_test(self.cfg, self.data, self.test, self.trainer.student, self.trainer.teacher, self.world):
+            self.log.info(line)
 
     def _stop(self) -> NoReturn:
         saved = self._save()
@@ -292,7 +323,7 @@ class Run:
     def _state(self) -> dict[str, Any]:
         state = self.trainer.state() | self.record.state() | {"epoch": self.epoch, "step": self.step}
         state |= {"averages": {"sums": self.averages.sums, "count": self.averages.count}}
-        state |= {"config": self.config, "lists": self.data.lists, "torch": str(torch.__version__), "bad_images": self.bad_images}
+        state |= {"config": self.config, "lists": self.data.lists, "versions": versions(), "bad_images": self.bad_images}
         self.record.board.flush()
         return state | {"files": resume.file_lengths(self.folder)}
 
@@ -334,6 +365,7 @@ def train(step: Step, argv: list[str], description: str | None, semi: bool = Tru
     """The command of a method: reads the command line, joins the processes, trains."""
     cfg = parse_command(argv, description, semi)
     with (
+        deterministic(cfg.deterministic),
         processes(cfg.device) as world,
         StopSignals() as signals,
         resume.claimed(Path(cfg.save_path)) if world.main else nullcontext(),
