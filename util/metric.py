@@ -39,16 +39,6 @@ def recall(matrix: Tensor) -> Tensor:
     return 100 * matrix.diagonal().double() / matrix.sum(1).clamp(min=1)
 
 
-def precision(matrix: Tensor) -> Tensor:
-    """Of the pixels given each class the share that is right, float64 (K,). 0 for a class that was never predicted."""
-    return 100 * matrix.diagonal().double() / matrix.sum(0).clamp(min=1)
-
-
-def f1(matrix: Tensor) -> Tensor:
-    """Harmonic mean of precision and recall of each class, float64 (K,)."""
-    return 200 * matrix.diagonal().double() / (matrix.sum(0) + matrix.sum(1)).clamp(min=1)
-
-
 def frequency_weighted_iou(matrix: Tensor) -> float:
     """Mean of the classes' IoU, weighted with their share of the true pixels."""
     return float((iou(matrix) * matrix.sum(1)).sum() / matrix.sum().clamp(min=1))
