@@ -34,6 +34,7 @@ case "${seeds:+several }$method:$split" in
     ;;
 esac
 
+set -- --save-path "$save_path" --port "$port" "$@"
 # a config may name its own lists, as those of large-scale training do
 if ! grep -q '^labeled_id_path:' "$config" 2>/dev/null; then
     set -- --labeled-id-path "splits/$dataset/$split/labeled.txt" --unlabeled-id-path "splits/$dataset/$split/unlabeled.txt" "$@"
@@ -41,5 +42,4 @@ fi
 exec "$PYTHON" -m util.launch \
     --nproc_per_node="$num_gpu" --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" \
     --master_addr="${MASTER_ADDR:-localhost}" --master_port="$port" \
-    "$method.py" --config="$config" \
-    --save-path "$save_path" --port "$port" "$@"
+    "$method.py" --config="$config" "$@"
