@@ -166,7 +166,7 @@ ROWS: dict[str, tuple[Break, tuple[str, ...]]] = {
         checkpoint_file({"model": {"x": torch.ones(1)}, "optimizer": {}, "epoch": 0}),
         ("latest.pth", "backbone.cls_token"),
     ),
-    "checkpoint that is no training checkpoint": (checkpoint_file({"x": torch.ones(1)}), ("latest.pth", "optimizer")),
+    "checkpoint that is no training checkpoint": (checkpoint_file({"x": torch.ones(1)}), ("latest.pth", "no training checkpoint")),
 }
 
 
