@@ -106,9 +106,8 @@ def figures(scores: Scores, spec: DatasetSpec) -> dict[str, Any]:
         "boundary_miou": float(band.mean()),
     }
     if spec.task == "change":
-        parts = {"precision": metric.precision(matrix), "recall": recall, "f1": metric.f1(matrix)}
         out |= {"unchanged_iou": float(iou[0]), "changed_iou": float(iou[1]), "overall_accuracy": accuracy}
-        out |= {name: float(values[1]) for name, values in parts.items()}  # of the changed class, as this field reports them
+        out |= {name.lower(): value for name, value in metric.changed_class(matrix).items()}
     absent = [name for name, count in zip(spec.classes, matrix.sum(1).tolist(), strict=True) if count == 0]
     out |= {"iou": named(iou), "accuracy": named(recall), "boundary_iou": named(band), "absent": absent, "confusion": matrix.tolist()}
     return out

@@ -125,6 +125,8 @@ def _class_id(value: int, label: Any, classes: tuple[str, ...]) -> int:
     if type(label) is int and 0 <= label < len(classes):
         return label
     expected = f"one of the classes ({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}), its id, or null to ignore the value"
+    if isinstance(label, bool):
+        expected += "; YAML needs quotes around words like yes and no"
     raise UserError(f"label_map: found {label!r} for the mask value {value}, expected {expected}")
 
 
@@ -145,7 +147,7 @@ def _check_ignored(given: int | None, spec: DatasetSpec) -> None:
 def unlabeled_places(cfg: Config) -> list[tuple[str, str]]:
     """(list, data root) of each unlabelled list. Raises UserError where the numbers of lists and roots do not agree."""
     lists = _strings("unlabeled_id_path", cfg.unlabeled_id_path or "")
-    roots = _strings("data_root_u", cfg.data_root_u or cfg.data_root)
+    roots = _strings("data_root_u", cfg.data_root if cfg.data_root_u is None else cfg.data_root_u)
     if len(roots) == 1:
         roots *= len(lists)
     if len(roots) != len(lists):

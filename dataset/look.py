@@ -46,7 +46,7 @@ def inspect(job: Job) -> Found:
     sizes = {}
     for path in (*job.images, *filter(None, (job.label,))):
         try:
-            inside(job.root, path)
+            inside(job.root, os.path.abspath(path))
         except UserError as error:
             return Found("outside", str(error))
         if not os.path.isfile(path):

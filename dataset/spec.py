@@ -158,5 +158,5 @@ SPECS: dict[str, DatasetSpec] = {
 def get_spec(name: str) -> DatasetSpec:
     """The DatasetSpec of a data set's name. Raises UserError for an unknown name."""
     if name not in SPECS:
-        raise UserError(f"dataset: found {name!r}, expected one of {', '.join(SPECS)}; correct `dataset` in the config")
+        raise UserError(f"dataset: found {name!r}, expected one of {', '.join(SPECS)}, or `classes` beside it for a data set of your own")
     return SPECS[name]

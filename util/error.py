@@ -58,7 +58,7 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
 def _output_is_closed() -> bool:
     """Whether whoever reads the output has read enough, as `| head` does. Keeps Python from writing the rest of it at its end."""
     try:
-        sys.stdout.flush()
+        os.write(sys.stdout.fileno(), b"\n")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return True
