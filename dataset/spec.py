@@ -120,7 +120,7 @@ SPECS: dict[str, DatasetSpec] = {
         DatasetSpec("whu", supervised_length=3000, **_CHANGE),
         # 367 and 240 images: a supervised epoch then sees as many labelled images as a semi-supervised one
         DatasetSpec("camvid", _CAMVID, _CAMVID_PALETTE, supervised_length=367),
-        DatasetSpec("demo", _DEMO, bit_palette(6), supervised_length=240),
+        DatasetSpec("demo", _DEMO, bit_palette(6), supervised_length=240, scale=(0.75, 1.5)),
         DatasetSpec("demo_change", supervised_length=240, **_CHANGE),
     )
 }
