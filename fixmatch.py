@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from dataset.batch import Batch
-from model.loss import labeled_loss, mask_ratio, total_loss, unlabeled_loss
+from model.loss import labeled_loss, mask_ratio, semi_loss, unlabeled_loss
 from model.pseudo import cutmix, pseudo_label
 from util.config import Config
 from util.error import run
@@ -22,9 +22,7 @@ def step(student: nn.Module, teacher: nn.Module, batch: Batch, cfg: Config) -> t
     pred_x, pred_s = student(torch.cat((batch.img_x, view.img))).split((len(batch.img_x), len(view.img)))  # (B, K, H, W) each
     loss_x = labeled_loss(pred_x, batch.mask_x, cfg.criterion)
     loss_s = unlabeled_loss(pred_s, view.pseudo, view.conf, view.ignore, cfg.conf_thresh)
-    loss = total_loss(loss_x, loss_s, cfg.lossu_weight)
-    ratio = mask_ratio(conf, batch.ignore_u, cfg.conf_thresh)
-    return loss, {"loss_all": loss.detach(), "loss_x": loss_x.detach(), "loss_s": loss_s.detach(), "mask_ratio": ratio}
+    return semi_loss(loss_x, loss_s, cfg.lossu_weight, mask_ratio(conf, batch.ignore_u, cfg.conf_thresh))
 
 
 def main(argv: list[str]) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dataset.batch import Batch
-from model.loss import labeled_loss, mask_ratio, total_loss, unlabeled_loss
+from model.loss import labeled_loss, mask_ratio, semi_loss, unlabeled_loss
 from model.pseudo import cutmix, pseudo_label
 from util.config import Config
 from util.error import run
@@ -26,10 +26,7 @@ def step(student: nn.Module, teacher: nn.Module, batch: Batch, cfg: Config) -> t
     loss_x = labeled_loss(pred_x, batch.mask_x, cfg.criterion)
     loss_s1 = unlabeled_loss(pred_s1, view1.pseudo, view1.conf, view1.ignore, cfg.conf_thresh)
     loss_s2 = unlabeled_loss(pred_s2, view2.pseudo, view2.conf, view2.ignore, cfg.conf_thresh)
-    loss_s = (loss_s1 + loss_s2) / 2
-    loss = total_loss(loss_x, loss_s, cfg.lossu_weight)
-    ratio = mask_ratio(conf, batch.ignore_u, cfg.conf_thresh)
-    return loss, {"loss_all": loss.detach(), "loss_x": loss_x.detach(), "loss_s": loss_s.detach(), "mask_ratio": ratio}
+    return semi_loss(loss_x, (loss_s1 + loss_s2) / 2, cfg.lossu_weight, mask_ratio(conf, batch.ignore_u, cfg.conf_thresh))
 
 
 def main(argv: list[str]) -> None:

@@ -2,51 +2,29 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from dataset.change import date_paths, label_path
-from dataset.lists import Entry, parse_line, read_lines
+from dataset.lists import Entry, ImageList, inside
 from dataset.sampler import Key
-from dataset.spec import DatasetSpec
+from dataset.spec import IGNORE, DatasetSpec
 from dataset.transform import apply_photometry, crop_image, crop_mask, draw_box, draw_geometry, draw_photometry, ignore_map
-from util.error import UserError
+from util.error import UserError, reason
 
-IGNORE = 255  # ignore label inside the program, whatever the files have
 STREAMS = {"x": 0, "u": 1}  # labelled, unlabelled: part of a sample's seed
 
 
-class ImageList:
-    """The lines of a list file, kept as one block of bytes, so that a long list costs little and workers do not copy it.
-
-    masks: every line must name a mask (labelled and validation lists). Raises UserError for a list that cannot be used.
-    """
-
-    def __init__(self, path: str, task: str, masks: bool) -> None:
-        self.path = path
-        self.task = task
-        lines = read_lines(path)
-        for number, line in enumerate(lines, 1):
-            if parse_line(line, f"{path}:{number}", task).mask is None and masks and task != "change":
-                raise UserError(f"{path}:{number}: {line!r} has no mask; a labelled list needs `image mask` on every line")
-        encoded = [line.encode() for line in lines]
-        self._bytes = b"".join(encoded)
-        self._ends = np.cumsum([len(line) for line in encoded])
-        self.sha256 = hashlib.sha256(b"\n".join(encoded)).hexdigest()
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: int) -> Entry:
-        start = int(self._ends[index - 1]) if index else 0
-        return parse_line(self._bytes[start : int(self._ends[index])].decode(), self.path, self.task)
+class BadFileError(UserError):
+    """An image or mask file that is missing or cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -72,25 +50,42 @@ class Source:
         return open_mask(self.spec, self.root, path, size)
 
 
-def inside(root: str, path: str) -> str:
-    """`path` below `root`. Raises UserError where it would leave the root: `..`, or an absolute path elsewhere."""
-    base = os.path.abspath(root)
-    full = os.path.normpath(os.path.join(base, path))
-    if os.path.commonpath([base, full]) != base:
-        raise UserError(f"{path}: leads outside the data root {root}; correct the list, or set data_root to a folder that holds it")
-    return full
+class Sources:
+    """One list, or several one after the other as one: index -> the Source it belongs to and its entry there."""
+
+    def __init__(self, parts: Sequence[Source]) -> None:
+        self.parts = parts
+        self._ends = np.cumsum([len(part.ids) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> tuple[Source, Entry]:
+        place = int(np.searchsorted(self._ends, index, side="right"))
+        part = self.parts[place]
+        return part, part.ids[index - int(self._ends[place]) + len(part.ids)]
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the content: of one list its own, of several that of theirs, in order."""
+        sums = [part.ids.sha256 for part in self.parts]
+        return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()
 
 
 def _open(root: str, path: str) -> Image.Image:
     full = inside(root, path)
     try:
-        image = Image.open(full)
-        image.load()
+        if not stat.S_ISREG(os.stat(full).st_mode):  # reading a pipe would wait for ever
+            raise BadFileError(f"{full}: not a file; correct the list")
+        with Image.open(full) as image:
+            image.load()
+            return image
     except FileNotFoundError as error:
-        raise UserError(f"{full}: no such file; check data_root ({root}) and the list") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{full}: cannot be read as an image ({error}); replace the file or take it off the list") from error
-    return image
+        raise BadFileError(f"{full}: no such file; check data_root ({root}) and the list") from error
+    except BadFileError:
+        raise
+    except Exception as error:  # PIL's readers raise whatever broken bytes lead them to
+        raise BadFileError(f"{full}: cannot be read as an image ({reason(error)}); replace the file or take it off the list") from error
 
 
 def open_image(root: str, path: str) -> Image.Image:
@@ -112,26 +107,23 @@ def open_mask(spec: DatasetSpec, root: str, path: str, size: tuple[int, int]) ->
     if image.mode not in ("L", "P") and not image.mode.startswith("I"):
         raise UserError(f"{path}: found mode {image.mode}, expected one channel of class ids (8-bit grey or palette); convert the mask")
     if image.size != size:
-        raise UserError(f"{path}: mask is {image.size}, its image {size} (width, height); expected the same size")
+        raise UserError(f"{path}: mask is {image.size}, its image {size} (width, height); expected the same size, correct one of them")
     values = np.asarray(image)
-    table = label_table(spec)
+    table = spec.label_table
     worst = int(values.max())
     ids = table[values] if worst < len(table) else None
     if ids is None or (ids < 0).any():
-        found = worst if ids is None else int(values[ids < 0][0])
-        legal = sorted(spec.label_map) if spec.label_map else f"0..{spec.nclass - 1}"
-        raise UserError(f"{path}: found label {found}, expected {legal} or {spec.ignore_index} (ignored) for {spec.name}")
+        raise _illegal_label(spec, path, worst if ids is None else int(values[ids < 0][0]), worst)
     return ids.astype(np.uint8)
 
 
-def label_table(spec: DatasetSpec) -> np.ndarray:
-    """(256,) int16: mask value -> class id, 255 for ignored, -1 for a value that is illegal."""
-    table = np.full(256, -1, dtype=np.int16)
-    for value, label in (spec.label_map or {i: i for i in range(spec.nclass)}).items():
-        table[value] = label
-    if spec.ignore_index not in spec.label_map:
-        table[spec.ignore_index] = IGNORE
-    return table
+def _illegal_label(spec: DatasetSpec, path: str, found: int, worst: int) -> UserError:
+    """The mistake of a mask that holds the value `found`; `worst` is its largest value."""
+    advice = "correct the mask, or use label_map"
+    if spec.task == "change":
+        # the reference would read a mask of 0 and 1 as all unchanged
+        advice = "multiply the mask by 255" if worst == 1 else "write the mask as PNG, without smoothing and without other classes"
+    return UserError(f"{path}: found label {found}, expected {spec.legal} for {spec.name}; {advice}")
 
 
 def _tensor(images: list[Image.Image]) -> Tensor:
@@ -139,29 +131,48 @@ def _tensor(images: list[Image.Image]) -> Tensor:
     return torch.cat([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
 
 
+TRIES = 10  # files that `skip_bad` looks at for one sample
+
+
 class TrainSet(Dataset):
     """Labelled and unlabelled samples by key (see ShardSampler). A user's mistake comes back as the UserError itself.
+
+    skip_bad: a file that cannot be read is replaced by the next one of its list, and told in the sample's `bad`, one line each.
 
     A sample is uint8 tensors: img_x (C, S, S), mask_x (S, S); img_u_w, img_u_s1, img_u_s2 (C, S, S), ignore_u (S, S), box1, box2 (4,)
     as x, y, width, height; and name_x, name_u. C is 3, or 6 for two dates.
     """
 
-    def __init__(self, sources: dict[str, Source], crop: int, seed: int) -> None:
+    def __init__(self, sources: dict[str, Sources], crop: int, seed: int, skip_bad: bool = False) -> None:
         self.sources = sources
         self.crop = crop
         self.seed = seed
+        self.skip_bad = skip_bad
 
     def __getitem__(self, keys: tuple[Key, ...]) -> dict[str, Any] | UserError:
+        bad: list[str] = []
         try:
             sample: dict[str, Any] = {}
-            for stream, epoch, position, index in keys:
-                source = self.sources[stream]
-                rng = np.random.default_rng((self.seed, STREAMS[stream], epoch, position))
-                make = self.labeled if stream == "x" else self.unlabeled
-                sample |= make(source, source.ids[index], rng)
-            return sample
+            for key in keys:
+                sample |= self._one(key, bad)
+            return sample | {"bad": "\n".join(bad)} if self.skip_bad else sample
         except UserError as error:
             return error
+
+    def _one(self, key: Key, bad: list[str]) -> dict[str, Any]:
+        """The part of a sample that comes from one stream."""
+        stream, epoch, position, index = key
+        listed = self.sources[stream]
+        make = self.labeled if stream == "x" else self.unlabeled
+        for attempt in range(TRIES):
+            rng = np.random.default_rng((self.seed, STREAMS[stream], epoch, position))
+            try:
+                return make(*listed[(index + attempt) % len(listed)], rng)
+            except BadFileError as error:
+                if not self.skip_bad:
+                    raise
+                bad.append(str(error))
+        raise UserError(f"{bad[-1]} (bad_images=skip: {TRIES} files in a row are bad)")
 
     def labeled(self, source: Source, entry: Entry, rng: np.random.Generator) -> dict[str, Any]:
         images = source.images(entry)
@@ -212,7 +223,7 @@ def collate(samples: list[dict[str, Any] | UserError]) -> dict[str, Any] | UserE
     return default_collate(samples)
 
 
-def batches(loader: DataLoader) -> Iterator[dict[str, Any]]:
+def batches(loader: Iterable[Any]) -> Iterator[dict[str, Any]]:
     """The loader's mini-batches. A mistake met in a worker is raised here, in the process that can report it."""
     for batch in loader:
         if isinstance(batch, UserError):

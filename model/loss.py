@@ -71,6 +71,7 @@ def mask_ratio(conf: Tensor, ignore: Tensor, thresh: float) -> Tensor:
     return (valid & (conf >= thresh)).sum() / valid.sum().clamp(min=1)
 
 
-def total_loss(loss_x: Tensor, loss_u: Tensor, weight: float) -> Tensor:
-    """(loss_x + w * loss_u) / (1 + w): the mean of the two at the published w = 1."""
-    return (loss_x + weight * loss_u) / (1 + weight)
+def semi_loss(loss_x: Tensor, loss_s: Tensor, weight: float, ratio: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """What a semi-supervised step returns: (loss_x + w * loss_s) / (1 + w), the mean of the two at the published w = 1, and the stats."""
+    loss = (loss_x + weight * loss_s) / (1 + weight)
+    return loss, {"loss_all": loss.detach(), "loss_x": loss_x.detach(), "loss_s": loss_s.detach(), "mask_ratio": ratio}

@@ -162,7 +162,11 @@ ROWS: dict[str, tuple[Break, tuple[str, ...]]] = {
     "save path below a file": (save_path_below_a_file, ("run", "cannot be written", "--save-path")),
     "checkpoint torn": (checkpoint_file(b"PK\x03\x04torn"), ("latest.pth", "not a readable checkpoint")),
     "checkpoint is no dictionary": (checkpoint_file([1, 2]), ("latest.pth", "found a list")),
-    "checkpoint of another model": (checkpoint_file({"model": {"x": torch.ones(1)}, "epoch": 0}), ("latest.pth", "backbone.cls_token")),
+    "checkpoint of another model": (
+        checkpoint_file({"model": {"x": torch.ones(1)}, "optimizer": {}, "epoch": 0}),
+        ("latest.pth", "backbone.cls_token"),
+    ),
+    "checkpoint that is no training checkpoint": (checkpoint_file({"x": torch.ones(1)}), ("latest.pth", "no training checkpoint")),
 }
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,18 @@ class World:
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def any(self, value: bool) -> bool:
+        """Whether the value is true in any process."""
+        return bool(self.sum_(torch.tensor(float(value), device=self.device)) > 0)
+
+    def gather(self, values: list[Any]) -> list[Any]:
+        """The lists of all processes, one after the other."""
+        if self.size == 1:
+            return values
+        lists: list[Any] = [None] * self.size
+        dist.all_gather_object(lists, values)
+        return [value for part in lists for value in part]
 
     def wait(self) -> None:
         """Returns when every process has come here."""
@@ -77,6 +90,20 @@ def cpu_count() -> int:
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
     return min(count, int(slurm)) if slurm.isdigit() and int(slurm) > 0 else count
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Inside, a GPU computes the same bits from the same numbers each time, where `wanted`; an operation that cannot warns."""
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @contextmanager

@@ -1,0 +1,65 @@
+"""Requests to stop a run: SIGTERM and SIGUSR1 (a batch system's warning) and SIGINT (Ctrl-C).
+
+A process learns of them by itself, from its launcher (a file with the signal's number, named in the environment), or because its
+launcher is gone.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+REQUEUE = 75  # exit code of a run that was told to go, has saved, and wants to be started again (EX_TEMPFAIL of sysexits.h)
+INTERRUPTED = 128 + signal.SIGINT  # exit code after Ctrl-C, as shells have it
+STOP_FILE = "UNIMATCH_STOP_FILE"  # environment: the file that the launcher writes
+_NUMBERS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
+
+
+class StopSignals:
+    """Inside `with`, the signals only set `caught`; the loop looks at it and saves first. A second Ctrl-C ends at once."""
+
+    def __init__(self) -> None:
+        self._signal: int | None = None
+        self._old: dict[int, Any] = {}
+        self._parent = os.getppid()
+        self._file = os.environ.get(STOP_FILE)
+
+    @property
+    def caught(self) -> bool:
+        """Whether this process was asked to stop, or its launcher is gone and nobody would see it end."""
+        if self._signal is None and self._file and os.path.exists(self._file):
+            self._signal = int(Path(self._file).read_text() or signal.SIGTERM)
+        return self._signal is not None or os.getppid() != self._parent
+
+    @property
+    def code(self) -> int:
+        """Exit code for what was caught."""
+        return INTERRUPTED if self._signal == signal.SIGINT else REQUEUE
+
+    def _catch(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._signal == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signal = number
+
+    def __enter__(self) -> StopSignals:
+        self._old = set_handler(self._catch)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+def set_handler(handler: Any) -> dict[int, Any]:
+    """Handles the signals with `handler`, where this is possible at all: in the main thread. Returns the handlers before."""
+    main = threading.current_thread() is threading.main_thread()
+    return {number: signal.signal(number, handler) for number in _NUMBERS} if main else {}
+
+
+def ignore_in_worker(worker: int = 0) -> None:
+    """Start-up of a loader worker: the signals go to every process of a job, and the training process still needs its workers."""
+    set_handler(signal.SIG_IGN)
