@@ -21,6 +21,7 @@ shift 2
 run_settings
 find_python requirements.txt || fail "no Python that satisfies requirements.txt (${why:-none found}); run: sh scripts/setup.sh"
 
+set -- --save-path "$save_path" --port "$port" "$@"
 # a config may name its own lists, as those of large-scale training do
 if ! grep -q '^labeled_id_path:' "$config" 2>/dev/null; then
     set -- --labeled-id-path "splits/$dataset/$split/labeled.txt" --unlabeled-id-path "splits/$dataset/$split/unlabeled.txt" "$@"
@@ -28,5 +29,4 @@ fi
 exec "$PYTHON" -m util.launch \
     --nproc_per_node="$num_gpu" --nnodes="${NNODES:-1}" --node_rank="${NODE_RANK:-0}" \
     --master_addr="${MASTER_ADDR:-localhost}" --master_port="$port" \
-    "$method.py" --config="$config" \
-    --save-path "$save_path" --port "$port" "$@"
+    "$method.py" --config="$config" "$@"
