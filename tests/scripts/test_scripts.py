@@ -96,6 +96,14 @@ def test_train_passes_everything_on(repo: Path) -> None:
     ]
 
 
+def test_train_leaves_the_lists_to_a_config_that_names_them(repo: Path) -> None:
+    (repo / "configs").mkdir()
+    (repo / "configs/coco_extra.yaml").write_text("dataset: coco\nlabeled_id_path: l.txt\nunlabeled_id_path: [a.txt, b.txt]\n")
+    assert sh(repo / "scripts/train.sh", "1", "0", dataset="coco_extra", split="all").returncode == 0
+    save = "exp/coco_extra/unimatch_v2/dinov2_small/all"
+    assert json.loads((repo / "seen.json").read_text())["argv"] == ["--config=configs/coco_extra.yaml", "--save-path", save, "--port", "0"]
+
+
 @pytest.mark.parametrize(("code", "line"), [("2", "error: one line\n"), ("5", "error: rank 0 ended with exit code 5\n")])
 def test_train_keeps_the_exit_code(repo: Path, code: str, line: str) -> None:
     done = sh(repo / "scripts/train.sh", "1", "0", CODE=code, save_path="exp/a b")
