@@ -131,9 +131,11 @@ def figures(folder: Path) -> list[str]:
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows: (step, value) of each scalar. nan as text, so that it equals itself."""
+    """What TensorBoard shows: (step, value) of each scalar that the clock does not change. nan as text, so that it equals itself."""
     board = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    return {tag: [(event.step, str(event.value)) for event in board.Scalars(tag)] for tag in board.Tags()["scalars"]}  # type: ignore[misc]
+    # the shares of pseudo labels are of the last step, which a run that goes on behind it has not seen
+    tags = [tag for tag in board.Tags()["scalars"] if tag != "train/images_per_second" and not tag.startswith("pseudo_labels/")]
+    return {tag: [(event.step, str(event.value)) for event in board.Scalars(tag)] for tag in tags}  # type: ignore[misc]
 
 
 def compare(a: Path, b: Path) -> list[str]:

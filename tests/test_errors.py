@@ -17,7 +17,7 @@ import fixmatch
 import supervised
 import unimatch_v2
 from model import build_model
-from tests.conftest import Tiny, command, make_tiny
+from tests.conftest import ROOT, Tiny, command, make_tiny
 from util.error import run
 
 # Breaks a data set of its own and returns the arguments of the command.
@@ -340,7 +340,7 @@ def test_a_mistake_harms_nothing_that_was_saved(tmp_path: Path, capsys: pytest.C
 def test_a_broken_environment_is_one_line_of_a_real_command(
     env: dict[str, str], words: tuple[str, ...], tiny: Tiny, tmp_path: Path
 ) -> None:
-    done = command("unimatch_v2.py", *tiny.args(tmp_path / "out"), **env)
+    done = command("unimatch_v2.py", *tiny.args(tmp_path / "out"), processes=0, cwd=ROOT, timeout=120, **env)
     assert done.returncode == 2
     lines = done.stderr.splitlines()
     assert len(lines) == 1

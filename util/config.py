@@ -5,7 +5,7 @@ import difflib
 import math
 import types
 import typing
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from util.error import UserError, reason
 class Config:
     """Every key a config file or `--set` may hold. Without a default: required."""
 
-    dataset: str  # name of a DatasetSpec
+    dataset: str  # a built-in data set (dataset/spec.py), or any name together with `classes`
     data_root: str  # the lists' paths are relative to this folder
     backbone: str  # name of an EncoderSpec
     crop_size: int  # side of the training crop in pixels, a multiple of 14
@@ -35,8 +35,14 @@ class Config:
     init: str | None = None  # start from the weights of this checkpoint of another run (its EMA where it has one)
     teacher: str | None = None  # who gives the pseudo labels: ema | student; null is the data set's own
     nclass: int | None = None  # known from the data set; where given it must agree
-    data_root_u: str | None = None  # root of the unlabelled list, where it is another
-    val_id_path: str | None = None  # validation list; null is the data set's own
+    classes: list | str | None = None  # of a data set of your own: names in id order, or a text file with one on each line
+    palette: list | None = None  # its colours, [R, G, B] or "#rrggbb" for each class; null is Pascal's
+    label_map: dict | None = None  # its mask values where they are no class ids: {value: class id or name, or null to ignore it}
+    ignore_index: int | None = None  # its mask value that is ignored; null is 255
+    task: str | None = None  # its kind: segmentation | change; null is segmentation
+    supervised_length: int | None = None  # images of a supervised epoch: a shorter list is repeated; null is the data set's own
+    data_root_u: str | list | None = None  # root of the unlabelled list, where it is another; a list: one for each unlabelled list
+    val_id_path: str | None = None  # validation list; null is splits/<dataset>/val.txt (change detection: test.txt)
     test_id_path: str | None = None  # list that best.pth is scored on, once, at the end; null: see dataset/loader.py, test_source
     eval_mode: str | None = None  # original | sliding_window; null is the data set's own
     eval_every: int = 1  # epochs between evaluations; the last epoch always has one
@@ -51,7 +57,7 @@ class Config:
     deterministic: bool = False  # the same bits from the same seed on a GPU too; slower. A CPU gives them anyway
     # command line
     labeled_id_path: str = ""
-    unlabeled_id_path: str | None = None
+    unlabeled_id_path: str | list | None = None  # one list, or several one after the other
     save_path: str = ""
     config: str = ""
 
@@ -71,6 +77,7 @@ class Config:
             "model": ("dpt",),
             "teacher": (None, "ema", "student"),
             "eval_mode": (None, "original", "sliding_window"),
+            "task": (None, "segmentation", "change"),
             "device": ("auto", "cpu", "cuda", "mps"),
             "resume": ("auto", "force"),
             "bad_images": ("stop", "skip"),
@@ -180,19 +187,25 @@ def parse_command(argv: list[str], description: str | None, unlabeled: bool) -> 
     """Reads the command line that every method has (spec.md 5). Exits with 2 for an unknown argument, as argparse does."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True)
-    parser.add_argument("--labeled-id-path", required=True, help="list of `image mask` lines")
-    parser.add_argument("--unlabeled-id-path", required=unlabeled, help="list of images without labels")
+    parser.add_argument("--labeled-id-path", help="list of `image mask` lines")
+    parser.add_argument("--unlabeled-id-path", nargs="+", metavar="LIST", help="list of images without labels, or several")
     parser.add_argument("--save-path", required=True, help="folder of checkpoints and logs; an unfinished run in it goes on")
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="change a config key; may be repeated")
     parser.add_argument("--pretrained-path", help="encoder weights, same as --set pretrained=PATH")
     parser.add_argument("--port", help="accepted for old command lines; the launcher knows the port")
     parser.add_argument("--local_rank", "--local-rank", help="accepted for old command lines; the launcher sets it")
     args = parser.parse_args(argv)
-    return load_config(
+    lists = args.unlabeled_id_path
+    cfg = load_config(
         args.config,
         args.set,
         labeled_id_path=args.labeled_id_path,
-        unlabeled_id_path=args.unlabeled_id_path if unlabeled else None,
+        unlabeled_id_path=lists[0] if lists and len(lists) == 1 else lists,
         save_path=args.save_path,
         pretrained=args.pretrained_path,
     )
+    for key, needed in (("labeled_id_path", True), ("unlabeled_id_path", unlabeled)):
+        if needed and not getattr(cfg, key):
+            option = "--" + key.replace("_", "-")
+            raise UserError(f"{option}: found none, expected a list on the command line, or `{key}` in {args.config}")
+    return cfg if unlabeled else replace(cfg, unlabeled_id_path=None)

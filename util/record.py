@@ -59,7 +59,8 @@ class Averages:
         if not self.pending:
             return []
         self.names = names = list(self.pending[0])
-        table = torch.stack([torch.stack([stats[name].double() for name in names]) for stats in self.pending])
+        # float32: Apple GPUs have no float64
+        table = torch.stack([torch.stack([stats[name].float() for name in names]) for stats in self.pending])
         rows = (self.world.sum_(table) / self.world.size).tolist()
         self.pending = []
         for row in rows:

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from dataset.batch import Batch, make_batch
 from dataset.loader import Data, open_data, shard_count, test_source
+from dataset.preview import sheets
 from dataset.semi import batches
 from model import build_model
 from model.dropout import complementary_factors
@@ -41,6 +42,7 @@ from util.signals import StopSignals
 from util.watch import Watch
 
 Step = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+PREVIEWED = 8  # samples of the first step that TensorBoard shows
 READ_EVERY = 50  # steps between reads of the scalars on the device, where no log line falls due sooner
 
 
@@ -232,6 +234,9 @@ class Run:
         for i, shards in enumerate(self._mini_batches(epoch, self.step), self.step):
             stats = self.trainer.update(shards, self.signals.caught)
             self.last = shards
+            if self.trainer.it == 1 and self.world.main:
+                for name, image in sheets(shards, self.data.spec, PREVIEWED).items():
+                    self.record.board.draw(f"data/{name}", image, 0)
             self.averages.add(stats | {"grad_norm": self.trainer.grad_norm})
             self.step = i + 1
             progress.update()

@@ -121,7 +121,10 @@ class Watch:
         teacher: nn.Module | None,
         batches: Sequence[Batch],
     ) -> None:
-        """Adds an epoch. means: of its training scalars; matrices: confusion counts, None where it was not evaluated; batches: of its last step."""
+        """Adds an epoch.
+
+        means: of its training scalars; matrices: confusion counts, None where it was not evaluated; batches: of its last step.
+        """
         page, board = self.page, self.record.board
         labels_by = student.eval() if self.cfg.teacher == "student" and teacher is not None else teacher
         if labels_by is not None and batches:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter
 
 from dataset.batch import normalize
-from dataset.semi import ImageList, Source, TrainSet
+from dataset.semi import ImageList, Source, Sources, TrainSet
 from dataset.spec import get_spec
 from dataset.transform import Geometry, Photometry, crop_mask, draw_box, draw_geometry, draw_photometry
 from tests.pairs import write_pair
@@ -21,7 +21,7 @@ SEED = 3
 def train_set(root: Path, names: list[str], dataset: str = "levir") -> TrainSet:
     (root / "list.txt").write_text("".join(f"{name}\n" for name in names))
     source = Source(get_spec(dataset), str(root), ImageList(str(root / "list.txt"), get_spec(dataset).task, masks=True))
-    return TrainSet({"x": source, "u": source}, CROP, SEED)
+    return TrainSet({"x": Sources([source]), "u": Sources([source])}, CROP, SEED)
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def rng(stream: int, epoch: int = 0) -> np.random.Generator:
 
 
 def read(data: TrainSet, folder: str, index: int) -> Image.Image:
-    return Image.open(Path(data.sources["x"].root) / folder / f"{index}.png")
+    return Image.open(Path(data.sources["x"].parts[0].root) / folder / f"{index}.png")
 
 
 def literal_crop(image: Image.Image, geometry: Geometry, fill: int, resample: Image.Resampling) -> np.ndarray:
@@ -154,9 +154,9 @@ BROKEN = {
     "label of 0 and 1": (
         "label",
         constant(1),
-        ("label/0.png", "value 1", "0 (unchanged) and 255 (changed)", "multiply the mask by 255"),
+        ("label/0.png", "label 1", "0 (unchanged), 255 (changed)", "multiply the mask by 255"),
     ),
-    "label smoothed": ("label", constant(128), ("label/0.png", "found value 128", "0 (unchanged) and 255 (changed)", "PNG")),
+    "label smoothed": ("label", constant(128), ("label/0.png", "found label 128", "0 (unchanged), 255 (changed)", "PNG")),
     "label in colour": ("label", constant(255, "RGB"), ("label/0.png", "RGB", "one channel")),
 }
 
