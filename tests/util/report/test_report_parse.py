@@ -270,3 +270,13 @@ def test_final_test_is_told_beside_the_figure_of_the_list_that_chose_the_epoch(r
     assert (run.best, run.unread_lines) == (80.0, 0)
     assert run.notes == [f"the figure here is of the list that chose the epoch. {tests[0]}; {tests[1]}"]
     assert read(log.record(tests[0][:-20]).text).unread_lines == 1, "a line that was cut is no figure"
+
+
+def test_epochs_between_evaluations_count_as_done(tmp_path: Path) -> None:
+    log = LogWriter().header(epochs=10, eval_every=5)
+    for epoch, score in ((4, "50.00"), (9, "60.00")):
+        log.epoch(epoch, score)
+    path = tmp_path / "train.log"
+    path.write_text(log.text)
+    (run,) = read_log(path)
+    assert (run.epochs_done, run.complete, run.best_epoch, run.notes) == (10, True, 9, [])
