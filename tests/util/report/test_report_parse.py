@@ -280,3 +280,19 @@ def test_epochs_between_evaluations_count_as_done(tmp_path: Path) -> None:
     path.write_text(log.text)
     (run,) = read_log(path)
     assert (run.epochs_done, run.complete, run.best_epoch, run.notes) == (10, True, 9, [])
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_run_resumed_in_the_middle_of_an_epoch(tmp_path: Path, epoch: int) -> None:
+    log = LogWriter().header(epochs=2)
+    for done in range(epoch):
+        log.epoch(done)
+    log.begin(epoch).iterations()
+    log.header(epochs=2).record(f"************ Load from checkpoint at epoch {epoch - 1}, 40 steps of the next")
+    log.iterations()
+    whole = LogWriter(hour=13).epoch(epoch).text
+    figures = whole[whole.index("***** Evaluation") - len("[2024-08-21 12:59:30,756][    INFO] ") :]
+    path = tmp_path / "train.log"
+    path.write_text(log.text + figures)
+    (run,) = read_log(path)
+    assert (run.epochs_done, run.resumed, run.notes, run.unread_lines) == (epoch + 1, True, [], 0)
