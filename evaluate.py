@@ -106,9 +106,8 @@ def figures(scores: Scores, spec: DatasetSpec) -> dict[str, Any]:
         "boundary_miou": float(band.mean()),
     }
     if spec.task == "change":
-        parts = {"precision": metric.precision(matrix), "recall": recall, "f1": metric.f1(matrix)}
         out |= {"unchanged_iou": float(iou[0]), "changed_iou": float(iou[1]), "overall_accuracy": accuracy}
-        out |= {name: float(values[1]) for name, values in parts.items()}  # of the changed class, as this field reports them
+        out |= {name.lower(): value for name, value in metric.changed_class(matrix).items()}
     absent = [name for name, count in zip(spec.classes, matrix.sum(1).tolist(), strict=True) if count == 0]
     out |= {"iou": named(iou), "accuracy": named(recall), "boundary_iou": named(band), "absent": absent, "confusion": matrix.tolist()}
     return out
@@ -160,7 +159,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--id-path", help="list of `image mask` lines, instead of the validation list")
     parser.add_argument("--pair", nargs=2, metavar=("A", "B"), help="change detection: two images or folders instead of a list")
     parser.add_argument("--label", help="the labels of --pair: an image or a folder")
-    parser.add_argument("--which", choices=("ema", "student"), help="default: the EMA where the checkpoint has one")
+    parser.add_argument("--which", choices=("ema", "student"), help="default: the EMA where there is one; change detection: the student")
     parser.add_argument("--mode", choices=("original", "sliding_window"), help="whole or in windows of crop_size (default: the data set's)")
     parser.add_argument("--tile", type=int, metavar="N", help="sliding windows of N pixels, for scenes too large for one pass")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="test-time augmentation: scales of the image")

@@ -103,7 +103,8 @@ def load(
 ) -> Predictor:
     """A Predictor from the config of a run and its checkpoint, ours or the authors'.
 
-    which: "ema" or "student", None: the EMA where there is one. settings: "key=value" over the config. Raises UserError.
+    which: "ema" or "student", None: the EMA where there is one, in change detection the student. settings: "key=value" over the
+    config. Raises UserError.
     """
     cfg = load_config(config, list(settings))
     with processes(device if device != "auto" else cfg.device) as world:
@@ -147,7 +148,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the results")
     parser.add_argument("--pair", nargs=2, metavar=("A", "B"), help="change detection: two images, or two folders of equal names")
     parser.add_argument("--data-root", help="folder that a list's paths are relative to, instead of the config's data_root")
-    parser.add_argument("--which", choices=("ema", "student"), help="default: the EMA where the checkpoint has one")
+    parser.add_argument("--which", choices=("ema", "student"), help="default: the EMA where there is one; change detection: the student")
     parser.add_argument("--tile", type=int, metavar="N", help="sliding windows of N pixels; 0: never (default: the data set's way)")
     parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="images of one size predicted together (default: 4)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))

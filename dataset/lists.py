@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from util.error import UserError
+from util.error import UserError, reason
 from util.files import write_atomic
 
 _BLANK = re.compile(rb"^[ \t]*(?:\n|\Z)", re.MULTILINE)
@@ -54,8 +54,8 @@ def _read(path: str | os.PathLike[str]) -> bytes:
             content.decode()
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such list; get it with `python -m dataset.splits fetch` or write one with `make`") from None
-    except (IsADirectoryError, PermissionError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a list that can be read ({error}); expected a UTF-8 text with one image per line") from error
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a path with a zero byte
+        raise UserError(f"{path}: not a list that can be read ({reason(error)}); expected a UTF-8 text with one image per line") from error
     content = content.removesuffix(b"\n")
     if _BLANK.search(content):
         content = b"\n".join(line for line in content.split(b"\n") if line.strip())

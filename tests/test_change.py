@@ -13,6 +13,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
+import evaluate
 import fixmatch
 import supervised
 import unimatch_v2
@@ -304,6 +305,16 @@ def script(name: str, *args: str, **env: str) -> subprocess.CompletedProcess[str
     full = {k: v for k, v in os.environ.items() if k not in ("dataset", "method", "split", "exp", "config", "save_path")}
     full["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     return subprocess.run(["sh", f"scripts/{name}", *args], cwd=ROOT, env=full | env, capture_output=True, text=True, timeout=200)
+
+
+def test_evaluate_scores_the_published_model_by_default(pairs: Tiny, runs: dict[str, Path], tmp_path: Path) -> None:
+    best = checkpoint.load(runs["unimatch_v2"] / "best.pth")
+    words = ["--config", str(pairs.config), "--checkpoint", str(runs["unimatch_v2"] / "best.pth"), "--json", str(tmp_path / "s.json")]
+    evaluate.main(words)
+    scores = json.loads((tmp_path / "s.json").read_text())
+    assert (scores["which"], scores["epoch"]) == ("student", best["best_epoch"])
+    assert scores["changed_iou"] == pytest.approx(best["previous_best_iou"], abs=1e-6)
+    assert scores["overall_accuracy"] == pytest.approx(best["previous_best_acc"], abs=1e-6)
 
 
 def test_a_split_with_a_percent_sign_trains(pairs: Tiny, tmp_path: Path) -> None:

@@ -180,8 +180,8 @@ def test_change_detection_reports_what_the_field_reports(change: Path, tmp_path:
     assert listed["f1"] == pytest.approx(200 * true_positive / (2 * true_positive + false_positive + false_negative))
     assert listed["overall_accuracy"] == pytest.approx(100 * np.trace(matrix) / 6400)
     log = (change / "run/train.log").read_text()
-    assert f"EMA: {listed['changed_iou']:.2f}\n" in log
-    assert f"EMA: {listed['overall_accuracy']:.2f}\n" in log
+    assert f" Changed IoU: {listed['changed_iou']:.2f}: EMA" in log, "the student's, as published"
+    assert f" Overall Accuracy: {listed['overall_accuracy']:.2f}, EMA" in log
     evaluate.main([*base, "--pair", str(change / "A"), str(change / "B"), "--label", str(change / "label"), "--worst", "1"])
     assert json.loads((tmp_path / "s.json").read_text())["confusion"] == listed["confusion"]
     assert len(list((change / "run/worst").iterdir())) == 1

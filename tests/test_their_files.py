@@ -21,6 +21,7 @@ import supervised
 import unimatch_v2
 from model import build_model
 from model.spec import ENCODERS
+from tests.conftest import ROOT
 from tests.dataset.oracle import photograph
 from util import checkpoint
 from util.config import load_config
@@ -127,7 +128,9 @@ def test_segmentation(
     assert state["epoch"] == 0
     assert len(state["model"]["head.scratch.output_conv.2.bias"]) == nclass
     mode = "sliding_window" if dataset == "cityscapes" else "original"
-    assert f"***** Evaluation {mode} *****" in (project / "exp" / "train.log").read_text()
+    log = (project / "exp" / "train.log").read_text()
+    assert f"***** Evaluation {mode} *****" in log
+    assert f"'batch_size': {4 if method is supervised else 2}," in log, "supervised training doubles it, and says so"
 
 
 @pytest.mark.parametrize("method", [unimatch_v2, supervised])
@@ -184,3 +187,9 @@ def test_the_configs_of_published_runs(shared: Path, tmp_path: Path) -> None:
             assert getattr(cfg, key) == values[key], (log.name, key)
         read += 1
     assert read >= 10
+
+
+def test_shipped_configs_train_the_encoder() -> None:
+    """Also ADE20K's, where the authors' file says otherwise than their runs."""
+    for name in ("pascal", "cityscapes", "ade20k", "coco"):
+        assert not load_config(str(ROOT / "configs" / f"{name}.yaml")).lock_backbone

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import math
 import types
 import typing
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -10,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from util.error import UserError
+from util.error import UserError, reason
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,14 @@ class Config:
     config: str = ""
 
     def __post_init__(self) -> None:
-        positive = ("crop_size", "epochs", "batch_size", "eval_every", "lr", "lr_multi", "max_bad_steps")
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name}: found {getattr(self, name)}, expected a number above 0; correct it in the config")
+        positive = ("crop_size", "epochs", "batch_size", "eval_every", "lr", "lr_multi", "max_bad_steps", "shards", "nclass")
+        for name in KEYS:
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                continue
+            if not math.isfinite(value) or value < 0 or (value == 0 and name in positive):
+                least = "a number above 0" if name in positive else "0 or more"
+                raise UserError(f"{name}: found {value}, expected {least}; correct it in the config")
         if self.crop_size % 14:
             near = max(14, round(self.crop_size / 14) * 14)
             raise UserError(f"crop_size: found {self.crop_size}, expected a multiple of 14 (the patch size); the nearest is {near}")
@@ -102,7 +107,7 @@ def convert(key: str, value: Any) -> Any:
     for kind in kinds:
         if type(value) is kind:
             return value
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) < 1e300:
             return float(value)
         if kind is float and isinstance(value, str):  # YAML reads 5e-6, without a dot, as a string
             try:
@@ -119,12 +124,14 @@ def _unknown(key: str) -> UserError:
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
-    if not Path(path).is_file():
+    if "\0" in path or not Path(path).is_file():
         raise UserError(f"{path}: no such config file; give one with --config (the ones shipped are in configs/)")
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({error})") from error
+    except PermissionError as error:
+        raise UserError(f"{path}: cannot be read ({reason(error)}); correct its permissions") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date such as 2001-99-99
+        raise UserError(f"{path}: not valid YAML ({reason(error)}); expected UTF-8 text of `key: value` lines") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: found a {type(values).__name__}, expected `key: value` lines")
     return values
@@ -143,7 +150,7 @@ def _assign(values: dict[str, Any], setting: str) -> None:
         raise UserError(f"--set {setting}: expected key=value")
     try:
         value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"--set {setting}: the value is not valid YAML") from error
     *parents, leaf = name.split(".")
     for parent in parents:
@@ -172,7 +179,8 @@ def load_config(path: str, settings: list[str] | None = None, **given: Any) -> C
     for key, f in KEYS.items():
         if key not in values and f.default is MISSING and f.default_factory is MISSING:
             raise UserError(f"{path}: has no `{key}`; add it")
-    return Config(**{key: convert(key, value) for key, value in values.items()}, config=path)
+    values["config"] = path
+    return Config(**{key: convert(key, value) for key, value in values.items()})
 
 
 def parse_command(argv: list[str], description: str | None, unlabeled: bool) -> Config:

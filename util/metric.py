@@ -19,16 +19,6 @@ def iou(matrix: Tensor) -> Tensor:
     return 100 * intersection / (union + 1e-10)
 
 
-def changed_class(matrix: Tensor) -> dict[str, float]:
-    """Precision, recall and F1 of the changed class of change detection in percent, from a (2, 2) matrix; 0 where undefined."""
-    (_, false_alarm), (missed, hit) = matrix.tolist()
-    return {
-        "precision": 100 * hit / max(1, hit + false_alarm),
-        "recall": 100 * hit / max(1, hit + missed),
-        "F1": 200 * hit / max(1, 2 * hit + false_alarm + missed),
-    }
-
-
 def pixel_accuracy(matrix: Tensor) -> float:
     """Share of scored pixels whose class is right, in percent."""
     return float(100 * matrix.diagonal().sum() / matrix.sum().clamp(min=1))
@@ -47,6 +37,11 @@ def precision(matrix: Tensor) -> Tensor:
 def f1(matrix: Tensor) -> Tensor:
     """Harmonic mean of precision and recall of each class, float64 (K,)."""
     return 200 * matrix.diagonal().double() / (matrix.sum(0) + matrix.sum(1)).clamp(min=1)
+
+
+def changed_class(matrix: Tensor) -> dict[str, float]:
+    """Precision, recall and F1 of the changed class of change detection, from a (2, 2) matrix."""
+    return {"precision": float(precision(matrix)[1]), "recall": float(recall(matrix)[1]), "F1": float(f1(matrix)[1])}
 
 
 def frequency_weighted_iou(matrix: Tensor) -> float:

@@ -38,6 +38,11 @@ def versions() -> dict[str, str]:
     return out | ({"cuda": str(torch.version.cuda)} if torch.version.cuda else {})
 
 
+def changed_versions(old: dict[str, str]) -> list[str]:
+    """What has another version than in `old`, the `versions()` of an earlier start."""
+    return [f"{name} was {old[name]}, is {version}" for name, version in versions().items() if old.get(name, version) != version]
+
+
 def revision() -> dict[str, Any]:
     """Git revision of the code, and the diff to it where the tree is dirty; nothing where the code is not in a repository of its own."""
     top = _git("rev-parse", "--show-toplevel")

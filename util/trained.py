@@ -48,13 +48,14 @@ class Bf16(nn.Module):
 def load_trained(cfg: Config, path: str, which: str | None = None, device: torch.device | str = "cpu") -> Trained:
     """The model of `cfg` with the weights of a checkpoint, ours or the authors'.
 
-    which: "ema", "student", or None for the EMA where the checkpoint has one. Raises UserError for a file that does not fit.
+    which: "ema", "student", or None for the one whose score chose best.pth and is published: the EMA where the checkpoint has one, but
+    the student in change detection (spec.md 4). Raises UserError for a file that does not fit.
     """
     state = checkpoint.load(path)
     spec = data_spec(cfg)
     _check_origin(state, cfg, spec, path)
     if which is None:
-        which = "ema" if "model_ema" in state else "student"
+        which = "ema" if "model_ema" in state and spec.task != "change" else "student"
     elif which == "ema" and "model_ema" not in state:
         raise UserError(f"{path}: has no EMA weights (model_ema), as of a supervised run; use --which student")
     weights = checkpoint.weights(state, WHICH[which])

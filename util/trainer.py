@@ -35,7 +35,7 @@ from util.error import StoppedError, UserError
 from util.evaluation import evaluate, validation_loader
 from util.final import final_test
 from util.log import open_log
-from util.provenance import add_start, versions
+from util.provenance import add_start, changed_versions, versions
 from util.record import Averages, Record
 from util.schedule import poly
 from util.signals import StopSignals
@@ -167,10 +167,8 @@ class Run:
         self.epoch, self.step = -1, 0
         self.last: list[Batch] = []  # mini-batches of the last step
         self.matrices: list[Tensor] | None = None  # of the epoch's evaluation, where it has one
-        self.bad_images: list[
-            str
-        ] = []  # files that could not be read in this epoch, on all processes; those of the own since the last read
-        self.new_bad_images: list[str] = []
+        self.bad_images: list[str] = []  # of this epoch, on all processes
+        self.new_bad_images: list[str] = []  # of this process since the last read
         notes = self._load(*found) if found else []
         if world.main:
             add_start(self.folder, world.device, world.size)
@@ -195,12 +193,7 @@ class Run:
         """Takes over a checkpoint. Returns what to tell about it."""
         notes = [f"{problem}; going on from {path.name}" for problem in problems]
         changed = resume.check_same_run(path, state, self.config, self.data.lists, self.cfg.resume == "force")
-        old = state.get("versions", {})
-        notes += [
-            f"{name} was {old[name]}, now {version}: the bits may differ"
-            for name, version in versions().items()
-            if old.get(name, version) != version
-        ]
+        notes += [f"{change}: the bits may differ" for change in changed_versions(state.get("versions", {}))]
         notes += [f"resume=force: the run was started with {difference}" for difference in changed]
         self.trainer.load_state(state, str(path))
         self.epoch, self.step = int(state["epoch"]), min(int(state.get("step", 0)), self.steps)
@@ -226,16 +219,17 @@ class Run:
             self.bad_images = []
             self.matrices = None
             best = self._evaluate(epoch) if self._evaluation_due(epoch) else False
+            self.last = self.last or next(self._mini_batches(epoch, self.steps - 1))  # resumed after the last step
             self.watch.epoch(epoch, self.averages.means(), self.matrices, self.trainer.student, self.trainer.teacher, self.last)
             self.averages.reset()
-            self.epoch, self.step = epoch, 0
+            self.epoch, self.step, self.new_bad_images = epoch, 0, []
             self._save(best)
         progress.close()
         self._test()
         self.record.board.close()
 
     def _train_epoch(self, epoch: int, progress: tqdm) -> None:
-        for i, shards in enumerate(self._mini_batches(epoch), self.step):
+        for i, shards in enumerate(self._mini_batches(epoch, self.step), self.step):
             stats = self.trainer.update(shards, self.signals.caught)
             self.last = shards
             if self.trainer.it == 1 and self.world.main:
@@ -255,18 +249,18 @@ class Run:
                     self.new_bad_images = []
                 if due:
                     self.record.iteration(i, self.trainer.lr, self.averages.means())
-                    self.record.board.add("train/lr", self.trainer.lr, self.trainer.it)
+                    self.record.board.add("train/lr", self.trainer.lr, self.trainer.it - 1)  # a later step would be purged on resume
                 if self.trainer.stop:
                     self._stop()
                 if self._save_due():
                     self._save()
 
-    def _mini_batches(self, epoch: int) -> Iterator[list[Batch]]:
-        """The mini-batches of the own shards, for each step that is still to do."""
+    def _mini_batches(self, epoch: int, start: int) -> Iterator[list[Batch]]:
+        """The mini-batches of the own shards, for each step from `start` on."""
         sampler, width = self.data.sampler, self.trainer.student.backbone.width
-        sampler.set_epoch(epoch, self.step)
+        sampler.set_epoch(epoch, start)
         raw = batches(self.data.loader)
-        for step in range(self.step, self.steps):
+        for step in range(start, self.steps):
             out = []
             for shard, mini_batch in zip(sampler.own, islice(raw, len(sampler.own)), strict=True):
                 # complementary dropout comes from (seed, step, shard), so any number of processes draws the same

@@ -23,8 +23,8 @@ def random_model(encoder: str, nclass: int, task: str = "segmentation") -> DPT:
     model.to_empty(device="cpu").eval()
     block = torch.randn(4_000_037, generator=torch.Generator().manual_seed(1))
     start = 0
-    for name, parameter in [*model.named_parameters()]:  # shared ones once
-        tensor = parameter.data
+    for name, parameter in model.named_parameters():  # shared ones once
+        tensor = parameter.detach()
         count = tensor.numel()
         if start + count > len(block):
             start = 0

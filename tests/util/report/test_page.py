@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import supervised
 import unimatch_v2
+from dataset.spec import get_spec
 from tests.conftest import Tiny
 from util.report.chart import ticks
 from util.report.page import duration
+
+CLASSES = get_spec("demo").classes
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +53,20 @@ def test_page_shows_what_the_log_says(run: Path) -> None:
     last = [line for line in log.splitlines() if "Mask ratio" in line][-1]
     assert rows[-1]["mask_ratio"] == pytest.approx(float(last.rsplit(" ", 1)[1]), abs=0.0006) or rows[-1]["mask_ratio"] > 0
     assert not re.search(r'(src|href)="(?!data:)', page)  # nothing from outside
+
+
+def test_tensorboard_has_what_people_watch(run: Path) -> None:
+    board = EventAccumulator(str(run), size_guidance={"images": 0, "scalars": 0})
+    board.Reload()
+    tags = board.Tags()
+    assert {"train/loss_all", "train/grad_norm", "train/lr", "train/images_per_second", "eval/mIoU_ema"} <= set(tags["scalars"])
+    assert sorted(tags["images"]) == ["samples/0", "samples/1", "samples/2"]
+    assert [event.step for event in board.Images("samples/0")] == [0, 1]
+    shares = [event.value for k in CLASSES for event in board.Scalars(f"pseudo_labels/{k}") if event.step == 1]
+    assert len(shares) == 6
+    assert 0 < sum(shares) <= 100.001
+    (text,) = board.Tensors("config/text_summary")[-1].tensor_proto.string_val
+    assert b"'backbone': 'dinov2_tiny'" in text
 
 
 def test_page_of_a_supervised_run_says_nothing_of_a_teacher(tiny: Tiny, tmp_path: Path) -> None:
