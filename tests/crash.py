@@ -130,12 +130,11 @@ def figures(folder: Path) -> list[str]:
     return [line.split("] ", 1)[1] for line in lines if re.search(r"\] (=====|Iters|\*\*\*\*\* Evaluation|.*skipped)", line)]
 
 
-def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
+def scalars(folder: Path) -> dict[str, list[tuple[int, str]]]:
     """What TensorBoard shows: (step, value) of each scalar that the clock does not change. nan as text, so that it equals itself."""
     board = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    # the shares of pseudo labels are of the last step, which a run that goes on behind it has not seen
-    tags = [tag for tag in board.Tags()["scalars"] if tag != "train/images_per_second" and not tag.startswith("pseudo_labels/")]
-    return {tag: [(event.step, str(event.value)) for event in board.Scalars(tag)] for tag in tags}  # type: ignore[misc]
+    tags = [tag for tag in board.Tags()["scalars"] if tag not in TIMES]
+    return {tag: [(event.step, str(event.value)) for event in board.Scalars(tag)] for tag in tags}
 
 
 def compare(a: Path, b: Path) -> list[str]:

@@ -134,6 +134,8 @@ class Trainer:
         hint = "was it made with another backbone, data set or method? Resume with the same command or use another --save-path"
         checkpoint.load_strictly(self.student, checkpoint.weights(state, "model"), source, hint)
         if self.teacher is not None:
+            if "model_ema" not in state:
+                raise UserError(f"{source}: has no 'model_ema', the teacher of a semi-supervised run; {hint}")
             checkpoint.load_strictly(self.teacher, checkpoint.weights(state, "model_ema"), source, hint)
         self.skipped, self.skipped_in_row = state.get("skipped", 0), state.get("skipped_in_row", 0)
         try:
