@@ -13,6 +13,7 @@ from dataset.spec import DatasetSpec, get_spec
 from util.config import Config
 from util.dist import World, cpu_count
 from util.error import UserError
+from util.signals import ignore_in_worker
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,7 @@ def open_data(cfg: Config, world: World, semi: bool, log: logging.Logger) -> Dat
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=collate,
+        worker_init_fn=ignore_in_worker,
         persistent_workers=workers > 0,
         pin_memory=world.device.type == "cuda",
     )

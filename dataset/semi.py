@@ -2,7 +2,7 @@
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import Dataset, default_collate
 
 from dataset.change import date_paths, label_path
 from dataset.lists import Entry, parse_line, read_lines
@@ -212,7 +212,7 @@ def collate(samples: list[dict[str, Any] | UserError]) -> dict[str, Any] | UserE
     return default_collate(samples)
 
 
-def batches(loader: DataLoader) -> Iterator[dict[str, Any]]:
+def batches(loader: Iterable[Any]) -> Iterator[dict[str, Any]]:
     """The loader's mini-batches. A mistake met in a worker is raised here, in the process that can report it."""
     for batch in loader:
         if isinstance(batch, UserError):

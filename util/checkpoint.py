@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from util.error import UserError
+from util.error import UserError, reason
 from util.files import write_atomic
 
 # The authors' checkpoints hold best values as numpy scalars; these are all that numpy needs to rebuild one.
@@ -18,22 +18,41 @@ _NUMPY_SCALARS: list[Any] = [np.dtype, _SCALAR, *(type(np.dtype(t)) for t in ("f
 _NUMPY_SCALARS.append((_SCALAR, "numpy.core.multiarray.scalar"))  # its name before numpy 2
 
 
-def save(state: dict[str, Any], path: Path) -> None:
-    """Writes a checkpoint atomically."""
-    write_atomic(path, lambda file: torch.save(state, file))
+class DamagedError(UserError):
+    """A checkpoint file that is torn, corrupt or none at all."""
+
+
+def save(state: dict[str, Any], path: Path, keep: Path | None = None) -> None:
+    """Writes a checkpoint atomically; the one it replaces stays as `keep`. Raises UserError where the disk does not take it."""
+    try:
+        write_atomic(path, lambda file: torch.save(state, file), keep=keep)
+    except (OSError, RuntimeError) as error:
+        # a write that fails inside torch's zip writer comes out as a RuntimeError whose context is the OSError
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        if cause is None:
+            raise
+        raise UserError(f"{path}: cannot be saved ({reason(cause)})") from error
 
 
 def load(path: str | Path) -> dict[str, Any]:
-    """Reads a checkpoint to the CPU. Raises UserError for a missing, truncated or unsafe file."""
+    """Reads a checkpoint to the CPU. Raises UserError for a missing or unsafe file, DamagedError for a torn or corrupt one."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; give the path of a .pth file")
     try:
+        if zipfile.is_zipfile(path):  # torch.load does not compare the check sums
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip() is not None:
+                    raise DamagedError(f"{path}: not a readable checkpoint (check sum differs); copy or download it again")
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
             state = torch.load(path, map_location="cpu", weights_only=True)
+    except PermissionError as error:
+        raise UserError(f"{path}: cannot be read ({reason(error)}); correct its permissions") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
-        reason = str(error).split(". ")[0].splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path}: not a readable checkpoint ({reason}); copy or download it again") from error
+        why = reason(error).split(". ")[0]
+        raise DamagedError(f"{path}: not a readable checkpoint ({why}); copy or download it again") from error
     if not isinstance(state, dict):
         raise UserError(f"{path}: found a {type(state).__name__}, expected a dictionary of tensors or a training checkpoint")
     return state
@@ -53,6 +72,8 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str, hint
     for name, value in own.items():
         if name not in state:
             raise UserError(f"{source}: has no {name!r}, which the model needs; {hint}")
+        if not isinstance(state[name], Tensor):
+            raise UserError(f"{source}: {name} is a {type(state[name]).__name__}, expected a tensor; {hint}")
         if state[name].shape != value.shape:
             raise UserError(f"{source}: {name} is {tuple(state[name].shape)}, the model needs {tuple(value.shape)}; {hint}")
     for name in state:

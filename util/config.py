@@ -43,6 +43,10 @@ class Config:
     device: str = "auto"  # auto | cpu | cuda | mps
     num_workers: int | None = None  # loader processes of each training process; null follows the CPUs
     save_every: float | None = None  # minutes between saves inside an epoch; null is the larger of 5 and 100 times a save's duration
+    resume: str = "auto"  # auto: refuses a checkpoint of other settings, lists or encoder | force: goes on from it all the same
+    bad_images: str = "stop"  # a file that cannot be read while training: stop | skip: the next one of the list takes its place
+    max_bad_steps: int = 10  # steps without a finite loss or gradient, in a row, that end the run; each of them is skipped
+    deterministic: bool = False  # the same bits from the same seed on a GPU too; slower. A CPU gives them anyway
     # command line
     labeled_id_path: str = ""
     unlabeled_id_path: str | None = None
@@ -50,7 +54,7 @@ class Config:
     config: str = ""
 
     def __post_init__(self) -> None:
-        positive = ("crop_size", "epochs", "batch_size", "eval_every", "lr", "lr_multi")
+        positive = ("crop_size", "epochs", "batch_size", "eval_every", "lr", "lr_multi", "max_bad_steps")
         for name in positive:
             if getattr(self, name) <= 0:
                 raise UserError(f"{name}: found {getattr(self, name)}, expected a number above 0; correct it in the config")
@@ -62,6 +66,8 @@ class Config:
             "teacher": ("ema", "student"),
             "eval_mode": (None, "original", "sliding_window"),
             "device": ("auto", "cpu", "cuda", "mps"),
+            "resume": ("auto", "force"),
+            "bad_images": ("stop", "skip"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -71,6 +77,12 @@ class Config:
 
 KEYS = {f.name: f for f in fields(Config)}
 _HINTS = typing.get_type_hints(Config)
+# Keys that a run may go on with changed, because they do not say what it computes: where things are (lists are compared by content),
+# how it runs, and what is used only at its start. `epochs` may grow. A key that is not here may not change.
+MAY_CHANGE = {
+    "config", "save_path", "data_root", "data_root_u", "val_id_path", "labeled_id_path", "unlabeled_id_path", "pretrained", "init",
+    "device", "num_workers", "eval_every", "save_every", "resume", "bad_images", "max_bad_steps", "deterministic",
+}  # fmt: skip
 # The authors' large-scale configs name these keys for two data sets; the labelled one decides classes and validation.
 _ALIASES = {"dataset_l": "dataset", "data_root_l": "data_root"}
 

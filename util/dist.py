@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -31,6 +32,18 @@ class World:
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+    def any(self, value: bool) -> bool:
+        """Whether the value is true in any process."""
+        return bool(self.sum_(torch.tensor(float(value), device=self.device)) > 0)
+
+    def gather(self, values: list[Any]) -> list[Any]:
+        """The lists of all processes, one after the other."""
+        if self.size == 1:
+            return values
+        lists: list[Any] = [None] * self.size
+        dist.all_gather_object(lists, values)
+        return [value for part in lists for value in part]
 
     def wait(self) -> None:
         """Returns when every process has come here."""

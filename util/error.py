@@ -13,16 +13,35 @@ class UserError(Exception):
     """
 
 
+class StoppedError(Exception):
+    """A run that was asked to stop has saved and ends with `code`; the message says how to go on."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def reason(error: BaseException) -> str:
+    """What an exception says, in one line: the system's words for an OSError, else the message, else its name."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()) or type(error).__name__
+
+
 def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
     """Runs a command and exits: 0 when `main` returns, 2 with one line on stderr for a UserError; a bug keeps its traceback.
 
     All ranks of a job usually meet the same mistake. The first one prints at once; its exit makes the launcher end the others
     while they wait here, so that the line appears once. A mistake that only another rank meets is printed after the wait.
     """
+    first = os.environ.get("RANK", "0") == "0"
     try:
         main(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        if os.environ.get("RANK", "0") != "0":
+        if not first:
             time.sleep(3)
         print("error: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
         sys.exit(2)
+    except StoppedError as stop:
+        if first:
+            print(f"stopped: {stop}", file=sys.stderr, flush=True)
+        sys.exit(stop.code)

@@ -1,6 +1,6 @@
 """Evaluation, shared by the training loop and the command: one pass over the data for any number of models (spec.md 4)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from dataset.semi import Source, ValSet, batches, collate
 from model.backbone.dinov2 import PATCH
 from util import metric
 from util.dist import World
+from util.signals import ignore_in_worker
 
 
 def nearest_multiple(side: int) -> int:
@@ -56,11 +57,13 @@ def predict(model: nn.Module, img: Tensor, mode: str, window: int) -> Tensor:
 def validation_loader(source: Source, world: World, workers: int) -> DataLoader:
     """Every image of the list exactly once, spread over the processes."""
     own = range(world.rank, len(source.ids), world.size)
-    return DataLoader(ValSet(source), batch_size=1, sampler=list(own), num_workers=workers, collate_fn=collate)
+    return DataLoader(
+        ValSet(source), batch_size=1, sampler=list(own), num_workers=workers, collate_fn=collate, worker_init_fn=ignore_in_worker
+    )
 
 
 @torch.no_grad()
-def evaluate(models: Sequence[nn.Module], loader: DataLoader, mode: str, window: int, nclass: int, world: World) -> list[Tensor]:
+def evaluate(models: Sequence[nn.Module], loader: Iterable[Any], mode: str, window: int, nclass: int, world: World) -> list[Tensor]:
     """Confusion matrix (K, K) int64, exact over all processes, of each model."""
     totals = torch.zeros(len(models), nclass, nclass, dtype=torch.int64, device=world.device)
     for batch in _on_device(loader, world.device):
@@ -70,7 +73,7 @@ def evaluate(models: Sequence[nn.Module], loader: DataLoader, mode: str, window:
     return list(world.sum_(totals).cpu())
 
 
-def _on_device(loader: DataLoader, device: torch.device) -> Iterator[dict[str, Any]]:
+def _on_device(loader: Iterable[Any], device: torch.device) -> Iterator[dict[str, Any]]:
     for batch in batches(loader):
         yield {
             "img": normalize(batch["img"].to(device, non_blocking=True)),

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 
-def write_atomic(path: Path, write: Callable[[BinaryIO], Any], sync: bool = True) -> None:
+def write_atomic(path: Path, write: Callable[[BinaryIO], Any], sync: bool = True, keep: Path | None = None) -> None:
     """Calls `write` on a temporary file beside `path`, flushes it to the disk, then renames; makes the folder where there is none.
 
     sync=False leaves the flushing to the system: for thousands of small files that a command can make again.
+    keep: the name that the file it replaces gets. For a moment, between two renames, there is only that one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -20,6 +21,8 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], Any], sync: bool = True
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
+        if keep is not None and path.exists():
+            os.replace(path, keep)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

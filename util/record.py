@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import pprint
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from dataset.spec import DatasetSpec
 from model.semseg.dpt import DPT
 from util import metric
 from util.dist import World
+from util.error import reason
+from util.resume import EVENTS_SUFFIX
 
 _LABELS = {"loss_all": "Total loss", "loss_x": "Loss x", "loss_s": "Loss s", "mask_ratio": "Mask ratio"}
 
@@ -41,6 +45,7 @@ class Averages:
 
     def reset(self, sums: dict[str, float] | None = None, count: int = 0) -> None:
         self.pending: list[dict[str, Tensor]] = []
+        self.names: list[str] = list(sums or {})
         self.sums = dict(sums or {})
         self.count = count
 
@@ -51,26 +56,65 @@ class Averages:
         """The scalars of each step since the last read. All processes must call it at the same step."""
         if not self.pending:
             return []
-        names = list(self.pending[0])
+        self.names = names = list(self.pending[0])
         table = torch.stack([torch.stack([stats[name].double() for name in names]) for stats in self.pending])
         rows = (self.world.sum_(table) / self.world.size).tolist()
         self.pending = []
-        self.count += len(rows)
         for row in rows:
+            if not all(map(math.isfinite, row)):  # this step was skipped
+                continue
+            self.count += 1
             for name, value in zip(names, row, strict=True):
                 self.sums[name] = self.sums.get(name, 0.0) + value
         return [dict(zip(names, row, strict=True)) for row in rows]
 
     def means(self) -> dict[str, float]:
-        return {name: total / self.count for name, total in self.sums.items()}
+        """Means since the epoch's start; nan before the first step that counts."""
+        return {name: self.sums[name] / self.count if self.count else math.nan for name in self.names}
+
+
+class Board:
+    """TensorBoard scalars of one start of a run, in a file of its own. folder None: nowhere, for all processes but the first.
+
+    Readers drop what older files have from step `start` on. A disk that is full costs scalars, never the run.
+    """
+
+    def __init__(self, folder: Path | None, start: int, log: logging.Logger) -> None:
+        self.folder, self.start, self.log = folder, start, log
+        self.writer: SummaryWriter | None = None
+        self.flush()
+
+    def add(self, name: str, value: float, step: int) -> None:
+        self._guard(lambda writer: writer.add_scalar(name, value, step))
+
+    def flush(self) -> None:
+        """Writes out what is waiting; begins another file where the last one could not be written."""
+        if self.writer is None and self.folder is not None:
+            self.writer = SummaryWriter(str(self.folder), purge_step=self.start, filename_suffix=EVENTS_SUFFIX)
+        self._guard(lambda writer: writer.flush())
+
+    def close(self) -> None:
+        self._guard(lambda writer: writer.close())
+
+    def _guard(self, action: Callable[[SummaryWriter], object]) -> None:
+        if self.writer is None:
+            return
+        try:
+            action(self.writer)
+        except OSError as error:
+            self.writer = None
+            self.log.error(f"{self.folder}: TensorBoard scalars cannot be written ({reason(error)}); the next save tries again")
 
 
 class Record:
-    """Log lines and scalars of one run. Only the first process writes; the others call the same methods to no effect."""
+    """Log lines and scalars of one run. Only the first process writes; the others call the same methods to no effect.
 
-    def __init__(self, log: logging.Logger, folder: Path | None, spec: DatasetSpec, semi: bool, ema_teaches: bool) -> None:
+    start: steps that were done before.
+    """
+
+    def __init__(self, log: logging.Logger, folder: Path | None, spec: DatasetSpec, semi: bool, ema_teaches: bool, start: int = 0) -> None:
         self.log = log
-        self.board = SummaryWriter(str(folder)) if folder else None
+        self.board = Board(folder, start, log)
         self.spec = spec
         self.semi = semi
         self.change = spec.task == "change"
@@ -101,11 +145,9 @@ class Record:
 
     def steps(self, first: int, rows: list[dict[str, float]]) -> None:
         """TensorBoard scalars of the steps from `first` (counted over all epochs) on."""
-        if self.board is None:
-            return
         for it, row in enumerate(rows, start=first):
             for name, value in row.items():
-                self.board.add_scalar(f"train/{'loss_u_s' if self.change and name == 'loss_s' else name}", value, it)
+                self.board.add(f"train/{'loss_u_s' if self.change and name == 'loss_s' else name}", value, it)
 
     def iteration(self, i: int, lr: float, means: dict[str, float]) -> None:
         """The line of a step inside an epoch. lr: of the encoder, for the next step; means: since the epoch's start."""
@@ -126,9 +168,8 @@ class Record:
             self._change_lines([iou.tolist() for iou in ious], accuracies)
         else:
             self._class_lines(mode, [iou.tolist() for iou in ious], scores)
-        if self.board is not None:
-            for suffix, iou, score, accuracy in zip(("", "_ema"), ious, scores, accuracies, strict=False):
-                self._board_scores(epoch, suffix, iou, score, accuracy)
+        for suffix, iou, score, accuracy in zip(("", "_ema"), ious, scores, accuracies, strict=False):
+            self._board_scores(epoch, suffix, iou, score, accuracy)
         improved = [score >= best.score for score, best in zip(scores, self.best, strict=True)]
         for i, better in enumerate(improved):
             if better:
@@ -150,14 +191,13 @@ class Record:
         self.log.info("***** Evaluation ***** >>>> " + self._pair("Overall Accuracy", accuracies) + "\n")
 
     def _board_scores(self, epoch: int, suffix: str, iou: Tensor, score: float, accuracy: float) -> None:
-        assert self.board is not None
         if self.change:
             named = {"unchanged_IoU": float(iou[0]), "changed_IoU": float(iou[1]), "overall_accuracy": accuracy}
         else:
             named = {"mIoU": score} | {f"{name}_IoU": float(v) for name, v in zip(self.spec.classes, iou, strict=True)}
         for name, value in named.items():
             # the published names put the suffix behind the figure: mIoU_ema, road_IoU_ema
-            self.board.add_scalar(f"eval/{name}{suffix}", value, epoch)
+            self.board.add(f"eval/{name}{suffix}", value, epoch)
 
     def state(self) -> dict[str, Any]:
         """Best values under the names that the authors' checkpoints have."""
@@ -175,7 +215,3 @@ class Record:
             score = state.get(f"previous_best{suffix}_iou" if self.change else f"previous_best{suffix}", 0.0)
             accuracy = state.get(f"previous_best{suffix}_acc", 0.0)
             self.best[i] = Best(float(score), float(accuracy), int(state.get(f"best_epoch{suffix}", 0)))
-
-    def close(self) -> None:
-        if self.board is not None:
-            self.board.close()

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
-from itertools import islice
+from itertools import islice, takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -17,22 +18,23 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from dataset.batch import Batch, make_batch
-from dataset.loader import Data, open_data
+from dataset.loader import Data, open_data, shard_count
 from dataset.semi import batches
 from model import build_model
 from model.dropout import complementary_factors
 from model.loss import check_criterion
 from model.semseg.dpt import DPT
 from model.weights import default_path
-from util import checkpoint
+from util import checkpoint, resume
 from util.config import Config, parse_command
 from util.dist import World, processes
 from util.ema import ema_update_, make_teacher
-from util.error import UserError
+from util.error import StoppedError, UserError
 from util.evaluation import evaluate, validation_loader
 from util.log import open_log
 from util.record import Averages, Record
 from util.schedule import poly
+from util.signals import StopSignals
 
 Step = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 READ_EVERY = 50  # steps between reads of the scalars on the device, where no log line falls due sooner
@@ -42,15 +44,18 @@ class Trainer:
     """Student, teacher and optimiser of a run, and the update that all methods share.
 
     step(student, teacher, batch, cfg) -> (loss, stats) is the method. `it` counts the optimiser steps done of `total_steps`.
-    semi=False: no teacher.
+    semi=False: no teacher. A step whose loss or gradient is not finite changes neither weights nor teacher: `skipped` counts these,
+    `skipped_in_row` those since the last good one. After an update, `stop` says whether any process was asked to stop.
     """
 
     def __init__(self, cfg: Config, model: DPT, step: Step, total_steps: int, semi: bool = True, world: World | None = None) -> None:
         self.cfg = cfg
         self.step = step
         self.total_steps = total_steps
-        self.it = 0
-        world = world or World()
+        self.it = self.skipped = self.skipped_in_row = 0
+        self.stop = False
+        self.grad_norm = torch.zeros(())
+        self.world = world = world or World()
         check_criterion(cfg.criterion)
         self.student = model.to(world.device)
         if cfg.lock_backbone:
@@ -71,30 +76,49 @@ class Trainer:
         """The encoder's learning rate for the next step."""
         return self.optimizer.param_groups[0]["lr"]
 
-    def update(self, batches: Sequence[Batch]) -> dict[str, Tensor]:
-        """One optimiser step from one mini-batch per own shard. Returns the stats, detached, averaged over these shards."""
+    def update(self, batches: Sequence[Batch], stop: bool = False) -> dict[str, Tensor]:
+        """One optimiser step from one mini-batch per own shard. Returns the stats, detached, averaged over these shards.
+
+        stop: this process was asked to stop.
+        """
         self.student.train()
         self.optimizer.zero_grad()
         labels_by = self.student if self.cfg.teacher == "student" else self.teacher
-        all_stats = []
+        all_stats, losses = [], []
         for i, batch in enumerate(batches):
             last = i + 1 == len(batches)
             with self.net.no_sync() if isinstance(self.net, DistributedDataParallel) and not last else nullcontext():
                 loss, stats = self.step(self.net, labels_by, batch, self.cfg)
                 (loss / len(batches)).backward()
             all_stats.append(stats)
-        self.optimizer.step()
+            losses.append(loss.detach())
+        if self._agree(torch.stack(losses), stop):
+            self.optimizer.step()
+            if self.teacher is not None:
+                ema_update_(self.teacher, self.student, self.it)
         rate = poly(self.cfg.lr, self.it, self.total_steps)
         for group, multiple in zip(self.optimizer.param_groups, (1, self.cfg.lr_multi), strict=True):
             group["lr"] = rate * multiple
-        if self.teacher is not None:
-            ema_update_(self.teacher, self.student, self.it)
         self.it += 1
         return {name: torch.stack([stats[name] for stats in all_stats]).mean() for name in all_stats[0]}
 
+    def _agree(self, losses: Tensor, stop: bool) -> bool:
+        """Whether this step counts, the same on all processes: are all losses and the gradient finite? The one host read of a step."""
+        grads = [p.grad for p in self.student.parameters() if p.grad is not None]
+        self.grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        # 0 * loss is 0, or nan for a loss that is not finite; the gradient is already the same everywhere
+        words = torch.stack((self.grad_norm + (0 * losses).sum(), self.grad_norm.new_tensor(float(stop))))
+        norm, asked = self.world.sum_(words).tolist()
+        self.stop = asked > 0
+        good = math.isfinite(norm)
+        self.skipped += not good
+        self.skipped_in_row = 0 if good else self.skipped_in_row + 1
+        return good
+
     def state(self) -> dict[str, Any]:
         """Weights and optimiser, under the names that the authors' checkpoints have."""
-        state = {"model": self.student.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state: dict[str, Any] = {"model": self.student.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state |= {"skipped": self.skipped, "skipped_in_row": self.skipped_in_row}
         return state if self.teacher is None else state | {"model_ema": self.teacher.state_dict()}
 
     def load_state(self, state: dict[str, Any], source: str) -> None:
@@ -103,74 +127,103 @@ class Trainer:
         checkpoint.load_strictly(self.student, checkpoint.weights(state, "model"), source, hint)
         if self.teacher is not None:
             checkpoint.load_strictly(self.teacher, checkpoint.weights(state, "model_ema"), source, hint)
+        self.skipped, self.skipped_in_row = state.get("skipped", 0), state.get("skipped_in_row", 0)
         try:
             self.optimizer.load_state_dict(state["optimizer"])
-        except (KeyError, ValueError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{source}: its optimiser state does not fit ({error}); {hint}") from error
 
 
 class Run:
-    """A training run from its files: data, trainer, record; resumes from latest.pth under the save path."""
+    """A training run from its files: data, trainer, record; goes on from the checkpoint under the save path.
 
-    def __init__(self, cfg: Config, step: Step, semi: bool, world: World) -> None:
-        self.cfg = cfg
-        self.world = world
+    Its state is a place (`epoch`, `step`: steps done in the epoch after `epoch`, the last finished one), trainer, averages, record
+    and the lengths of what it appends to. With all steps of an epoch done, the evaluation is still to come.
+    """
+
+    def __init__(self, cfg: Config, step: Step, semi: bool, world: World, signals: StopSignals) -> None:
+        self.cfg, self.world, self.signals = cfg, world, signals
         self.folder = Path(cfg.save_path)
-        self._make_folder()
-        self.log = open_log(self.folder / "train.log" if world.main else None)
-        self.data = open_data(cfg, world, semi, self.log)
-        torch.manual_seed(cfg.seed)
-        model = start_model(cfg, self.data)
+        resume.make_folder(self.folder, world.rank)
+        self.lock = resume.claim(self.folder) if world.main else None
+        self.data = open_data(cfg, world, semi, open_log(None))
         self.steps = self.data.sampler.steps
+        self.config = asdict(cfg) | {"shards": self.data.sampler.shards, "nclass": self.data.spec.nclass}  # as they are in effect
+        found = resume.find_checkpoint(self.folder)
+        world.wait()  # all have read before the first one writes
+        torch.manual_seed(cfg.seed)
+        model = start_model(cfg, self.data, resumed=found is not None)
         self.trainer = Trainer(cfg, model, step, self.steps * cfg.epochs, semi, world)
-        self.record = Record(self.log, self.folder if world.main else None, self.data.spec, semi, cfg.teacher == "ema")
         self.averages = Averages(world)
-        self.last_save, self.save_seconds = time.monotonic(), 0.0
+        self.epoch, self.step = -1, 0
+        notes = self._load(*found) if found else []
+        self.log = open_log(self.folder / resume.LOG if world.main else None)
+        shard_count(cfg, world, self.log)  # says so where there are more processes than the recipe has shards
+        self.record = Record(self.log, self.folder if world.main else None, self.data.spec, semi, cfg.teacher == "ema", self.trainer.it)
         batch = cfg.batch_size if semi else 2 * cfg.batch_size
         self.record.header(asdict(cfg) | {"ngpus": world.size, "nclass": self.data.spec.nclass, "batch_size": batch}, model)
+        for note in notes:
+            self.log.warning(note)
+        self.last_save, self.save_seconds = time.monotonic(), 0.0
+        if found:
+            self.record.load_state(found[1])
+            inside = f", {self.step} steps of the next" if self.step else ""
+            self.log.info("************ Load from checkpoint at epoch %i%s\n", self.epoch, inside)
+        else:
+            self._save(required=True)  # finds a disk that is full before the first step, and says what belongs to this run
 
-    def _make_folder(self) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            probe = self.folder / f".write-test-{self.world.rank}"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise UserError(f"{self.folder}: cannot be written ({error.strerror}); give another --save-path") from error
+    def _load(self, path: Path, state: dict[str, Any], problems: list[str]) -> list[str]:
+        """Takes over a checkpoint. Returns what to tell about it."""
+        notes = [f"{problem}; going on from {path.name}" for problem in problems]
+        changed = resume.check_same_run(path, state, self.config, self.data.lists, self.cfg.resume == "force")
+        notes += [f"resume=force: the run was started with {difference}" for difference in changed]
+        self.trainer.load_state(state, str(path))
+        self.epoch, self.step = int(state["epoch"]), min(int(state.get("step", 0)), self.steps)
+        self.trainer.it = (self.epoch + 1) * self.steps + self.step
+        if self.world.sum_(torch.tensor(self.trainer.it, device=self.world.device)) != self.trainer.it * self.world.size:
+            raise UserError(f"{path}: the processes read different checkpoints; is the save path the same folder for all of them?")
+        self.averages.reset(**state.get("averages", {}))
+        if self.world.main:
+            resume.cut_files(self.folder, state.get("files"))
+        return notes
 
     def fit(self) -> None:
-        """Trains from the beginning, or from where latest.pth left off, to the last epoch."""
-        first, start = self._resume()
+        """Trains from the beginning, or from where the checkpoint left off, to the last epoch. Raises StoppedError when asked to stop."""
         progress = tqdm(total=self.trainer.total_steps, initial=self.trainer.it, disable=None if self.world.main else True, unit="step")
-        for epoch in range(first, self.cfg.epochs):
-            self.record.epoch(epoch, self.trainer.lr)
-            self._train_epoch(epoch, start, progress)
-            start = 0
+        for epoch in range(self.epoch + 1, self.cfg.epochs):
+            if self.step == 0:
+                self.record.epoch(epoch, self.trainer.lr)
+            self._train_epoch(epoch, progress)
             best = self._evaluate(epoch) if self._evaluation_due(epoch) else False
             self.averages.reset()
-            self._save(epoch, 0, ("best.pth", "latest.pth") if best else ("latest.pth",))
+            self.epoch, self.step = epoch, 0
+            self._save(best)
         progress.close()
-        self.record.close()
+        self.record.board.close()
 
-    def _train_epoch(self, epoch: int, start: int, progress: tqdm) -> None:
-        for i, shards in enumerate(self._mini_batches(epoch, start), start):
-            self.averages.add(self.trainer.update(shards))
+    def _train_epoch(self, epoch: int, progress: tqdm) -> None:
+        for i, shards in enumerate(self._mini_batches(epoch), self.step):
+            stats = self.trainer.update(shards, self.signals.caught)
+            self.averages.add(stats | {"grad_norm": self.trainer.grad_norm})
+            self.step = i + 1
             progress.update()
             due = i % max(1, self.steps // 8) == 0
-            if due or (i + 1) % READ_EVERY == 0 or i + 1 == self.steps:
+            if due or self.step % READ_EVERY == 0 or self.step == self.steps or self.trainer.stop:
                 rows = self.averages.read()
                 self.record.steps(self.trainer.it - len(rows), rows)
-                if self._save_due() and i + 1 < self.steps:
-                    self._save(epoch - 1, i + 1, ("latest.pth",))
-            if due:
-                self.record.iteration(i, self.trainer.lr, self.averages.means())
+                if due:
+                    self.record.iteration(i, self.trainer.lr, self.averages.means())
+                if self.trainer.stop:
+                    self._stop()
+                if self._save_due():
+                    self._save()
 
-    def _mini_batches(self, epoch: int, start: int) -> Iterator[list[Batch]]:
-        """The mini-batches of the own shards, for each step from `start` on."""
+    def _mini_batches(self, epoch: int) -> Iterator[list[Batch]]:
+        """The mini-batches of the own shards, for each step that is still to do."""
         sampler, width = self.data.sampler, self.trainer.student.backbone.width
-        sampler.set_epoch(epoch, start)
+        sampler.set_epoch(epoch, self.step)
         raw = batches(self.data.loader)
-        for step in range(start, self.steps):
+        for step in range(self.step, self.steps):
             out = []
             for shard, mini_batch in zip(sampler.own, islice(raw, len(sampler.own)), strict=True):
                 # complementary dropout comes from (seed, step, shard), so any number of processes draws the same
@@ -186,44 +239,56 @@ class Run:
     def _evaluate(self, epoch: int) -> bool:
         models = [m.eval() for m in (self.trainer.student, self.trainer.teacher) if m is not None]
         loader = validation_loader(self.data.validation, self.world, self.data.workers)
+        until_asked = takewhile(lambda _: not self.signals.caught, loader)
         mode, spec = self.data.eval_mode, self.data.spec
-        matrices = evaluate(models, loader, mode, self.cfg.crop_size, spec.nclass, self.world)
+        matrices = evaluate(models, until_asked, mode, self.cfg.crop_size, spec.nclass, self.world)
+        if self.world.any(self.signals.caught):
+            self._stop()  # what is evaluated so far is dropped: the checkpoint says that the evaluation is to come
         return self.record.evaluation(epoch, mode, matrices)
+
+    def _stop(self) -> NoReturn:
+        saved = self._save()
+        self.world.wait()  # a process that ends makes the launcher end the others
+        where = f"epoch {self.epoch + 1}, step {self.step} of {self.steps}"
+        how = f"saved in {self.folder / resume.LATEST}" if saved else f"could not be saved: {self.folder} has an older checkpoint"
+        raise StoppedError(f"{where}, {how}; the same command goes on from there", self.signals.code)
 
     def _save_due(self) -> bool:
         seconds = max(300.0, 100 * self.save_seconds) if self.cfg.save_every is None else 60 * self.cfg.save_every
         return self.world.main and time.monotonic() - self.last_save >= seconds
 
-    def _save(self, epoch: int, step: int, names: Sequence[str]) -> None:
-        """Writes checkpoints. epoch: the last finished one; step: steps done in the epoch after it."""
+    def _state(self) -> dict[str, Any]:
+        state = self.trainer.state() | self.record.state() | {"epoch": self.epoch, "step": self.step}
+        state |= {"averages": {"sums": self.averages.sums, "count": self.averages.count}}
+        state |= {"config": self.config, "lists": self.data.lists, "torch": str(torch.__version__)}
+        self.record.board.flush()
+        return state | {"files": resume.file_lengths(self.folder)}
+
+    def _save(self, best: bool = False, required: bool = False) -> bool:
+        """Writes latest.pth, and best.pth where this is the best. A disk that does not take it is told; training goes on."""
         if not self.world.main:
-            return
+            return True
         begin = time.monotonic()
-        state = self.trainer.state() | self.record.state()
-        state |= {"epoch": epoch, "step": step, "averages": {"sums": self.averages.sums, "count": self.averages.count}}
-        state |= {"config": asdict(self.cfg), "lists": self.data.lists, "torch": str(torch.__version__)}
-        for name in names:
-            checkpoint.save(state, self.folder / name)
+        error = None
+        try:
+            state = self._state()
+            if best:
+                checkpoint.save(state, self.folder / resume.BEST)
+            checkpoint.save(state, self.folder / resume.LATEST, keep=self.folder / resume.PREVIOUS)
+        except UserError as problem:
+            if required:
+                raise
+            error = problem
+            self.log.error(f"{error}; the checkpoints before it stay, and the next save tries again: make room in {self.folder}")
         self.last_save = time.monotonic()
         self.save_seconds = self.last_save - begin
-
-    def _resume(self) -> tuple[int, int]:
-        """Loads latest.pth where there is one. Returns the epoch and the step in it to go on with."""
-        path = self.folder / "latest.pth"
-        if not path.exists():
-            return 0, 0
-        state = checkpoint.load(path)
-        self.trainer.load_state(state, str(path))
-        self.record.load_state(state)
-        epoch, step = int(state["epoch"]) + 1, int(state.get("step", 0))
-        self.averages.reset(**state.get("averages", {}))
-        self.trainer.it = epoch * self.steps + step
-        self.log.info("************ Load from checkpoint at epoch %i\n", epoch - 1)
-        return epoch, step
+        return error is None
 
 
-def start_model(cfg: Config, data: Data) -> DPT:
-    """The model a run starts from: `init`, else the encoder weights of `pretrained`, else random weights."""
+def start_model(cfg: Config, data: Data, resumed: bool = False) -> DPT:
+    """The model a run starts from: `init`, else the encoder weights of `pretrained`, else (or resumed) random weights."""
+    if resumed:
+        return build_model(cfg.backbone, data.spec.nclass, data.spec.task)
     pretrained = None if cfg.init else str(default_path(cfg.backbone)) if cfg.pretrained == "auto" else cfg.pretrained
     model = build_model(cfg.backbone, data.spec.nclass, data.spec.task, pretrained)
     if cfg.init:
@@ -236,5 +301,5 @@ def start_model(cfg: Config, data: Data) -> DPT:
 def train(step: Step, argv: list[str], description: str | None, semi: bool = True) -> None:
     """The command of a method: reads the command line, joins the processes, trains."""
     cfg = parse_command(argv, description, semi)
-    with processes(cfg.device) as world:
-        Run(cfg, step, semi, world).fit()
+    with processes(cfg.device) as world, StopSignals() as signals:
+        Run(cfg, step, semi, world, signals).fit()

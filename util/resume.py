@@ -1,0 +1,141 @@
+"""Going on with a run: from which checkpoint, whether it belongs to this run, and what was written after it."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from util import checkpoint
+from util.config import MAY_CHANGE
+from util.error import UserError, reason
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LATEST, PREVIOUS, BEST = "latest.pth", "previous.pth", "best.pth"
+LOG = "train.log"
+EVENTS_SUFFIX = ".run"  # of the TensorBoard files, to tell them from files that came from elsewhere
+
+
+def make_folder(folder: Path, rank: int = 0) -> None:
+    """Makes the save path. Raises UserError where nothing can be written in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-test-{rank}"
+        probe.touch()
+        probe.unlink()
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}: cannot be written ({reason(error)}); give another --save-path") from error
+
+
+def claim(folder: Path, patience: float = 60) -> IO[bytes] | None:
+    """Makes this the only run that writes to the folder, until the returned file is closed; removes what a killed save left there.
+
+    Waits `patience` seconds for a run that is just ending. None where the system has no such locks. Raises UserError.
+    """
+    lock = open(folder / ".lock", "ab")  # noqa: SIM115 - stays open as long as the run
+    end = time.monotonic() + patience
+    while fcntl is not None:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise UserError(f"{folder}: another run is writing to it; end that one or give another --save-path") from None
+            time.sleep(0.5)
+        except OSError:  # a file system without locks
+            break
+    for path in folder.glob(".*.pth.*.tmp"):
+        path.unlink(missing_ok=True)
+    return lock
+
+
+def find_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[str]] | None:
+    """The checkpoint to go on from, its content, and what is wrong with a newer one; None where there is nothing.
+
+    A kill between the two renames of a save leaves only the previous one. Raises UserError when none can be read.
+    """
+    paths = [folder / name for name in (LATEST, PREVIOUS) if (folder / name).exists()]
+    problems = [f"{folder / LATEST}: missing"] if paths and paths[0].name != LATEST else []
+    for path in paths:
+        try:
+            return path, checkpoint.load(path), problems
+        except checkpoint.DamagedError as error:
+            problems.append(str(error))
+    if not paths:
+        return None
+    raise UserError(f"{'; '.join(problems)}; no checkpoint is left: move these away to start again, or give another --save-path")
+
+
+def differences(state: dict[str, Any], config: dict[str, Any], lists: dict[str, str]) -> list[str]:
+    """What a checkpoint was made with that is otherwise now, as `key: old, now new`. Empty for checkpoints of the authors.
+
+    config, lists: as the checkpoint would hold them now. `epochs` may grow; the other keys of MAY_CHANGE may be anything.
+    """
+    old, out = state.get("config", {}), []
+    for key, value in config.items():
+        free = key in MAY_CHANGE or (key == "epochs" and value >= old.get(key, value))
+        if key in old and old[key] != value and not free:
+            out.append(f"{key}: {old[key]!r}, now {value!r}")
+    for name, digest in lists.items():
+        before = state.get("lists", {}).get(name, digest)
+        if before != digest:
+            out.append(f"content of list {name!r}: SHA-256 {before[:12]}, now {digest[:12]}")
+    return out
+
+
+def check_same_run(path: Path, state: dict[str, Any], config: dict[str, Any], lists: dict[str, str], force: bool) -> list[str]:
+    """Raises UserError for a checkpoint of another run, unless `force`; then returns the differences."""
+    for key in ("model", "optimizer", "epoch"):
+        if key not in state:
+            raise UserError(
+                f"{path}: has no {key!r}, so it is no training checkpoint; move it away, or start from it with --set init={path}"
+            )
+    found = differences(state, config, lists)
+    if found and not force:
+        raise UserError(
+            f"{path}: the run was started with {'; '.join(found)}; go back to these, give another --save-path, or --set resume=force"
+        )
+    return found
+
+
+def written_files(folder: Path) -> list[Path]:
+    """What a run appends to: its log and its TensorBoard files."""
+    return [folder / LOG, *folder.glob(f"events.out.tfevents.*{EVENTS_SUFFIX}")]
+
+
+def file_lengths(folder: Path) -> dict[str, int]:
+    """Length in bytes of each file that the run appends to, once it is on the disk. Raises UserError."""
+    lengths = {}
+    for path in written_files(folder):
+        try:
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+                lengths[path.name] = os.fstat(file.fileno()).st_size
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({reason(error)})") from error
+    return lengths
+
+
+def cut_files(folder: Path, lengths: dict[str, int] | None) -> None:
+    """Cuts what a run appends to back to `lengths`, so that nothing is there twice; removes TensorBoard files begun later.
+
+    None, as in checkpoints of the authors: leaves everything. Raises UserError.
+    """
+    if lengths is None:
+        return
+    try:
+        for path in written_files(folder):
+            length = lengths.get(path.name)
+            if length is not None and path.exists() and path.stat().st_size > length:
+                os.truncate(path, length)
+            elif length is None and path.name != LOG:
+                path.unlink()
+    except OSError as error:
+        raise UserError(f"{folder}: the log cannot be cut back to the checkpoint ({reason(error)}); correct the permissions") from error
