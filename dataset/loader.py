@@ -88,7 +88,7 @@ def open_data(cfg: Config, world: World, semi: bool, log: logging.Logger) -> Dat
     validation = validation_source(cfg, spec)
     workers = loader_workers(cfg, world)
     loader = DataLoader(
-        TrainSet(sources, cfg.crop_size, cfg.seed),
+        TrainSet(sources, cfg.crop_size, cfg.seed, cfg.bad_images == "skip"),
         batch_sampler=sampler,
         num_workers=workers,
         collate_fn=collate,

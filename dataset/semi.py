@@ -2,13 +2,14 @@
 
 import hashlib
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
@@ -17,10 +18,14 @@ from dataset.lists import Entry, parse_line, read_lines
 from dataset.sampler import Key
 from dataset.spec import DatasetSpec
 from dataset.transform import apply_photometry, crop_image, crop_mask, draw_box, draw_geometry, draw_photometry, ignore_map
-from util.error import UserError
+from util.error import UserError, reason
 
 IGNORE = 255  # ignore label inside the program, whatever the files have
 STREAMS = {"x": 0, "u": 1}  # labelled, unlabelled: part of a sample's seed
+
+
+class BadFileError(UserError):
+    """An image or mask file that is missing or cannot be read."""
 
 
 class ImageList:
@@ -84,13 +89,17 @@ def inside(root: str, path: str) -> str:
 def _open(root: str, path: str) -> Image.Image:
     full = inside(root, path)
     try:
-        image = Image.open(full)
-        image.load()
+        if not stat.S_ISREG(os.stat(full).st_mode):  # reading a pipe would wait for ever
+            raise BadFileError(f"{full}: not a file; correct the list")
+        with Image.open(full) as image:
+            image.load()
+            return image
     except FileNotFoundError as error:
-        raise UserError(f"{full}: no such file; check data_root ({root}) and the list") from error
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{full}: cannot be read as an image ({error}); replace the file or take it off the list") from error
-    return image
+        raise BadFileError(f"{full}: no such file; check data_root ({root}) and the list") from error
+    except BadFileError:
+        raise
+    except Exception as error:  # PIL's readers raise whatever broken bytes lead them to
+        raise BadFileError(f"{full}: cannot be read as an image ({reason(error)}); replace the file or take it off the list") from error
 
 
 def open_image(root: str, path: str) -> Image.Image:
@@ -139,29 +148,48 @@ def _tensor(images: list[Image.Image]) -> Tensor:
     return torch.cat([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
 
 
+TRIES = 10  # files that `skip_bad` looks at for one sample
+
+
 class TrainSet(Dataset):
     """Labelled and unlabelled samples by key (see ShardSampler). A user's mistake comes back as the UserError itself.
+
+    skip_bad: a file that cannot be read is replaced by the next one of its list, and told in the sample's `bad`, one line each.
 
     A sample is uint8 tensors: img_x (C, S, S), mask_x (S, S); img_u_w, img_u_s1, img_u_s2 (C, S, S), ignore_u (S, S), box1, box2 (4,)
     as x, y, width, height; and name_x, name_u. C is 3, or 6 for two dates.
     """
 
-    def __init__(self, sources: dict[str, Source], crop: int, seed: int) -> None:
+    def __init__(self, sources: dict[str, Source], crop: int, seed: int, skip_bad: bool = False) -> None:
         self.sources = sources
         self.crop = crop
         self.seed = seed
+        self.skip_bad = skip_bad
 
     def __getitem__(self, keys: tuple[Key, ...]) -> dict[str, Any] | UserError:
+        bad: list[str] = []
         try:
             sample: dict[str, Any] = {}
-            for stream, epoch, position, index in keys:
-                source = self.sources[stream]
-                rng = np.random.default_rng((self.seed, STREAMS[stream], epoch, position))
-                make = self.labeled if stream == "x" else self.unlabeled
-                sample |= make(source, source.ids[index], rng)
-            return sample
+            for key in keys:
+                sample |= self._one(key, bad)
+            return sample | {"bad": "\n".join(bad)} if self.skip_bad else sample
         except UserError as error:
             return error
+
+    def _one(self, key: Key, bad: list[str]) -> dict[str, Any]:
+        """The part of a sample that comes from one stream."""
+        stream, epoch, position, index = key
+        source = self.sources[stream]
+        make = self.labeled if stream == "x" else self.unlabeled
+        for attempt in range(TRIES):
+            rng = np.random.default_rng((self.seed, STREAMS[stream], epoch, position))
+            try:
+                return make(source, source.ids[(index + attempt) % len(source.ids)], rng)
+            except BadFileError as error:
+                if not self.skip_bad:
+                    raise
+                bad.append(str(error))
+        raise UserError(f"{bad[-1]} (bad_images=skip: {TRIES} files in a row are bad)")
 
     def labeled(self, source: Source, entry: Entry, rng: np.random.Generator) -> dict[str, Any]:
         images = source.images(entry)

@@ -65,8 +65,8 @@ save_path=$(quote "$save_path")
 SRUN_CPUS_PER_TASK=\$SLURM_CPUS_PER_TASK
 export MASTER_ADDR NNODES dataset method split exp config save_path SRUN_CPUS_PER_TASK
 
-# the time limit is near: back into the queue; the same job continues from latest.pth
-trap 'echo "time limit: requeued"; scontrol requeue "\$SLURM_JOB_ID"' USR1
+# the time limit is near: srun passes the signal on, and the training saves and ends with 75
+trap 'echo "time limit: saving"; kill -USR1 "\$training"' USR1
 srun --kill-on-bad-exit=1 sh -c 'NODE_RANK=\$SLURM_NODEID exec sh scripts/train.sh "\$@"' train $(quote "$per_node" "$port" "$@") &
 training=\$!
 code=0
@@ -76,6 +76,8 @@ while kill -0 "\$training" 2>/dev/null; do
     code=0
     wait "\$training" || code=\$?
 done
+# back into the queue; the same job continues from its last checkpoint
+[ "\$code" -ne 75 ] || scontrol requeue "\$SLURM_JOB_ID"
 exit "\$code"
 END
 }

@@ -31,7 +31,8 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
     """Runs a command and exits: 0 when `main` returns, 2 with one line on stderr for a UserError; a bug keeps its traceback.
 
     All ranks of a job usually meet the same mistake. The first one prints at once; its exit makes the launcher end the others
-    while they wait here, so that the line appears once. A mistake that only another rank meets is printed after the wait.
+    while they wait here, so that the line appears once. A mistake that only another rank meets is printed after the wait. So is a
+    rank's surprise that another one has left.
     """
     first = os.environ.get("RANK", "0") == "0"
     try:
@@ -45,3 +46,7 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
         if first:
             print(f"stopped: {stop}", file=sys.stderr, flush=True)
         sys.exit(stop.code)
+    except Exception:
+        if not first:
+            time.sleep(3)
+        raise

@@ -11,7 +11,11 @@ import os
 import signal
 import socket
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
@@ -19,6 +23,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from util.dist import cpu_count
 from util.error import UserError, run
+from util.signals import INTERRUPTED, REQUEUE, STOP_FILE, set_handler
 
 
 def bind(port: int) -> int:
@@ -52,6 +57,29 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
+@contextmanager
+def forwarded_signals() -> Iterator[None]:
+    """Inside, the first signal asks the workers to save and stop; the next one ends them as torchrun does."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "stop"
+
+        def forward(number: int, frame: FrameType | None) -> None:
+            if file.exists():
+                raise SignalException(f"stopped by {signal_name(number)}", signal.Signals(number))
+            whole = file.with_suffix(".new")
+            whole.write_text(str(number))
+            whole.rename(file)
+
+        before = set_handler(forward)
+        os.environ[STOP_FILE] = str(file)
+        try:
+            yield
+        finally:
+            del os.environ[STOP_FILE]
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
 def main(argv: list[str]) -> None:
     """Runs the workers until all end. Raises UserError before the start; a failed worker's exit code becomes this process's."""
     args = torchrun.parse_args(argv)
@@ -64,14 +92,16 @@ def main(argv: list[str]) -> None:
     # torchrun's own reports of what the workers have already said; LOGLEVEL asks for them
     if "LOGLEVEL" not in os.environ:
         logging.disable(logging.ERROR)
+    args.signals_to_handle = "SIGHUP,SIGQUIT"  # torchrun would kill workers that take more than 30 s to save
     try:
-        torchrun.run(args)
+        with forwarded_signals():
+            torchrun.run(args)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
             print(f"error: rank {rank} was ended by {signal_name(-failure.exitcode)}", file=sys.stderr, flush=True)
             sys.exit(128 - failure.exitcode)
-        if failure.exitcode != 2:  # 2: the worker's one line says it all
+        if failure.exitcode not in (2, REQUEUE, INTERRUPTED):  # of these the worker's one line says all
             print(f"error: rank {rank} ended with exit code {failure.exitcode}", file=sys.stderr, flush=True)
         sys.exit(failure.exitcode)
     except SignalException as error:

@@ -149,6 +149,18 @@ class Record:
             for name, value in row.items():
                 self.board.add(f"train/{'loss_u_s' if self.change and name == 'loss_s' else name}", value, it)
 
+    def skipped(self, it: int, total: int, in_row: int) -> None:
+        """A step that changed nothing, because its loss or gradient was not finite."""
+        self.log.warning(f"Step {it} skipped: loss or gradient is not finite ({in_row} in a row, {total} in all)")
+        self.board.add("train/skipped_steps", total, it)
+
+    def bad_images(self, epoch: int, problems: list[str]) -> None:
+        """The files of an epoch that could not be read and were replaced (`bad_images: skip`)."""
+        if problems:
+            lines = "".join(f"\n  {problem}" for problem in sorted(problems))
+            self.log.warning(f"{len(problems)} samples of epoch {epoch} replaced, their files cannot be read:{lines}")
+            self.board.add("train/bad_images", len(problems), epoch)
+
     def iteration(self, i: int, lr: float, means: dict[str, float]) -> None:
         """The line of a step inside an epoch. lr: of the encoder, for the next step; means: since the epoch's start."""
         shown = _LABELS if self.semi else {"loss_all": _LABELS["loss_all"]}

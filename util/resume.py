@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,37 +23,36 @@ LOG = "train.log"
 EVENTS_SUFFIX = ".run"  # of the TensorBoard files, to tell them from files that came from elsewhere
 
 
-def make_folder(folder: Path, rank: int = 0) -> None:
-    """Makes the save path. Raises UserError where nothing can be written in it."""
+@contextmanager
+def claimed(folder: Path, patience: float = 60) -> Iterator[None]:
+    """Makes the save path, and inside `with` lets no other run write to it; removes what a killed save left there.
+
+    Waits up to `patience` seconds for a run that is just ending. Raises UserError.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".write-test-{rank}"
-        probe.touch()
-        probe.unlink()
+        lock = open(folder / ".lock", "ab")  # noqa: SIM115 - closed below
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: cannot be written ({reason(error)}); give another --save-path") from error
+    with lock:
+        _wait_for(lock, folder, patience)
+        for path in folder.glob(".*.pth.*.tmp"):
+            path.unlink(missing_ok=True)
+        yield
 
 
-def claim(folder: Path, patience: float = 60) -> IO[bytes] | None:
-    """Makes this the only run that writes to the folder, until the returned file is closed; removes what a killed save left there.
-
-    Waits `patience` seconds for a run that is just ending. None where the system has no such locks. Raises UserError.
-    """
-    lock = open(folder / ".lock", "ab")  # noqa: SIM115 - stays open as long as the run
+def _wait_for(lock: IO[bytes], folder: Path, patience: float) -> None:
     end = time.monotonic() + patience
     while fcntl is not None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
+            return
         except BlockingIOError:
             if time.monotonic() > end:
                 raise UserError(f"{folder}: another run is writing to it; end that one or give another --save-path") from None
-            time.sleep(0.5)
+            time.sleep(0.2)
         except OSError:  # a file system without locks
-            break
-    for path in folder.glob(".*.pth.*.tmp"):
-        path.unlink(missing_ok=True)
-    return lock
+            return
 
 
 def find_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[str]] | None:

@@ -1,16 +1,22 @@
-"""Requests to stop a run: SIGTERM and SIGUSR1 (a batch system's warning) and SIGINT (Ctrl-C)."""
+"""Requests to stop a run: SIGTERM and SIGUSR1 (a batch system's warning) and SIGINT (Ctrl-C).
+
+A process learns of them by itself, from its launcher (a file with the signal's number, named in the environment), or because its
+launcher is gone.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import threading
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 REQUEUE = 75  # exit code of a run that was told to go, has saved, and wants to be started again (EX_TEMPFAIL of sysexits.h)
 INTERRUPTED = 128 + signal.SIGINT  # exit code after Ctrl-C, as shells have it
-_NAMES = ("SIGTERM", "SIGUSR1", "SIGINT")  # a system without one of them goes without
+STOP_FILE = "UNIMATCH_STOP_FILE"  # environment: the file that the launcher writes
+_NUMBERS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]
 
 
 class StopSignals:
@@ -20,10 +26,13 @@ class StopSignals:
         self._signal: int | None = None
         self._old: dict[int, Any] = {}
         self._parent = os.getppid()
+        self._file = os.environ.get(STOP_FILE)
 
     @property
     def caught(self) -> bool:
         """Whether this process was asked to stop, or its launcher is gone and nobody would see it end."""
+        if self._signal is None and self._file and os.path.exists(self._file):
+            self._signal = int(Path(self._file).read_text() or signal.SIGTERM)
         return self._signal is not None or os.getppid() != self._parent
 
     @property
@@ -37,9 +46,7 @@ class StopSignals:
         self._signal = number
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():  # Python sets handlers nowhere else
-            numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
-            self._old = {number: signal.signal(number, self._catch) for number in numbers}
+        self._old = set_handler(self._catch)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -47,8 +54,12 @@ class StopSignals:
             signal.signal(number, handler)
 
 
+def set_handler(handler: Any) -> dict[int, Any]:
+    """Handles the signals with `handler`, where this is possible at all: in the main thread. Returns the handlers before."""
+    main = threading.current_thread() is threading.main_thread()
+    return {number: signal.signal(number, handler) for number in _NUMBERS} if main else {}
+
+
 def ignore_in_worker(worker: int = 0) -> None:
     """Start-up of a loader worker: the signals go to every process of a job, and the training process still needs its workers."""
-    for name in _NAMES:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    set_handler(signal.SIG_IGN)

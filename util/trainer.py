@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -45,7 +46,8 @@ class Trainer:
 
     step(student, teacher, batch, cfg) -> (loss, stats) is the method. `it` counts the optimiser steps done of `total_steps`.
     semi=False: no teacher. A step whose loss or gradient is not finite changes neither weights nor teacher: `skipped` counts these,
-    `skipped_in_row` those since the last good one. After an update, `stop` says whether any process was asked to stop.
+    `skipped_in_row` those since the last good one. After an update, `losses` has one loss a shard, `grad_norm` is the gradient's
+    norm, and `stop` says whether a process was asked to stop.
     """
 
     def __init__(self, cfg: Config, model: DPT, step: Step, total_steps: int, semi: bool = True, world: World | None = None) -> None:
@@ -54,7 +56,7 @@ class Trainer:
         self.total_steps = total_steps
         self.it = self.skipped = self.skipped_in_row = 0
         self.stop = False
-        self.grad_norm = torch.zeros(())
+        self.grad_norm = self.losses = torch.zeros(())
         self.world = world = world or World()
         check_criterion(cfg.criterion)
         self.student = model.to(world.device)
@@ -92,7 +94,8 @@ class Trainer:
                 (loss / len(batches)).backward()
             all_stats.append(stats)
             losses.append(loss.detach())
-        if self._agree(torch.stack(losses), stop):
+        self.losses = torch.stack(losses)
+        if self._agree(stop):
             self.optimizer.step()
             if self.teacher is not None:
                 ema_update_(self.teacher, self.student, self.it)
@@ -102,12 +105,12 @@ class Trainer:
         self.it += 1
         return {name: torch.stack([stats[name] for stats in all_stats]).mean() for name in all_stats[0]}
 
-    def _agree(self, losses: Tensor, stop: bool) -> bool:
+    def _agree(self, stop: bool) -> bool:
         """Whether this step counts, the same on all processes: are all losses and the gradient finite? The one host read of a step."""
         grads = [p.grad for p in self.student.parameters() if p.grad is not None]
         self.grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         # 0 * loss is 0, or nan for a loss that is not finite; the gradient is already the same everywhere
-        words = torch.stack((self.grad_norm + (0 * losses).sum(), self.grad_norm.new_tensor(float(stop))))
+        words = torch.stack((self.grad_norm + (0 * self.losses).sum(), self.grad_norm.new_tensor(float(stop))))
         norm, asked = self.world.sum_(words).tolist()
         self.stop = asked > 0
         good = math.isfinite(norm)
@@ -144,11 +147,11 @@ class Run:
     def __init__(self, cfg: Config, step: Step, semi: bool, world: World, signals: StopSignals) -> None:
         self.cfg, self.world, self.signals = cfg, world, signals
         self.folder = Path(cfg.save_path)
-        resume.make_folder(self.folder, world.rank)
-        self.lock = resume.claim(self.folder) if world.main else None
+        world.wait()  # the first process has claimed the folder
         self.data = open_data(cfg, world, semi, open_log(None))
         self.steps = self.data.sampler.steps
         self.config = asdict(cfg) | {"shards": self.data.sampler.shards, "nclass": self.data.spec.nclass}  # as they are in effect
+        self.config["method"] = Path(inspect.getfile(step)).stem
         found = resume.find_checkpoint(self.folder)
         world.wait()  # all have read before the first one writes
         torch.manual_seed(cfg.seed)
@@ -156,6 +159,10 @@ class Run:
         self.trainer = Trainer(cfg, model, step, self.steps * cfg.epochs, semi, world)
         self.averages = Averages(world)
         self.epoch, self.step = -1, 0
+        self.bad_images: list[
+            str
+        ] = []  # files that could not be read in this epoch, on all processes; those of the own since the last read
+        self.new_bad_images: list[str] = []
         notes = self._load(*found) if found else []
         self.log = open_log(self.folder / resume.LOG if world.main else None)
         shard_count(cfg, world, self.log)  # says so where there are more processes than the recipe has shards
@@ -183,6 +190,7 @@ class Run:
         if self.world.sum_(torch.tensor(self.trainer.it, device=self.world.device)) != self.trainer.it * self.world.size:
             raise UserError(f"{path}: the processes read different checkpoints; is the save path the same folder for all of them?")
         self.averages.reset(**state.get("averages", {}))
+        self.bad_images = list(state.get("bad_images", []))
         if self.world.main:
             resume.cut_files(self.folder, state.get("files"))
         return notes
@@ -194,6 +202,8 @@ class Run:
             if self.step == 0:
                 self.record.epoch(epoch, self.trainer.lr)
             self._train_epoch(epoch, progress)
+            self.record.bad_images(epoch, self.bad_images)
+            self.bad_images = []
             best = self._evaluate(epoch) if self._evaluation_due(epoch) else False
             self.averages.reset()
             self.epoch, self.step = epoch, 0
@@ -207,10 +217,15 @@ class Run:
             self.averages.add(stats | {"grad_norm": self.trainer.grad_norm})
             self.step = i + 1
             progress.update()
+            if self.trainer.skipped_in_row:
+                self._tell_skipped(shards)
             due = i % max(1, self.steps // 8) == 0
             if due or self.step % READ_EVERY == 0 or self.step == self.steps or self.trainer.stop:
                 rows = self.averages.read()
                 self.record.steps(self.trainer.it - len(rows), rows)
+                if self.cfg.bad_images == "skip":
+                    self.bad_images += self.world.gather(self.new_bad_images)
+                    self.new_bad_images = []
                 if due:
                     self.record.iteration(i, self.trainer.lr, self.averages.means())
                 if self.trainer.stop:
@@ -230,8 +245,25 @@ class Run:
                 seed = np.random.SeedSequence((self.cfg.seed, epoch * self.steps + step, shard)).generate_state(1, np.uint64)
                 generator = torch.Generator().manual_seed(int(seed[0] >> np.uint64(1)))
                 drop = complementary_factors(self.cfg.batch_size, width, generator)
+                for text in filter(None, mini_batch.pop("bad", ())):
+                    self.new_bad_images += text.split("\n")
                 out.append(make_batch(mini_batch, self.world.device, drop))
             yield out
+
+    def _tell_skipped(self, shards: list[Batch]) -> None:
+        """Tells of a skipped step. Raises UserError when it was the last of too many in a row."""
+        trainer = self.trainer
+        self.record.skipped(trainer.it - 1, trainer.skipped, trainer.skipped_in_row)
+        if trainer.skipped_in_row < self.cfg.max_bad_steps:
+            return
+        named = zip(shards, trainer.losses.tolist(), strict=True)
+        pairs = self.world.gather([(math.isfinite(loss), [*b.name_x, *b.name_u]) for b, loss in named])
+        worst = [names for finite, names in pairs if not finite] or [names for _, names in pairs]
+        raise UserError(
+            f"{self.folder / resume.LATEST}: stopped after {trainer.skipped_in_row} steps in a row whose loss or gradient is not finite "
+            f"(max_bad_steps); the checkpoint is good, the last mini-batch was {', '.join(name for names in worst for name in names)}; "
+            f"look at these images, or go on with a lower lr and --set resume=force"
+        )
 
     def _evaluation_due(self, epoch: int) -> bool:
         return (epoch + 1) % self.cfg.eval_every == 0 or epoch + 1 == self.cfg.epochs
@@ -260,7 +292,7 @@ class Run:
     def _state(self) -> dict[str, Any]:
         state = self.trainer.state() | self.record.state() | {"epoch": self.epoch, "step": self.step}
         state |= {"averages": {"sums": self.averages.sums, "count": self.averages.count}}
-        state |= {"config": self.config, "lists": self.data.lists, "torch": str(torch.__version__)}
+        state |= {"config": self.config, "lists": self.data.lists, "torch": str(torch.__version__), "bad_images": self.bad_images}
         self.record.board.flush()
         return state | {"files": resume.file_lengths(self.folder)}
 
@@ -301,5 +333,9 @@ def start_model(cfg: Config, data: Data, resumed: bool = False) -> DPT:
 def train(step: Step, argv: list[str], description: str | None, semi: bool = True) -> None:
     """The command of a method: reads the command line, joins the processes, trains."""
     cfg = parse_command(argv, description, semi)
-    with processes(cfg.device) as world, StopSignals() as signals:
+    with (
+        processes(cfg.device) as world,
+        StopSignals() as signals,
+        resume.claimed(Path(cfg.save_path)) if world.main else nullcontext(),
+    ):
         Run(cfg, step, semi, world, signals).fit()

@@ -60,11 +60,14 @@ def test_exit_code_and_message_are_the_workers(tmp_path: Path, what: str, code: 
     assert (process.returncode, stderr) == (code, line)
 
 
-def test_a_signal_to_the_launcher_ends_the_workers(tmp_path: Path) -> None:
+def test_the_second_signal_to_the_launcher_ends_the_workers(tmp_path: Path) -> None:
     with launch(tmp_path, "wait") as process:
         while len(list((tmp_path / "ranks").iterdir())) < 2:
             time.sleep(0.05)
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGTERM)  # asks the workers to end
+        time.sleep(1)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)  # ends them
         _, stderr = process.communicate(timeout=60)
     assert (process.returncode, stderr) == (143, "error: stopped by SIGTERM\n")
 

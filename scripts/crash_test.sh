@@ -1,0 +1,10 @@
+#!/bin/sh
+# Kills real runs at random moments and checks that starting them again ends in the same bits (tests/crash.py).
+#
+#   sh scripts/crash_test.sh [number of kills] [seed]
+#
+# Prints one line a kill and `N/N identical`; exits with 1 when a run ended otherwise.
+
+. "$(dirname -- "$0")/setup.sh"
+setup requirements-dev.txt
+exec "$PYTHON" -m tests.crash "${1:-50}" "${2:-0}"
