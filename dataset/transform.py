@@ -50,21 +50,34 @@ def _flip(array: np.ndarray, geometry: Geometry) -> np.ndarray:
 
 
 def crop_image(image: Image.Image, geometry: Geometry, crop: int) -> Image.Image:
-    """The weak crop of an RGB image, `crop` x `crop`, padded with 0.
-
-    Resizes only what the crop shows. PIL rounds the box to float32, so a few pixels differ by 1 or 2 of 255 from resizing the
-    whole image first (DEVIATIONS.md).
-    """
+    """The weak crop of an RGB image, `crop` x `crop`, padded with 0: to the bit what resizing the whole image first would give."""
     cols, rows = _visible(geometry, crop)
-    fx, fy = image.width / geometry.width, image.height / geometry.height
-    left, top = geometry.x * fx, geometry.y * fy
-    box = (left, top, min(left + cols * fx, image.width), min(top + rows * fy, image.height))
-    shown = image.resize((cols, rows), Image.Resampling.BILINEAR, box=box)
+    shown = _resize_part(image, geometry, cols, rows)
     if (cols, rows) != (crop, crop):
         padded = Image.new("RGB", (crop, crop))
         padded.paste(shown, (0, 0))
         shown = padded
     return shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if geometry.flip else shown
+
+
+def _resize_part(image: Image.Image, geometry: Geometry, cols: int, rows: int) -> Image.Image:
+    """`cols` x `rows` pixels at the crop's place of the resized image, without resizing most of the rest.
+
+    PIL's own `box` argument rounds to float32, which turns the last bit wherever a value lies half-way between two. So PIL's two
+    passes, horizontal and then vertical, are made one by one over whole lines, on the rows and columns that count.
+    """
+    width, height, y = geometry.width, geometry.height, geometry.y
+    place = geometry.x, y, geometry.x + cols, y + rows
+    if image.height > height and image.height - height >= 2 * (image.width - width):
+        return image.resize((width, height), Image.Resampling.BILINEAR).crop(place)  # newer PIL: vertical pass first
+    step = image.height / height
+    reach = max(1.0, step) + 1  # of the vertical pass, in source rows
+    first = max(0, math.floor((y + 0.5) * step - reach))
+    last = min(image.height, math.ceil((y + rows - 0.5) * step + reach))
+    band = image.crop((0, first, image.width, last)).resize((width, last - first), Image.Resampling.BILINEAR)
+    column = Image.new("RGB", (cols, image.height))
+    column.paste(band.crop((geometry.x, 0, geometry.x + cols, last - first)), (0, first))
+    return column.resize((cols, height), Image.Resampling.BILINEAR).crop((0, y, cols, y + rows))
 
 
 def nearest_index(source: int, target: int) -> np.ndarray:

@@ -1,0 +1,225 @@
+"""Samples of the data sets against the slow second writing in oracle.py, with the same drawn parameters (spec.md 2.2 and 2.3)."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dataset import semi
+from dataset.batch import box_map, make_batch, normalize
+from dataset.semi import ImageList, Source, TrainSet, collate, open_image
+from dataset.spec import DatasetSpec, get_spec
+from dataset.transform import Geometry, nearest_index
+from tests.dataset import oracle
+
+CROP = 98
+# smaller and larger than the crop, both orientations, odd sizes, extreme shapes
+SIZES = [(40, 30), (30, 40), (97, 99), (133, 61), (61, 133), (211, 150), (150, 211), (301, 203), (480, 360), (15, 170), (1, 1)]
+Drawn = dict[str, list[Any]]
+
+
+def photographs() -> Iterator[Image.Image]:
+    """Images of all SIZES, and CamVid photographs where they are."""
+    for size in SIZES:
+        yield oracle.photograph(*size)
+    shared = os.environ.get("UNIMATCH_SHARED")
+    for path in sorted(Path(shared or "/nonexistent").glob("camvid/images/val/*"))[:6]:
+        yield Image.open(path).convert("RGB")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pairs of image and mask, and two lists; also laid out as change detection pairs."""
+    root = tmp_path_factory.mktemp("data root")
+    for folder in ("A", "B", "label"):
+        (root / folder).mkdir()
+    lines, names = [], []
+    for i, image in enumerate(photographs()):
+        image.save(root / f"{i}.png")
+        mask = np.random.default_rng(i).integers(0, 22, image.size[::-1]).astype(np.uint8)
+        Image.fromarray(np.where(mask == 21, 255, mask).astype(np.uint8)).save(root / f"{i}_mask.png")
+        lines.append(f"{i}.png {i}_mask.png")
+        image.save(root / "A" / f"{i}.png")
+        oracle.photograph(*image.size, seed=i + 1).save(root / "B" / f"{i}.png")
+        Image.fromarray(((mask > 10) * 255).astype(np.uint8)).save(root / "label" / f"{i}.png")
+        names.append(f"{i}.png")
+    (root / "list.txt").write_text("\n".join(lines))
+    (root / "pairs.txt").write_text("\n".join(names))
+    return root
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
+    """What the data set draws, in order, while it makes samples."""
+    record: Drawn = {"draw_geometry": [], "draw_photometry": [], "draw_box": []}
+
+    def keep(name: str, draw: Callable[..., Any]) -> Callable[..., Any]:
+        def drawing(*args: Any) -> Any:
+            record[name].append(draw(*args))
+            return record[name][-1]
+
+        return drawing
+
+    for name in record:
+        monkeypatch.setattr(semi, name, keep(name, getattr(semi, name)))
+    return record
+
+
+def data_set(root: Path, spec: DatasetSpec) -> tuple[TrainSet, int]:
+    path = str(root / ("pairs.txt" if spec.task == "change" else "list.txt"))
+    sources = {s: Source(spec, str(root), ImageList(path, spec.task, masks=s == "x")) for s in ("x", "u")}
+    return TrainSet(sources, CROP, seed=0), len(sources["x"].ids)
+
+
+def assert_same_crop(found: np.ndarray, expected: np.ndarray) -> None:
+    """To the bit, although only the visible part is resized."""
+    assert np.array_equal(found, expected)
+
+
+def hwc(tensor: torch.Tensor, date: int = 0) -> np.ndarray:
+    return tensor[3 * date : 3 * date + 3].permute(1, 2, 0).numpy()
+
+
+@pytest.mark.parametrize("epoch", range(4))
+def test_labelled_samples(root: Path, drawn: Drawn, epoch: int) -> None:
+    data, length = data_set(root, get_spec("pascal"))
+    for i in range(length):
+        sample: Any = data[(("x", epoch, i, i),)]
+        place = drawn["draw_geometry"].pop()
+        image, mask = Image.open(root / f"{i}.png"), np.asarray(Image.open(root / f"{i}_mask.png"))
+        assert np.array_equal(sample["mask_x"].numpy(), oracle.weak_mask(mask, place, CROP, 255))
+        assert_same_crop(hwc(sample["img_x"]), oracle.weak_image(image, place, CROP))
+
+
+@pytest.mark.parametrize("epoch", range(3))
+def test_unlabelled_samples(root: Path, drawn: Drawn, epoch: int) -> None:
+    """The weak crop against the whole-image oracle; the strong views, from that same crop, to the last bit."""
+    data, length = data_set(root, get_spec("pascal"))
+    for i in range(length):
+        sample: Any = data[(("u", epoch, i, i),)]
+        place, (view1, view2), boxes = drawn["draw_geometry"].pop(), drawn["draw_photometry"][-2:], drawn["draw_box"][-2:]
+        image = Image.open(root / f"{i}.png")
+        assert np.array_equal(sample["ignore_u"].numpy(), oracle.ignore(image.size, place, CROP))
+        assert_same_crop(hwc(sample["img_u_w"]), oracle.weak_image(image, place, CROP))
+        crop = Image.fromarray(hwc(sample["img_u_w"]))
+        assert np.array_equal(hwc(sample["img_u_s1"]), oracle.strong(crop, view1))
+        assert np.array_equal(hwc(sample["img_u_s2"]), oracle.strong(crop, view2))
+        assert [tuple(sample[f"box{v}"].tolist()) for v in (1, 2)] == boxes
+        assert view1 != view2
+
+
+def test_change_detection_samples(root: Path, drawn: Drawn) -> None:
+    """Both dates share geometry and boxes; photometry is drawn for each date on its own."""
+    data, length = data_set(root, get_spec("levir"))
+    for i in range(length):
+        sample: Any = data[(("x", 0, i, i), ("u", 0, i, i))]
+        labeled, unlabeled = drawn["draw_geometry"][-2:]
+        label = np.asarray(Image.open(root / "label" / f"{i}.png"))
+        assert np.array_equal(sample["mask_x"].numpy(), oracle.weak_mask(np.minimum(label, 1), labeled, CROP, 255))
+        assert np.array_equal(sample["ignore_u"].numpy(), oracle.ignore(label.shape[::-1], unlabeled, CROP))
+        views = drawn["draw_photometry"][-4:]
+        assert not any(view.grey for view in views)
+        for date, folder in enumerate("AB"):
+            image = Image.open(root / folder / f"{i}.png")
+            assert_same_crop(hwc(sample["img_x"], date), oracle.weak_image(image, labeled, CROP))
+            assert_same_crop(hwc(sample["img_u_w"], date), oracle.weak_image(image, unlabeled, CROP))
+            crop = Image.fromarray(hwc(sample["img_u_w"], date))
+            assert np.array_equal(hwc(sample["img_u_s1"], date), oracle.strong(crop, views[date]))
+            assert np.array_equal(hwc(sample["img_u_s2"], date), oracle.strong(crop, views[2 + date]))
+        assert len(drawn["draw_box"]) == 2 * (i + 1)
+    first, second = ({view.jitter for view in drawn["draw_photometry"][date::2] if view.jitter} for date in (0, 1))
+    assert not first & second
+
+
+def test_scale_ranges_of_the_data_sets() -> None:
+    assert {name: get_spec(name).scale for name in ("pascal", "cityscapes", "ade20k", "coco")} == dict.fromkeys(
+        ("pascal", "cityscapes", "ade20k", "coco"), (0.5, 2.0)
+    )
+    for name in ("levir", "whu"):
+        assert (get_spec(name).scale, get_spec(name).grey) == ((0.8, 1.2), 0.0)
+
+
+@settings(max_examples=300, deadline=None)
+@given(source=st.integers(1, 2048), target=st.integers(1, 4096))
+def test_nearest_neighbour_takes_the_pixels_that_pil_takes(source: int, target: int) -> None:
+    line = Image.fromarray(np.arange(source, dtype=np.int32)[None], mode="I")
+    assert np.array_equal(np.asarray(line.resize((target, 1), Image.Resampling.NEAREST))[0], nearest_index(source, target))
+
+
+def make_modes(r: np.random.Generator) -> dict[str, tuple[Image.Image, np.ndarray]]:
+    """{file name: (image as saved, the RGB it stands for)}."""
+    rgb = r.integers(0, 256, (31, 45, 3), dtype=np.uint8)
+    grey = rgb[..., 0]
+    palette = Image.fromarray(grey, mode="P")
+    colours = r.integers(0, 256, (256, 3), dtype=np.uint8)
+    palette.putpalette(colours.tobytes())
+    wide = r.integers(0, 65536, (31, 45)).astype(np.uint16)
+    cmyk = r.integers(0, 256, (31, 45, 4), dtype=np.uint8)
+    ink = (255 - cmyk[..., :3].astype(float)) * (255 - cmyk[..., 3:].astype(float)) / 255
+    alpha = np.dstack((rgb, grey))
+    return {
+        "rgb.png": (Image.fromarray(rgb), rgb),
+        "grey.png": (Image.fromarray(grey), np.dstack([grey] * 3)),
+        "palette.png": (palette, colours[grey]),
+        "rgba.png": (Image.fromarray(alpha, mode="RGBA"), rgb),
+        "wide.png": (Image.fromarray(wide), np.dstack([wide >> 8] * 3)),
+        "cmyk.tif": (Image.fromarray(cmyk, mode="CMYK"), ink),
+        "bits.png": (Image.fromarray(grey > 127), np.dstack([(grey > 127) * 255] * 3)),
+        "grey_alpha.png": (Image.fromarray(alpha[..., 2:], mode="LA"), np.dstack([rgb[..., 2]] * 3)),
+    }
+
+
+@pytest.mark.parametrize("name", sorted(make_modes(np.random.default_rng(0))))
+def test_images_of_every_mode(tmp_path: Path, name: str) -> None:
+    image, expected = make_modes(np.random.default_rng(0))[name]
+    image.save(tmp_path / name)
+    found = np.asarray(open_image(str(tmp_path), name)).astype(float)
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= (1 if name.startswith("cmyk") else 0)
+
+
+@pytest.mark.parametrize(("channels", "dtype"), [(3, torch.uint8), (6, torch.uint8)])
+def test_normalisation(channels: int, dtype: torch.dtype) -> None:
+    img = torch.randint(0, 256, (2, channels, 5, 7), dtype=dtype)
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    for c in range(channels):
+        expected = (img[:, c].double() / 255 - mean[c % 3]) / std[c % 3]
+        assert (normalize(img)[:, c] - expected).abs().max() < 1e-6
+
+
+def test_a_mini_batch_has_what_the_step_reads(root: Path) -> None:
+    data, _ = data_set(root, get_spec("pascal"))
+    samples: list[Any] = [data[(("x", 0, i, i), ("u", 0, i + 1, i + 1))] for i in range(3)]
+    drop = torch.ones(6, 8)
+    batch = make_batch(collate([dict(s) for s in samples]), torch.device("cpu"), drop)  # type: ignore[arg-type]
+    assert batch.mask_x.dtype == torch.long
+    assert batch.drop is drop
+    assert batch.name_u == ["1.png", "2.png", "3.png"]
+    for i, sample in enumerate(samples):
+        assert torch.equal(batch.img_u_s2[i], normalize(sample["img_u_s2"]))
+        assert torch.equal(batch.ignore_u[i], sample["ignore_u"])
+        x, y, w, h = sample["box1"].tolist()
+        expected = torch.zeros(CROP, CROP, dtype=torch.bool)
+        expected[y : y + h, x : x + w] = True
+        assert torch.equal(batch.box1[i], expected)
+
+
+def test_no_box_is_an_empty_map() -> None:
+    assert not box_map(torch.tensor([[0, 0, 0, 0]]), 8).any()
+
+
+@pytest.mark.parametrize("source", [(301, 203), (97, 99), (150, 211), (60, 200)])
+def test_crops_at_every_border(source: tuple[int, int]) -> None:
+    """Crops flush with a border, at simple ratios, where many values lie half-way between two 8-bit ones; upright images too."""
+    image = oracle.photograph(*source)
+    for width, height in ((source[0] * n // d, source[1] * n // d) for n, d in ((1, 1), (10, 9), (9, 10), (1, 2), (2, 1), (3, 2), (2, 3))):
+        for x, y in ((0, 0), (max(0, width - CROP), max(0, height - CROP)), (max(0, width - CROP) // 2, 0)):
+            place = Geometry(width, height, x, y, False)
+            assert_same_crop(np.asarray(semi.crop_image(image, place, CROP)), oracle.weak_image(image, place, CROP))

@@ -1,0 +1,146 @@
+"""Golden numbers: every .npz of the golden folder, told apart by its name and keys.
+
+fwd_*.npz: `<encoder>_<H>x<W>` -> logits of `image(H, W, B)`, every n-th pixel where the array is smaller.
+traj_<method>[_ohem][_<encoder>].npz: `scalar/train/*` per step, `<model|model_ema>/<delta_norm|head16>/NAME`.
+eval_<encoder>.npz: `<original|sliding_window>_<H>x<W>` -> class ids (H, W), with `nclass` and, for windows, `window`.
+Any file may hold `config/KEY` scalars: config keys (`config/conf_thresh`, OHEM: `config/thresh` and `config/min_kept`).
+"""
+
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from model import build_model
+from model.semseg.dpt import DPT
+from model.spec import ENCODERS
+from tests.golden.trajectory import STEPS, train
+from util.evaluation import predict
+
+FORWARD = 1e-4  # ||a - b|| / ||b|| of logits
+TRAJECTORY = 2e-3  # relative: scalars and norms of weight changes
+STILL = 1e-6  # absolute: tensors that never train change by rounding only
+Numbers = dict[str, np.ndarray]
+
+
+def filled(inputs: ModuleType, encoder: str, nclass: int) -> DPT:
+    model = build_model(f"dinov2_{encoder}", nclass).eval()
+    model.load_state_dict(inputs.fill(model.state_dict()))
+    return model
+
+
+def stride(full: int, kept: int) -> int:
+    """Every how many pixels `kept` of `full` pixels are."""
+    return next(step for step in range(1, full + 1) if len(range(0, full, step)) == kept)
+
+
+def relative(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+def check_forward(numbers: Numbers, inputs: ModuleType) -> None:
+    models: dict[tuple[str, int], DPT] = {}
+    for key, expected in numbers.items():
+        found_key = re.fullmatch(r"(\w+?)_(\d+)x(\d+)", key)
+        assert found_key, f"{key}: expected <encoder>_<H>x<W>"
+        encoder, height, width = found_key[1], int(found_key[2]), int(found_key[3])
+        batch, nclass = expected.shape[:2]
+        if (encoder, nclass) not in models:
+            models = {(encoder, nclass): filled(inputs, encoder, nclass)}  # one at a time: the large ones fill the memory
+        with torch.no_grad():
+            logits = models[encoder, nclass](inputs.image(height, width, batch)).numpy()
+        assert logits.shape == (batch, nclass, height, width), key
+        logits = logits[..., :: stride(height, expected.shape[2]), :: stride(width, expected.shape[3])]
+        assert relative(logits, expected) <= FORWARD, key
+
+
+def trajectory_settings(name: str, numbers: Numbers, inputs: ModuleType) -> tuple[str, str, dict[str, Any]]:
+    """(method, encoder, config keys) of a trajectory file."""
+    method = next((m for m in STEPS if name.startswith(f"traj_{m}")), "unimatch_v2" if name.startswith("traj_ohem") else None)
+    if method is None:
+        pytest.skip(f"{name}: a trajectory of another method; known are {', '.join(STEPS)}")
+    encoder = next((e for e in ENCODERS if e.removeprefix("dinov2_") in name.split("_")), "dinov2_small")
+    keys: dict[str, Any] = {k.removeprefix("config/"): v.item() for k, v in numbers.items() if k.startswith("config/")}
+    if "ohem" in name:
+        kwargs = {k: keys.pop(k) for k in ("thresh", "min_kept") if k in keys} or getattr(inputs, "OHEM", None)
+        if kwargs is None:
+            pytest.skip(f"{name}: which OHEM? add config/thresh and config/min_kept to the file, or OHEM = {{...}} to its inputs.py")
+        keys["criterion"] = {"name": "OHEM", "kwargs": {"ignore_index": 255, **kwargs}}
+    return method, encoder, keys
+
+
+def check_trajectory(name: str, numbers: Numbers, inputs: ModuleType) -> None:
+    method, encoder, keys = trajectory_settings(name, numbers, inputs)
+    steps = len(numbers["scalar/train/loss_all"])
+    trainer, initial, stats = train(inputs, method, steps, encoder, **keys)
+    for key in (k for k in numbers if k.startswith("scalar/train/")):
+        found = [float(row[key.removeprefix("scalar/train/")]) for row in stats]
+        np.testing.assert_allclose(found, numbers[key], rtol=TRAJECTORY, atol=STILL, err_msg=key)
+    models = {"model": trainer.student, "model_ema": trainer.teacher}
+    for prefix, model in models.items():
+        if model is not None:
+            check_weights(prefix, model.state_dict(), initial, numbers)
+
+
+def check_weights(prefix: str, final: dict[str, Tensor], initial: dict[str, Tensor], numbers: Numbers) -> None:
+    norms = {key.split("/", 2)[2]: v for key, v in numbers.items() if key.startswith(f"{prefix}/delta_norm/")}
+    assert set(norms) <= set(final), "names that the model does not have"
+    for name, expected in norms.items():
+        change = float((final[name] - initial[name]).norm())
+        assert change == pytest.approx(float(expected), rel=TRAJECTORY, abs=STILL), f"{prefix} {name}"
+    for key, expected in numbers.items():
+        if key.startswith(f"{prefix}/head16/"):
+            found = final[key.split("/", 2)[2]].flatten()[: len(expected)].numpy()
+            assert relative(found, expected) <= TRAJECTORY, key
+
+
+def check_evaluation(name: str, numbers: Numbers, inputs: ModuleType) -> None:
+    keys = {key: re.fullmatch(r"(original|sliding_window)_(\d+)x(\d+)", key) for key in numbers}
+    if "nclass" not in numbers or not any(keys.values()):
+        pytest.skip(f"{name}: expected keys `<original|sliding_window>_<H>x<W>` and `nclass`; found {', '.join(numbers)}")
+    encoder = next((e for e in name.split("_") if f"dinov2_{e}" in ENCODERS), "small")
+    model = filled(inputs, encoder, int(numbers["nclass"]))
+    for key, parts in keys.items():
+        if parts:
+            img = inputs.image(int(parts[2]), int(parts[3]), 1)
+            with torch.no_grad():
+                scores = predict(model, img, parts[1], int(numbers.get("window", np.array(70))))
+            # float32 rounding may turn a pixel whose two best classes are equal to six digits
+            assert (scores.argmax(dim=1)[0].numpy() != numbers[key]).mean() <= 1e-3, key
+
+
+def test_golden(golden: Path, folder: Path, inputs: ModuleType) -> None:
+    numbers = dict(np.load(golden))
+    kind, name = golden.stem.split("_")[0], golden.stem
+    if kind == "fwd":
+        check_forward(numbers, inputs)
+    elif kind == "traj":
+        check_trajectory(name, numbers, inputs)
+    elif kind == "eval":
+        check_evaluation(name, numbers, inputs)
+    else:
+        pytest.skip(f"{golden.name}: unknown kind; expected fwd_*, traj_* or eval_* (CONTRIBUTING.md)")
+
+
+def test_names_shapes_and_their_order(folder: Path) -> None:
+    """Order counts: the optimiser states of the authors' checkpoints number the parameters."""
+    for file in folder.glob("keys_*.txt"):
+        lines = file.read_text().splitlines()
+        state = build_model(f"dinov2_{file.stem.removeprefix('keys_')}", 21).state_dict()
+        assert [f"{name} {tuple(tensor.shape)}" for name, tensor in state.items()] == lines
+        model = build_model(f"dinov2_{file.stem.removeprefix('keys_')}", 21)
+        assert [name for name, _ in model.named_parameters()] == [line.split(" ")[0] for line in lines]
+
+
+@pytest.mark.parametrize("method", ["fixmatch", "supervised"])
+def test_other_methods_train_from_given_tensors(inputs: ModuleType, method: str) -> None:
+    """`Trainer.update` is the entry for every method; OHEM is a criterion of any of them."""
+    ohem = {"name": "OHEM", "kwargs": {"ignore_index": 255, "thresh": 0.3, "min_kept": 2000}}
+    trainer, initial, stats = train(inputs, method, 2, "dinov2_tiny", criterion=ohem)
+    assert all(torch.isfinite(row["loss_all"]) for row in stats)
+    assert float((trainer.student.state_dict()["head.projects.0.weight"] - initial["head.projects.0.weight"]).norm()) > 0

@@ -1,0 +1,44 @@
+"""A short training from given tensors, without files or a launcher: what CONTRIBUTING.md shows in a few lines."""
+
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import fixmatch
+import supervised
+import unimatch_v2
+from dataset.batch import Batch
+from model import build_model
+from model.dropout import combine_factors
+from util.config import Config
+from util.trainer import Trainer
+
+STEPS = {"unimatch_v2": unimatch_v2.step, "fixmatch": fixmatch.step, "supervised": supervised.step}
+
+
+def given_batch(inputs: ModuleType, method: str, it: int, width: int) -> Batch:
+    """Mini-batch of step `it`, made of the golden inputs."""
+    x, mask, weak, strong1, strong2, ignore, box1, box2 = inputs.semi_batch(it)
+    if method == "supervised":
+        return Batch(x, mask)
+    drop = combine_factors(*inputs.dropout_draw(it, len(x), width)) if method == "unimatch_v2" else torch.empty(0)
+    return Batch(x, mask, weak, strong1, strong2, ignore, box1, box2, drop)
+
+
+def train(
+    inputs: ModuleType, method: str, steps: int, backbone: str = "dinov2_small", nclass: int = 5, **changes: Any
+) -> tuple[Trainer, dict[str, Tensor], list[dict[str, Tensor]]]:
+    """Runs `steps` updates. Returns the trainer, the weights it started from and the stats of each step.
+
+    changes: config keys that differ from those of the golden README.
+    """
+    model = build_model(backbone, nclass)
+    initial = inputs.fill(model.state_dict())
+    model.load_state_dict(initial)
+    keys: dict[str, Any] = {"crop_size": 70, "epochs": 1, "batch_size": 2, "lr": 5e-6, "lr_multi": 40.0, "conf_thresh": 0.5}
+    cfg = Config(dataset="", data_root="", backbone=backbone, **(keys | changes))
+    trainer = Trainer(cfg, model, STEPS[method], steps, semi=method != "supervised")
+    stats = [trainer.update([given_batch(inputs, method, it, model.backbone.width)]) for it in range(steps)]
+    return trainer, initial, stats

@@ -1,0 +1,141 @@
+"""The models against the second writing in oracle.py, at every published encoder and crop size (spec.md 1)."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from model import build_model
+from model.dropout import combine_factors, complementary_factors
+from model.semseg.dpt import DPT
+from tests.model import oracle
+
+TOLERANCE = 1e-4  # ||float32 - float64|| / ||float64|| of logits
+DISTINCT = 4  # blocks with weights of their own in the larger encoders; the others share them, which saves memory and time
+
+
+def random_model(encoder: str, nclass: int, task: str = "segmentation") -> DPT:
+    """A model with random weights of sensible size, made quickly: slices of one block of normal numbers."""
+    with torch.device("meta"):
+        model = build_model(f"dinov2_{encoder}", nclass, task)
+    blocks = model.backbone.blocks
+    for i in range(DISTINCT if encoder != "small" else len(blocks), len(blocks)):
+        blocks[i] = blocks[i % DISTINCT]
+    model.to_empty(device="cpu").eval()
+    block = torch.randn(4_000_037, generator=torch.Generator().manual_seed(1))
+    start = 0
+    for name, tensor in [*model.named_parameters()]:  # shared ones once
+        count = tensor.numel()
+        if start + count > len(block):
+            start = 0
+        values = block[start : start + count] if count <= len(block) else block.repeat(-(-count // len(block)))[:count]
+        start += count % 1_000_003
+        tensor = tensor.detach()
+        tensor.copy_(values.reshape(tensor.shape))
+        if name.endswith("gamma"):
+            tensor.mul_(0.1).add_(0.3)
+        elif tensor.ndim > 1 and "token" not in name and "pos" not in name:
+            tensor.div_(tensor[0].numel() ** 0.5)
+        else:
+            tensor.mul_(0.1).add_(1 if name.endswith("weight") else 0)
+    return model
+
+
+def noise(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(shape[-1]))
+
+
+def distance(found: Tensor, expected: Tensor | list[Tensor]) -> float:
+    expected = expected if isinstance(expected, Tensor) else torch.stack(expected)
+    assert found.shape == expected.shape
+    return float((found.double() - expected).norm() / expected.norm())
+
+
+@pytest.fixture(scope="module")
+def small() -> DPT:
+    return random_model("small", 3)
+
+
+@pytest.mark.parametrize(("height", "width"), [(70, 70), (98, 56), (252, 252), (518, 518), (798, 798)])
+@torch.no_grad()
+def test_small_at_every_published_size(small: DPT, height: int, width: int) -> None:
+    img = noise(2 if height < 200 else 1, 3, height, width)
+    assert distance(small(img), oracle.forward(small.state_dict(), "small", list(img))) < TOLERANCE
+
+
+@pytest.mark.parametrize("encoder", ["base", "large", "giant"])
+@torch.no_grad()
+def test_larger_encoders(encoder: str) -> None:
+    model = random_model(encoder, 2)
+    images = [noise(3, 70, 70), noise(3, 98, 56)]
+    for img, expected in zip(images, oracle.forward(model.state_dict(), encoder, images), strict=True):
+        assert distance(model(img[None])[0], expected) < TOLERANCE
+
+
+@torch.no_grad()
+def test_the_four_maps_and_their_blocks(small: DPT) -> None:
+    """Also without a decoder that could hide an exchanged pair of maps."""
+    img = noise(2, 3, 70, 42)
+    first, second = oracle.encode(small.state_dict(), "small", list(img))
+    for i, found in enumerate(small.backbone(img)):
+        assert distance(found, [first[i], second[i]]) < 1e-5
+
+
+@torch.no_grad()
+def test_position_embedding_at_every_grid(small: DPT) -> None:
+    embedding = small.backbone.pos_embed[..., :16].double()  # channels do not mix
+    grids = [(n, n) for n in range(1, 61)] + [(5, 7), (7, 4), (37, 36), (36, 37), (37, 74), (1, 60), (57, 114)]
+    for rows, cols in grids:
+        expected = oracle.position(embedding, rows, cols)
+        found = small.backbone.position(rows, cols)[0, :, :16]
+        assert found.shape == expected.shape
+        assert (found - expected).abs().max() < 1e-5, (rows, cols)
+
+
+def test_position_embedding_at_518_is_the_parameter_itself(small: DPT) -> None:
+    assert small.backbone.position(37, 37) is small.backbone.pos_embed
+
+
+@torch.no_grad()
+def test_change_detection_sees_absolute_differences() -> None:
+    model = random_model("small", 2, "change")
+    pairs = noise(2, 6, 56, 70)
+    factors = torch.tensor([0.0, 2.0, 1.0]).repeat(2, 128)
+    assert distance(model(pairs, factors), oracle.forward(model.state_dict(), "small", list(pairs), factors)) < TOLERANCE
+
+
+@torch.no_grad()
+def test_complementary_dropout_acts_on_all_four_maps(small: DPT) -> None:
+    img, factors = noise(2, 3, 56, 70), torch.tensor([0.0, 2.0, 1.0, 2.0]).repeat(2, 96)
+    assert distance(small(img, factors), oracle.forward(small.state_dict(), "small", list(img), factors)) < TOLERANCE
+
+
+def test_factors_of_a_batch() -> None:
+    """m1 is 0 or 2, m2 = 2 - m1; the images without dropout have 1 in both views (spec.md 1.3)."""
+    keep = torch.tensor([[0.0, 1.0], [1.0, 1.0], [1.0, 0.0]])
+    assert combine_factors(keep, torch.tensor([2])).tolist() == [[0, 2], [2, 2], [1, 1], [2, 0], [0, 0], [1, 1]]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 8])
+def test_drawn_factors(batch: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    undropped, kept, draws = torch.zeros(batch), 0.0, 400
+    for _ in range(draws):
+        factors = complementary_factors(batch, 64, generator)
+        first, second = factors.chunk(2)
+        assert torch.equal(first + second, torch.full((batch, 64), 2.0))
+        free = (first == 1).all(dim=1)
+        assert int(free.sum()) == batch // 2
+        assert bool(((first[~free] == 0) | (first[~free] == 2)).all())
+        undropped += free
+        kept += float((first[~free] == 2).float().mean())
+    assert kept / draws == pytest.approx(0.5, abs=0.02)  # more than 6 standard deviations
+    assert torch.allclose(undropped / draws, torch.full((batch,), batch // 2 / batch), atol=0.13)  # more than 5
+
+
+def test_true_draws_from_the_global_generator(small: DPT) -> None:
+    img = noise(2, 3, 28, 28)
+    with torch.no_grad():
+        torch.manual_seed(3)
+        found = small(img, comp_drop=True)
+        torch.manual_seed(3)
+        assert torch.equal(found, small(img, comp_drop=complementary_factors(1, 384)))

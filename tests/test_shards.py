@@ -1,0 +1,81 @@
+"""A recipe for 4 shards on 1, 2 and 4 processes: the same mini-batches, the same gradients, the same weights in the end."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.conftest import command, make_tiny
+from util import checkpoint
+
+METHODS = ("supervised", "fixmatch", "unimatch_v2")
+SIZES = (1, 2, 4)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with a run of each method (tests/shard_run.py) on each number of processes: <processes>/<method>/."""
+    folder = tmp_path_factory.mktemp("shards")
+    tiny = make_tiny(folder / "data")
+    listed = (tiny.root / "unlabeled.txt").read_text()
+    (tiny.root / "unlabeled.txt").write_text(listed * 3)  # 36 images: 4 steps an epoch, and an order that needs no padding
+    for size in SIZES:
+        done = command("-m", "tests.shard_run", tiny.root, folder / str(size), processes=size, timeout=400)
+        assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+def mini_batches(folder: Path, step: int) -> list[list]:
+    """What the shards saw in a step, in the order of the shards."""
+    paths = sorted(folder.glob(f"batches-{step}-*.pth"))
+    return [shard for path in paths for shard in torch.load(path, weights_only=True)]
+
+
+def relative(a: Tensor, b: Tensor) -> float:
+    return float((a - b).norm() / b.norm().clamp(min=1e-30))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("size", SIZES[1:])
+def test_the_shards_see_the_same_images_boxes_and_dropout(runs: Path, method: str, size: int) -> None:
+    for step in (0, 1):
+        one, many = (mini_batches(runs / str(n) / method, step) for n in (1, size))
+        assert len(one) == len(many) == 4
+        for a, b in zip(one, many, strict=True):
+            assert a[:2] == b[:2], "names of the labelled and the unlabelled images"
+            assert all(torch.equal(x, y) for x, y in zip(a[2:], b[2:], strict=True))
+
+
+def test_the_shards_differ_from_each_other(runs: Path) -> None:
+    shards = mini_batches(runs / "1/unimatch_v2", 0)
+    assert len({tuple(names) for _, names, *_ in shards}) == 4
+    assert not torch.equal(shards[0][4], shards[1][4]), "dropout factors"
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("size", SIZES[1:])
+def test_first_gradients_agree_in_float32(runs: Path, method: str, size: int) -> None:
+    one, many = (torch.load(runs / str(n) / method / "gradients32.pth", weights_only=True) for n in (1, size))
+    seen = [name for name, grad in one.items() if grad is not None and grad.norm() > 0]
+    assert len(seen) > 80
+    total = torch.cat([one[name].flatten() for name in seen]).norm()
+    for name in seen:
+        assert float((one[name] - many[name]).norm()) < 1e-5 * float(total), name
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("size", SIZES[1:])
+def test_final_weights_agree_in_float64_after_a_stop_in_the_middle(runs: Path, method: str, size: int) -> None:
+    one, many = (checkpoint.load(runs / str(n) / method / "float64/latest.pth") for n in (1, size))
+    assert one["epoch"] == many["epoch"] == 1
+    for key in ("model",) if method == "supervised" else ("model", "model_ema"):
+        for name, value in one[key].items():
+            assert value.dtype == torch.float64
+            assert relative(many[key][name], value) < 1e-9, name
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_runs_were_really_stopped_in_the_middle_of_an_epoch(runs: Path, size: int) -> None:
+    log = (runs / str(size) / "unimatch_v2/float64/train.log").read_text()
+    assert "Load from checkpoint at epoch 0, 2 steps of the next" in log
