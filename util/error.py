@@ -1,9 +1,11 @@
 """The one error type for a user's mistake, and the one place where it is printed."""
 
+import json
 import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -46,7 +48,16 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
         if first:
             print(f"stopped: {stop}", file=sys.stderr, flush=True)
         sys.exit(stop.code)
-    except Exception:
+    except Exception as error:
+        leave_cause(error)
         if not first:
             time.sleep(3)
         raise
+
+
+def leave_cause(error: BaseException) -> None:
+    """Writes the file in which torchrun looks for what ended a worker; nothing without torchrun."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        text = f"{type(error).__name__}: {reason(error)}"[:500]
+        Path(path).write_text(json.dumps({"message": text, "timestamp": int(time.time())}), encoding="utf-8")
