@@ -6,7 +6,8 @@
 #
 # From the environment: dataset (pascal), method (unimatch_v2: any file METHOD.py), split (366), exp (dinov2_small: a folder name),
 # config (configs/$dataset.yaml), save_path (exp/$dataset/$method/$exp/$split); MAX_RESTARTS (0): how often workers that died are
-# started again, from the last checkpoint. Several machines: NNODES on each, NODE_RANK (0 to NNODES - 1) and MASTER_ADDR (the name or
+# started again, from the last checkpoint; stage_data: a folder on a disk of this machine to copy the run's images and masks to before
+# it starts, and to read them from (dataset/stage.py). Several machines: NNODES on each, NODE_RANK (0 to NNODES - 1) and MASTER_ADDR (the name or
 # address of node 0, where the port has to be free), num_gpu then being the number on each, and a save path that all of them share:
 #   NNODES=2 NODE_RANK=1 MASTER_ADDR=node17 sh scripts/train.sh 2 29500
 # Port 0: any free one. Relative paths start at the repository. The same command again continues an unfinished run. The exit code is
@@ -32,9 +33,19 @@ done
 run_settings
 find_python requirements.txt || fail "no Python that satisfies requirements.txt (${why:-none found}); run: sh scripts/setup.sh"
 
+set -- --config="$config" \
+    --labeled-id-path "splits/$dataset/$split/labeled.txt" --unlabeled-id-path "splits/$dataset/$split/unlabeled.txt" \
+    --save-path "$save_path" --port "$port" "$@"
+
+if [ -n "$stage_data" ]; then
+    settings=$("$PYTHON" -m dataset.stage "$stage_data" "$@") || exit
+    IFS='
+'
+    for setting in $settings; do set -- "$@" --set "$setting"; done
+    unset IFS
+fi
+
 exec "$PYTHON" -m util.launch \
     --nproc_per_node="$num_gpu" --nnodes="$NNODES" --node_rank="${NODE_RANK:-0}" \
     --master_addr="${MASTER_ADDR:-localhost}" --master_port="$port" --max_restarts="${MAX_RESTARTS:-0}" \
-    "$method.py" --config="$config" \
-    --labeled-id-path "splits/$dataset/$split/labeled.txt" --unlabeled-id-path "splits/$dataset/$split/unlabeled.txt" \
-    --save-path "$save_path" --port "$port" "$@"
+    "$method.py" "$@"
