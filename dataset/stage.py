@@ -59,7 +59,9 @@ def stage(cfg: Config, folder: Path) -> list[str]:
     if cfg.unlabeled_id_path:
         own = cfg.data_root_u not in (None, cfg.data_root)
         where = folder / "unlabeled" if own else folder
-        jobs |= {(cfg.data_root_u or cfg.data_root, path, where) for path in needed(ImageList(cfg.unlabeled_id_path, spec.task, False), False)}
+        jobs |= {
+            (cfg.data_root_u or cfg.data_root, path, where) for path in needed(ImageList(cfg.unlabeled_id_path, spec.task, False), False)
+        }
         settings += [f"data_root_u={where}"] if own else []
     with ThreadPoolExecutor(THREADS) as pool:
         sizes = list(pool.map(lambda job: copy(Path(inside(job[0], job[1])), Path(inside(str(job[2]), job[1]))), sorted(jobs)))

@@ -1,7 +1,6 @@
 """What training sends between processes: gradients once per optimiser step in few pieces, one sum per evaluation, nothing else."""
 
 import json
-from pathlib import Path
 
 import pytest
 

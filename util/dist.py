@@ -94,7 +94,9 @@ def _check_gpus(found: int, wanted: int) -> None:
     if found == 0:
         why = "this PyTorch is built without CUDA" if torch.version.cuda is None else "nvidia-smi shows what the driver sees"
         raise UserError(f"device: found 0 GPUs{limit}, expected {wanted}; {why}; set device=cpu to train without")
-    raise UserError(f"device: found {found} GPU(s){limit}, expected {wanted}, one per process; start {found} or fewer: the recipe stays the same")
+    raise UserError(
+        f"device: found {found} GPU(s){limit}, expected {wanted}, one per process; start {found} or fewer: the recipe stays the same"
+    )
 
 
 def average_gradients(model: nn.Module, world: World, compression: str = "none") -> nn.Module:

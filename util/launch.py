@@ -84,7 +84,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{args.training_script}: no such file; expected a method such as unimatch_v2.py")
     nodes = torchrun.parse_min_max_nnodes(args.nnodes)[1]
     if not (args.standalone or args.rdzv_endpoint):
-        args.master_port = choose_port(args.master_port, nodes, args.node_rank)
+        args.master_addr = args.master_addr or "localhost"
+        args.master_port = choose_port((29500 if nodes > 1 else 0) if args.master_port is None else args.master_port, nodes, args.node_rank)
         prepare(args, nodes)
     # torchrun would give each of several workers one thread
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // torchrun.determine_local_world_size(args.nproc_per_node))))

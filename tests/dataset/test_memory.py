@@ -29,11 +29,15 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_real_small_one(cfg: Config, small: Path) -> None:
-    with pytest.raises(UserError, match="found 16 MiB free, expected 115 MiB .* 1 x 4 loader processes; .*--shm-size=1g, or set num_workers=0"):
+    with pytest.raises(
+        UserError, match="found 16 MiB free, expected 115 MiB .* 1 x 4 loader processes; .*--shm-size=1g, or set num_workers=0"
+    ):
         check_shared_memory(cfg, 4, semi=True, workers=4, processes=1, folder=str(small))
 
 
-@pytest.mark.parametrize(("free", "workers", "processes", "fits"), [(200, 4, 1, True), (200, 4, 2, False), (100, 4, 1, False), (0, 0, 1, True)])
+@pytest.mark.parametrize(
+    ("free", "workers", "processes", "fits"), [(200, 4, 1, True), (200, 4, 2, False), (100, 4, 1, False), (0, 0, 1, True)]
+)
 def test_need_grows_with_workers_and_processes(
     cfg: Config, free: int, workers: int, processes: int, fits: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
