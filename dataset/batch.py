@@ -31,11 +31,23 @@ class Batch:
     name_u: list[str] = field(default_factory=list)
 
 
-def normalize(img: Tensor) -> Tensor:
-    """uint8 (..., C, H, W) in 0..255 -> float with the encoder's mean and deviation; C is 3 or 6 (two dates)."""
+def _statistics(img: Tensor) -> tuple[Tensor, Tensor]:
+    """The encoder's mean and deviation as (C, 1, 1); C is 3 or 6 (two dates)."""
     dates = img.shape[-3] // 3
     mean, std = (img.new_tensor(v * dates, dtype=torch.float32)[:, None, None] for v in (MEAN, STD))
+    return mean, std
+
+
+def normalize(img: Tensor) -> Tensor:
+    """uint8 (..., C, H, W) in 0..255 -> float with the encoder's mean and deviation; C is 3 or 6 (two dates)."""
+    mean, std = _statistics(img)
     return (img.float() / 255 - mean) / std
+
+
+def denormalize(img: Tensor) -> Tensor:
+    """The inverse of `normalize`: uint8 again."""
+    mean, std = _statistics(img)
+    return ((img * std + mean) * 255).round().clamp(0, 255).byte()
 
 
 def box_map(box: Tensor, size: int) -> Tensor:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dataset.lists import Entry, read_list
 from dataset.look import Found, Job, class_of, illegal, inspect
-from dataset.spec import SPECS, DatasetSpec
+from dataset.spec import IGNORE, SPECS, DatasetSpec
 from util.error import UserError
 from util.pool import parallel
 
@@ -18,7 +18,7 @@ EXAMPLES = 3  # problems of one kind that are printed in full
 
 @dataclass
 class Checked:
-    """A list and what was found in it. role: "labeled", "unlabeled" (masks are not read) or "val"."""
+    """A list and what was found in it. role: "labeled", "unlabeled" (masks are not read) or "val". pair: lists of one run share it."""
 
     path: Path
     role: str
@@ -27,14 +27,18 @@ class Checked:
     problems: list[tuple[str, str]] = field(default_factory=list)  # kind, text
     pixels: Counter[int] = field(default_factory=Counter)  # by class id, -1: ignored
     masks: int = 0
+    pair: str = ""
 
     @cached_property
     def files(self) -> list[str]:
         return [normpath(join(self.root, entry.image)) for entry in self.entries]
 
 
-def find_lists(spec: DatasetSpec, splits: Sequence[str], root: str, root_u: str | None = None) -> list[Checked]:
-    """The lists below splits/<dataset>: val.txt, test.txt and train.txt, and those of each pair (of the named ones if any are named)."""
+def find_lists(spec: DatasetSpec, splits: Sequence[str], root: str, root_u: str | None = None, val: str | None = None) -> list[Checked]:
+    """The lists below splits/<dataset>: val.txt, test.txt and train.txt, and those of each pair (of the named ones if any are named).
+
+    val: a validation list elsewhere, in place of val.txt.
+    """
     base = Path("splits") / spec.name
     for split in splits:
         if not (base / split).is_dir():
@@ -43,16 +47,23 @@ def find_lists(spec: DatasetSpec, splits: Sequence[str], root: str, root_u: str 
     for split in splits or _folders(base):
         places += [(base / split / f"{name}.txt", role) for name, role in (("labeled", "labeled"), ("train", "labeled"))]
         places.append((base / split / "unlabeled.txt", "unlabeled"))
+    if val is not None:
+        places[0] = (Path(val), "val")
     lists = []
     for path, role in places:
-        if path.is_file():
-            entries = read_list(path, spec.task)
-            if spec.task == "change" and role != "unlabeled":
-                entries = [Entry(entry.image, f"label/{entry.image}") for entry in entries]
-            lists.append(Checked(path, role, root_u if root_u and role == "unlabeled" else root, entries))
+        if path.is_file() or str(path) == val:
+            lists.append(open_list(spec, path, role, root_u if root_u and role == "unlabeled" else root, str(path.parent)))
     if not lists:
         raise UserError(f"check: found no list in {base}; `fetch` gets the published ones, `make` writes others")
     return lists
+
+
+def open_list(spec: DatasetSpec, path: Path, role: str, root: str, pair: str) -> Checked:
+    """A list that has not been checked yet."""
+    entries = read_list(path, spec.task)
+    if spec.task == "change" and role != "unlabeled":
+        entries = [Entry(entry.image, f"label/{entry.image}") for entry in entries]
+    return Checked(path, role, root, entries, pair=pair)
 
 
 def _folders(base: Path) -> list[str]:
@@ -88,8 +99,7 @@ def _add(one: Checked, spec: DatasetSpec, job: Job, found: Found) -> None:
     if found.problem:
         one.problems.append((found.kind, found.problem))
     elif wrong := illegal(found.values, spec):
-        legal = ", ".join(map(str, spec.label_map)) if spec.label_map else f"0 to {spec.nclass - 1}"
-        one.problems.append(("value", f"{job.label}: found the values {_some(wrong)}, expected {legal} or {spec.ignore_index} (ignored)"))
+        one.problems.append(("value", f"{job.label}: found the values {_some(wrong)}, expected {spec.legal}"))
 
 
 def _some(values: list[int]) -> str:
@@ -106,7 +116,7 @@ def _check_membership(lists: list[Checked]) -> None:
     for one in lists:
         others = [] if one.role == "val" else held
         if one.role == "unlabeled":
-            others = others + [other for other in lists if other.role == "labeled" and other.path.parent == one.path.parent]
+            others = others + [other for other in lists if other.role == "labeled" and other.pair == one.pair]
         for other in others:
             for file in sorted(set(one.files) & set(other.files)):
                 one.problems.append(("both", f"{one.path}: {file} is in {other.path} too"))
@@ -134,6 +144,11 @@ def _hints(spec: DatasetSpec, jobs: dict[Job, Found], kinds: list[str]) -> list[
         hints.append("ids from 19 to 33 are raw Cityscapes ids: make the train ids with `python -m dataset.prepare cityscapes`.")
     if spec.name == "ade20k" and (150 in values or "raw" in kinds):
         hints.append("these look like raw ADE20K labels (0 is void, 1 to 150): shift them with `python -m dataset.prepare ade20k`.")
+    if "value" in kinds and spec.name not in SPECS and len(values) == 2 and not spec.label_map:
+        low, high = sorted(values)
+        hints.append(
+            f"masks of two values: say what they stand for with `label_map: {{{low}: {spec.classes[0]}, {high}: {spec.classes[1]}}}`."
+        )
     if spec.task == "change" and 1 in values and 1 not in spec.label_map:
         hints.append("change masks of 0 and 1, expected 0 and 255: `python -m dataset.prepare` writes those, or multiply them by 255.")
     if "twice" in kinds or "both" in kinds:
@@ -151,7 +166,7 @@ def report(spec: DatasetSpec, lists: list[Checked], hints: list[str]) -> str:
             f"{one.pixels[-1] / max(1, one.pixels.total()):.1%}" if one.masks else "-", str(len(one.problems)),
         ))  # fmt: skip
     with_masks = [one for one in lists if one.masks]
-    shares = [("class", *(str(one.path.relative_to(Path("splits") / spec.name).with_suffix("")) for one in with_masks))]
+    shares = [("class", *(str(one.path.with_suffix("")).removeprefix(f"splits/{spec.name}/") for one in with_masks))]
     for c, name in enumerate(spec.classes):
         totals = [max(1, one.pixels.total() - one.pixels[-1]) for one in with_masks]
         shares.append(
@@ -181,15 +196,14 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     )
 
 
-def classes_in(dataset: str, root: str | None, entries: list[Entry]) -> list[frozenset[int]]:
-    """The classes in each mask. A data set without a DatasetSpec: every value but 255. Raises UserError at the first broken mask."""
-    spec = SPECS.get(dataset)
+def classes_in(spec: DatasetSpec | None, root: str, entries: list[Entry]) -> list[frozenset[int]]:
+    """The classes in each mask; without a DatasetSpec every value but 255. Raises UserError at the first broken mask."""
     task = spec.task if spec else "segmentation"
-    jobs = [Job(root or f"data/{dataset}", e.image, f"label/{e.image}" if task == "change" else e.mask, task) for e in entries]
+    jobs = [Job(root, e.image, f"label/{e.image}" if task == "change" else e.mask, task) for e in entries]
     classes = []
     for found in parallel(inspect, jobs, "read masks"):
         if found.problem:
-            raise UserError(f"{found.problem}; `python -m dataset.splits check {dataset}` lists all problems")
-        labels = (class_of(value, spec) if spec else value for value in found.values if spec or value != 255)
+            raise UserError(f"{found.problem}; `python -m dataset.splits check` lists all problems")
+        labels = (class_of(value, spec) if spec else value for value in found.values if spec or value != IGNORE)
         classes.append(frozenset(label for label in labels if label is not None))
     return classes

@@ -1,12 +1,10 @@
 """Procedural data sets for the embedded default: textured objects in clutter, as single images and as pairs of two dates.
 
 Everything is a function of (set, part, index), so that every machine draws the same scenes. The scenes themselves are in
-dataset/scene.py. `python -m dataset.demo` draws; so does the first run that needs the images.
+dataset/scene.py. `python -m dataset.demo` draws (scripts/demo.sh calls it).
 """
 
 import argparse
-import io
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,22 +13,23 @@ import numpy as np
 from numpy.random import default_rng
 from PIL import Image
 
-from dataset.scene import background, coverage, develop, place, relight, render
+from dataset.scene import background, develop, place, relight, render, two_dates
 from dataset.spec import get_spec
 from util.error import UserError, run
+from util.files import write_atomic
 
 PARTS = {"train": 240, "val": 60}  # images of the segmentation set
 SIDES = (128, 176)  # px, both sides of an image, inclusive
 CHANGE_PARTS = {"train": 240, "val": 40, "test": 60}  # pairs of the change set
 CHANGE_SIDES = (112, 140)
-VERSION = "1"  # raise it when the drawing changes: sets drawn by another version are drawn again
+VERSION = "2"  # raise it when the drawing changes: sets drawn by another version are drawn again
 
 
 def draw_image(part: str, index: int) -> tuple[Image.Image, Image.Image]:
     """Image and palette mask number `index` of `part` ("train" or "val") of the segmentation set."""
     rng = default_rng((1, list(PARTS).index(part), index))
     width, height = rng.integers(SIDES[0], SIDES[1] + 1, 2)
-    img, mask = render(background(rng, height, width), place(rng, height, width, int(rng.integers(1, 5))))
+    img, mask = render(background(rng, height, width), place(rng, height, width, int(rng.integers(2, 5))))
     label = Image.fromarray(mask)
     palette = [channel for colour in get_spec("demo").palette for channel in colour]
     label.putpalette(palette + [0] * (255 * 3 - len(palette)) + [224, 224, 192])
@@ -41,36 +40,21 @@ def draw_pair(part: str, index: int) -> tuple[Image.Image, Image.Image, Image.Im
     """Dates A and B and the label (0 unchanged, 255 changed) of pair `index` of `part` ("train", "val", "test")."""
     rng = default_rng((2, list(CHANGE_PARTS).index(part), index))
     width, height = rng.integers(CHANGE_SIDES[0], CHANGE_SIDES[1] + 1, 2)
-    scene = background(rng, height, width)
-    things = place(rng, height, width, 5)
-    # each object stays, goes or comes; a moved one would only be one of both
-    fate = rng.choice(3, len(things), p=(0.5, 0.25, 0.25))
-    dates = []
-    for absent in (2, 1):
-        dates.append(render(scene, [thing for thing, f in zip(things, fate, strict=True) if f != absent])[0])
-    changed = np.zeros((height, width), bool)
-    for thing, f in zip(things, fate, strict=True):
-        cover = coverage(thing, height, width) >= 0.5
-        changed[cover] = f != 0  # objects lie in drawing order: what is in front decides
+    before, after, changed = two_dates(rng, height, width)
     label = Image.fromarray(np.where(changed, 255, 0).astype(np.uint8))
-    return develop(relight(dates[0], rng), rng), develop(relight(dates[1], rng), rng), label
+    return develop(relight(before, rng), rng), develop(relight(after, rng), rng), label
 
 
 def _save(img: Image.Image, path: Path) -> None:
-    """Writes a JPEG or PNG under a temporary name, then renames it: a file that exists is whole, also when two processes draw."""
-    buffer = io.BytesIO()
+    """Writes a JPEG or PNG; a file that exists is whole, also when a process is killed or two of them draw."""
     if path.suffix == ".jpg":
-        img.save(buffer, "JPEG", quality=92, subsampling=0)
+        write_atomic(path, lambda file: img.save(file, "JPEG", quality=92, subsampling=0), sync=False)
     else:
-        img.save(buffer, "PNG")
-    _write(path, buffer.getvalue())
+        write_atomic(path, lambda file: img.save(file, "PNG"), sync=False)
 
 
-def _write(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(data)
-    temporary.replace(path)
+def _mark(path: Path, text: str) -> None:
+    write_atomic(path, lambda file: file.write(text.encode()))
 
 
 def _draw_missing(root: Path, files: dict[tuple[str, ...], Callable[[], Sequence[Image.Image]]]) -> None:
@@ -81,12 +65,12 @@ def _draw_missing(root: Path, files: dict[tuple[str, ...], Callable[[], Sequence
         state = marker.read_text() if marker.exists() else ""
         if state == whole:
             return
-        _write(marker, part.encode())
+        _mark(marker, part)
         for names, make in files.items():
             if state not in ("", part) or not all((root / name).exists() for name in names):
                 for name, img in zip(names, make(), strict=True):
                     _save(img, root / name)
-        _write(marker, whole.encode())
+        _mark(marker, whole)
     except OSError as error:
         raise UserError(f"{root}: cannot draw the demo images here ({error}); give another data_root or --root") from None
 

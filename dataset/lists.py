@@ -1,11 +1,17 @@
 """The format of a list: one image per line (spec.md 2.1)."""
 
+import hashlib
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
-from util.error import UserError
+import numpy as np
+
+from util.error import UserError, reason
 from util.files import write_atomic
+
+_BLANK = re.compile(rb"^[ \t]*(?:\n|\Z)", re.MULTILINE)
 
 
 class Entry(NamedTuple):
@@ -22,7 +28,10 @@ def parse_line(line: str, where: str, task: str = "segmentation") -> Entry:
     """
     if task == "change":
         if "\t" in line or " " in line:
-            raise UserError(f"{where}: found {line!r}, expected one file name, found under A/, B/ and label/")
+            raise UserError(
+                f"{where}: found {line!r}, expected one file name, found under A/, B/ and label/; is it a list of image-mask pairs "
+                "for a segmentation data set?"
+            )
         return Entry(line, None)
     fields = line.split("\t") if "\t" in line else line.split(" ")
     if len(fields) > 2 or not all(fields):
@@ -37,17 +46,27 @@ def format_line(entry: Entry) -> str:
     return f"{entry.image}{separator}{mask}"
 
 
-def read_lines(path: str | os.PathLike[str]) -> list[str]:
-    """The lines of a list that are not empty. Raises UserError for a list that is missing, empty or no text."""
+def _read(path: str | os.PathLike[str]) -> bytes:
+    """The lines that are not blank, with one line feed between them. Raises UserError for a list that is missing, empty or no text."""
     try:
-        lines = [line.strip("\r") for line in Path(path).read_text(encoding="utf-8-sig").split("\n") if line.strip()]
+        content = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n")
+        if not content.isascii():
+            content.decode()
     except (FileNotFoundError, NotADirectoryError):
         raise UserError(f"{path}: no such list; get it with `python -m dataset.splits fetch` or write one with `make`") from None
-    except (IsADirectoryError, PermissionError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a list that can be read ({error}); expected a UTF-8 text with one image per line") from error
-    if not lines:
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a path with a zero byte
+        raise UserError(f"{path}: not a list that can be read ({reason(error)}); expected a UTF-8 text with one image per line") from error
+    content = content.removesuffix(b"\n")
+    if _BLANK.search(content):
+        content = b"\n".join(line for line in content.split(b"\n") if line.strip())
+    if not content:
         raise UserError(f"{path}: found an empty list, expected one image per line")
-    return lines
+    return content
+
+
+def read_lines(path: str | os.PathLike[str]) -> list[str]:
+    """The lines of a list that are not empty. Raises UserError for a list that is missing, empty or no text."""
+    return _read(path).decode().split("\n")
 
 
 def read_list(path: str | os.PathLike[str], task: str = "segmentation") -> list[Entry]:
@@ -58,3 +77,56 @@ def read_list(path: str | os.PathLike[str], task: str = "segmentation") -> list[
 def write_lines(path: Path, lines: list[str]) -> None:
     """Writes a list atomically, every line ended."""
     write_atomic(path, lambda file: file.write("".join(f"{line}\n" for line in lines).encode()))
+
+
+def inside(root: str, path: str) -> str:
+    """`path` below `root`. Raises UserError where it would leave the root: `..`, or an absolute path elsewhere."""
+    base = os.path.abspath(root)
+    full = os.path.normpath(os.path.join(base, path))
+    if os.path.commonpath([base, full]) != base:
+        raise UserError(f"{path}: leads outside the data root {root}; correct the list, or set data_root to a folder that holds it")
+    return full
+
+
+class ImageList:
+    """The lines of a list file, kept as one block of bytes, so that a long list costs little and workers do not copy it.
+
+    masks: every line must name a mask (labelled and validation lists). Raises UserError for a list that cannot be used.
+    """
+
+    def __init__(self, path: str, task: str, masks: bool) -> None:
+        self.path = path
+        self.task = task
+        self._bytes = _read(path)
+        text = np.frombuffer(self._bytes, np.uint8)
+        self._ends = np.append(np.flatnonzero(text == ord("\n")), len(text))
+        self.sha256 = hashlib.sha256(self._bytes).hexdigest()
+        wanted = range(len(self)) if masks or task == "change" else self._unusual(text)
+        for i in wanted:
+            if self._parse(i, f"{path}:{i + 1}").mask is None and masks and task != "change":
+                raise UserError(
+                    f"{path}:{i + 1}: {self._line(i)!r} has no mask; a labelled list needs `image mask` on every line "
+                    "(only lists of change detection hold names alone)"
+                )
+
+    def _unusual(self, text: np.ndarray) -> list[int]:
+        """The lines that are not `image mask` with one space, found without a look at each of them in Python."""
+        starts = np.append(0, self._ends[:-1] + 1)
+        spaces, tabs = np.flatnonzero(text == ord(" ")), np.flatnonzero(text == ord("\t"))
+        count = np.searchsorted(spaces, self._ends) - np.searchsorted(spaces, starts)
+        tabbed = np.searchsorted(tabs, self._ends) > np.searchsorted(tabs, starts)
+        outer = (text[starts] == ord(" ")) | (text[self._ends - 1] == ord(" "))
+        return np.flatnonzero((count != 1) | tabbed | outer).tolist()
+
+    def _line(self, index: int) -> str:
+        start = int(self._ends[index - 1]) + 1 if index else 0
+        return self._bytes[start : int(self._ends[index])].decode()
+
+    def _parse(self, index: int, where: str) -> Entry:
+        return parse_line(self._line(index), where, self.task)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> Entry:
+        return self._parse(index, self.path)

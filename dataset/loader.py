@@ -8,9 +8,12 @@ from dataclasses import dataclass
 
 from torch.utils.data import DataLoader
 
+from dataset.custom import spec_of as data_spec
+from dataset.custom import unlabeled_places
+from dataset.lists import ImageList
 from dataset.sampler import ShardSampler, repeated_length
-from dataset.semi import ImageList, Source, TrainSet, collate
-from dataset.spec import DatasetSpec, get_spec
+from dataset.semi import Source, Sources, TrainSet, collate
+from dataset.spec import DatasetSpec
 from util.config import Config
 from util.dist import World, cpu_count
 from util.error import UserError
@@ -33,14 +36,6 @@ class Data:
     lists: dict[str, str]
 
 
-def data_spec(cfg: Config) -> DatasetSpec:
-    """The DatasetSpec of a config, checked against its nclass."""
-    spec = get_spec(cfg.dataset)
-    if cfg.nclass not in (None, spec.nclass):
-        raise UserError(f"nclass: found {cfg.nclass}, but {spec.name} has {spec.nclass} classes; correct or remove it")
-    return spec
-
-
 def shard_count(cfg: Config, world: World, log: logging.Logger) -> int:
     """Number of shards of the recipe (design.md): `shards`, or one per process."""
     shards = cfg.shards or world.size
@@ -60,6 +55,30 @@ def validation_source(cfg: Config, spec: DatasetSpec) -> Source:
     return Source(spec, cfg.data_root, ImageList(cfg.val_id_path or spec.val_list, spec.task, masks=True))
 
 
+def test_source(cfg: Config, spec: DatasetSpec, validation: Source, log: logging.Logger) -> Source | None:
+    """The list for the one score of best.pth at the end: `test_id_path`; None where the validation list is the same.
+
+    The published change detection runs are selected on the test list. A run that selects on another list (`val_id_path`) needs the
+    test score to be compared with them, so there the data set's test list is the default, where it and its images exist.
+    """
+    path = cfg.test_id_path
+    if path is None and spec.task == "change" and os.path.isfile(spec.val_list):
+        path = spec.val_list
+    if path is None:
+        return None
+    source = Source(spec, cfg.data_root, ImageList(path, spec.task, masks=True))
+    if source.ids.sha256 == validation.ids.sha256:
+        return None
+    try:
+        source.images(source.ids[0])  # found now rather than after the training
+    except UserError as error:
+        if cfg.test_id_path is not None:
+            raise
+        log.warning(f"no test score at the end: {error}; name another list with test_id_path")
+        return None
+    return source
+
+
 def loader_workers(cfg: Config, world: World) -> int:
     """Loader processes of this training process: what the config says, else the CPUs left beside it, at most 8."""
     if cfg.num_workers is not None:
@@ -67,6 +86,7 @@ def loader_workers(cfg: Config, world: World) -> int:
     return max(0, min(8, cpu_count() // world.local_size - 1))
 
 
+<<<<<<< HEAD
 def check_shared_memory(cfg: Config, batch: int, semi: bool, workers: int, processes: int, folder: str = SHARED_MEMORY) -> None:
     """Raises UserError where the workers' mini-batches would not fit into the shared memory: it kills them with a bus error.
 
@@ -84,20 +104,24 @@ def check_shared_memory(cfg: Config, batch: int, semi: bool, workers: int, proce
             f"{folder}: found {free / 2**20:.0f} MiB free, expected {need / 2**20:.0f} MiB for the mini-batches of {processes} x {workers} "
             f"loader processes; start the container with docker run --shm-size={max(1, -(-2 * need // 2**30))}g, or set num_workers=0"
         )
+=======
+def training_sources(cfg: Config, spec: DatasetSpec, semi: bool) -> dict[str, Sources]:
+    """The labelled list (x) and, semi-supervised, the unlabelled ones (u), each with its root."""
+    sources = {"x": Sources([Source(spec, cfg.data_root, ImageList(cfg.labeled_id_path, spec.task, masks=True))])}
+    if semi:
+        parts = [Source(spec, root, ImageList(path, spec.task, masks=False)) for path, root in unlabeled_places(cfg)]
+        sources["u"] = Sources(parts)
+    return sources
+>>>>>>> main
 
 
 def open_data(cfg: Config, world: World, semi: bool, log: logging.Logger) -> Data:
     """Reads the lists and sets up the loaders. Raises UserError for a list that cannot be used."""
     spec = data_spec(cfg)
-    labeled = ImageList(cfg.labeled_id_path, spec.task, masks=True)
-    sources = {"x": Source(spec, cfg.data_root, labeled)}
-    length = repeated_length(len(labeled), spec.supervised_length, spec.task == "change")
-    streams = {"x": (len(labeled), length)}
-    if semi:
-        unlabeled = ImageList(cfg.unlabeled_id_path or "", spec.task, masks=False)
-        sources["u"] = Source(spec, cfg.data_root_u or cfg.data_root, unlabeled)
-        length = repeated_length(len(labeled), len(unlabeled), spec.task == "change")
-        streams = {"x": (len(labeled), length), "u": (len(unlabeled), len(unlabeled))}
+    sources = training_sources(cfg, spec, semi)
+    listed = {name: len(source) for name, source in sources.items()}
+    length = repeated_length(listed["x"], listed["u"] if semi else spec.supervised_length, spec.task == "change")
+    streams = {name: (count, length if name == "x" else count) for name, count in listed.items()}
     shards = shard_count(cfg, world, log)
     # the published supervised runs double the mini-batch (spec.md 3)
     batch = cfg.batch_size if semi else 2 * cfg.batch_size
@@ -120,5 +144,5 @@ def open_data(cfg: Config, world: World, semi: bool, log: logging.Logger) -> Dat
         persistent_workers=workers > 0,
         pin_memory=world.device.type == "cuda",
     )
-    lists = {name: source.ids.sha256 for name, source in sources.items()} | {"val": validation.ids.sha256}
+    lists = {name: source.sha256 for name, source in sources.items()} | {"val": validation.ids.sha256}
     return Data(spec, sampler, loader, validation, cfg.eval_mode or spec.eval_mode, workers, lists)

@@ -6,7 +6,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from dataset.spec import DatasetSpec
+from dataset.lists import inside
+from dataset.spec import IGNORE, DatasetSpec
+from util.error import UserError
 
 ID_MODES = ("L", "P", "1", "I", "I;16", "I;16B")  # modes whose pixels are class ids; a bit of mode 1 counts as 0 or 255, as PIL has it
 
@@ -43,6 +45,10 @@ def inspect(job: Job) -> Found:
     """Opens image and mask: do they exist, can they be read, have they one size, which values has the mask."""
     sizes = {}
     for path in (*job.images, *filter(None, (job.label,))):
+        try:
+            inside(job.root, os.path.abspath(path))
+        except UserError as error:
+            return Found("outside", str(error))
         if not os.path.isfile(path):
             return Found("no mask" if path == job.label else "no image", f"{path}: no such file")
         try:
@@ -71,11 +77,14 @@ def _count(img: Image.Image) -> dict[int, int]:
 
 def illegal(values: dict[int, int], spec: DatasetSpec) -> list[int]:
     """Mask values that are neither a class nor ignored, ascending."""
-    return sorted(value for value in values if class_of(value, spec) is None and value != spec.ignore_index)
+    return sorted(value for value in values if _label(value, spec) < 0)
 
 
 def class_of(value: int, spec: DatasetSpec) -> int | None:
     """Class id of a mask value, None for the ignored and the illegal ones."""
-    if spec.label_map:
-        return spec.label_map.get(value)
-    return value if 0 <= value < spec.nclass and value != spec.ignore_index else None
+    label = _label(value, spec)
+    return label if 0 <= label < IGNORE else None
+
+
+def _label(value: int, spec: DatasetSpec) -> int:
+    return int(spec.label_table[value]) if 0 <= value < len(spec.label_table) else -1

@@ -1,7 +1,8 @@
 """Scenes of textured objects in clutter: what the procedural data sets of dataset/demo.py are made of.
 
-The class of an object is its outline only: colours, texture, size, rotation and stretch are drawn from the same distributions for
-all classes. Images are float32 arrays (height, width, 3) in [0, 255]; class ids are those of `demo` in dataset/spec.py.
+Objects are vivid and clutter is near grey, so that it is quickly learned where an object is; which one it is takes longer, for its
+class is its outline only: colours, texture, size, rotation and stretch are drawn from the same distributions for all classes.
+Images are float32 arrays (height, width, 3) in [0, 255]; class ids are those of `demo` in dataset/spec.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +15,8 @@ from PIL import Image, ImageDraw
 
 Array = NDArray[np.float32]
 
-DIAMETERS = (35.0, 80.0)  # px
+DIAMETERS = (45.0, 85.0)  # px
+CONTRAST = 0.35  # of an object's texture: how far its first colour is mixed with the second
 SUPERSAMPLE = 3  # an outline is sampled at SUPERSAMPLE^2 points per pixel
 
 
@@ -84,23 +86,36 @@ def texture(rng: Generator, height: int, width: int) -> Array:
     return patterns[int(rng.integers(len(patterns)))]()
 
 
+def muted(rng: Generator) -> Array:
+    """An RGB colour near grey: what the clutter is painted with."""
+    return (rng.uniform(60, 190) + rng.uniform(-15, 15, 3)).astype(np.float32)
+
+
+def vivid(rng: Generator) -> Array:
+    """An RGB colour far from grey: what an object is painted with, so that it can be told from the clutter."""
+    while True:
+        colour = rng.uniform(0, 255, 3).astype(np.float32)
+        if np.ptp(colour) > 100:
+            return colour
+
+
 def background(rng: Generator, height: int, width: int) -> Array:
     """(height, width, 3) clutter in [0, 255]: a colour gradient, blotches, lines and blobs too small to be an object."""
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     ramp = 0.5 + (np.cos(angle) * (x / width - 0.5) + np.sin(angle) * (y / height - 0.5))
-    ends = rng.uniform(30, 225, (2, 3))
-    img = ends[0] + ramp[..., None] * (ends[1] - ends[0])
-    img = img + np.stack([smooth_noise(rng, height, width, rng.uniform(10, 40)) for _ in range(3)], -1) * rng.uniform(6, 22)
+    start, end = muted(rng), muted(rng)
+    img = start + ramp[..., None] * (end - start)
+    img = img + np.stack([smooth_noise(rng, height, width, rng.uniform(10, 40)) for _ in range(3)], -1) * rng.uniform(3, 10)
     canvas = Image.fromarray(np.clip(img, 0, 255).astype(np.uint8))
     pen = ImageDraw.Draw(canvas)
     for _ in range(rng.integers(3, 9)):
-        ends_xy = rng.uniform((0, 0, 0, 0), (width, height, width, height))
-        pen.line(tuple(ends_xy), fill=tuple(map(int, rng.integers(0, 256, 3))), width=int(rng.integers(1, 4)))
+        ends = rng.uniform((0, 0, 0, 0), (width, height, width, height))
+        pen.line(tuple(ends), fill=tuple(map(int, muted(rng))), width=int(rng.integers(1, 4)))
     for _ in range(rng.integers(6, 15)):
         cx, cy, rx, ry = rng.uniform((0, 0, 3, 3), (width, height, 8, 8))
         blob = pen.ellipse if rng.random() < 0.5 else pen.rectangle
-        blob((cx - rx, cy - ry, cx + rx, cy + ry), fill=tuple(map(int, rng.integers(0, 256, 3))))
+        blob((cx - rx, cy - ry, cx + rx, cy + ry), fill=tuple(map(int, muted(rng))))
     return np.asarray(canvas).astype(np.float32)
 
 
@@ -118,16 +133,11 @@ def place(rng: Generator, height: int, width: int, count: int) -> list[Thing]:
     return things
 
 
-def surface(scene: Array, thing: Thing, cover: Array) -> Array:
-    """(H, W, 3) look of an object: two colours that both stand off from the empty scene behind it, mixed by a texture."""
+def surface(thing: Thing, height: int, width: int) -> Array:
+    """(height, width, 3) look of an object: two vivid colours, mixed by a texture."""
     rng = default_rng(thing.seed)
-    behind = scene[cover > 0].mean(0)
-    colours = [behind, behind]
-    for i in range(2):
-        # an object that cannot be told from its surroundings would teach nothing
-        while np.linalg.norm(colours[i] - behind) < 70:
-            colours[i] = rng.uniform(0, 255, 3)
-    return colours[0] + texture(rng, *scene.shape[:2])[..., None] * (colours[1] - colours[0])
+    first, second = vivid(rng), vivid(rng)
+    return first + CONTRAST * texture(rng, height, width)[..., None] * (second - first)
 
 
 def render(scene: Array, things: list[Thing]) -> tuple[Array, NDArray[np.uint8]]:
@@ -137,7 +147,7 @@ def render(scene: Array, things: list[Thing]) -> tuple[Array, NDArray[np.uint8]]
     mask = np.zeros((height, width), np.uint8)
     for thing in things:
         cover = coverage(thing, height, width)
-        img = img + cover[..., None] * (surface(scene, thing, cover) - img)
+        img = img + cover[..., None] * (surface(thing, height, width) - img)
         mask[cover > 0] = 255
         mask[cover == 1] = thing.kind
     return img, mask
@@ -146,6 +156,20 @@ def render(scene: Array, things: list[Thing]) -> tuple[Array, NDArray[np.uint8]]
 def develop(img: Array, rng: Generator) -> Image.Image:
     """The 8-bit photograph of a scene, with sensor noise."""
     return Image.fromarray(np.clip(img + rng.normal(0, rng.uniform(3, 10), img.shape), 0, 255).astype(np.uint8))
+
+
+def two_dates(rng: Generator, height: int, width: int) -> tuple[Array, Array, NDArray[np.bool_]]:
+    """The same place at two dates in the same light, and where (height, width) objects came or went."""
+    scene = background(rng, height, width)
+    things = place(rng, height, width, 5)
+    # an object stays, goes or comes
+    fates = rng.choice(["stay", "go", "come"], len(things), p=(0.5, 0.25, 0.25))
+    before = [thing for thing, fate in zip(things, fates, strict=True) if fate != "come"]
+    after = [thing for thing, fate in zip(things, fates, strict=True) if fate != "go"]
+    changed = np.zeros((height, width), bool)
+    for thing, fate in zip(things, fates, strict=True):  # in drawing order: what is in front decides
+        changed[coverage(thing, height, width) >= 0.5] = fate != "stay"
+    return render(scene, before)[0], render(scene, after)[0], changed
 
 
 def relight(img: Array, rng: Generator) -> Array:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,44 +14,17 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from dataset.change import date_paths, label_path
-from dataset.lists import Entry, parse_line, read_lines
+from dataset.lists import Entry, ImageList, inside
 from dataset.sampler import Key
-from dataset.spec import DatasetSpec
+from dataset.spec import IGNORE, DatasetSpec
 from dataset.transform import apply_photometry, crop_image, crop_mask, draw_box, draw_geometry, draw_photometry, ignore_map
 from util.error import UserError, reason
 
-IGNORE = 255  # ignore label inside the program, whatever the files have
 STREAMS = {"x": 0, "u": 1}  # labelled, unlabelled: part of a sample's seed
 
 
 class BadFileError(UserError):
     """An image or mask file that is missing or cannot be read."""
-
-
-class ImageList:
-    """The lines of a list file, kept as one block of bytes, so that a long list costs little and workers do not copy it.
-
-    masks: every line must name a mask (labelled and validation lists). Raises UserError for a list that cannot be used.
-    """
-
-    def __init__(self, path: str, task: str, masks: bool) -> None:
-        self.path = path
-        self.task = task
-        lines = read_lines(path)
-        for number, line in enumerate(lines, 1):
-            if parse_line(line, f"{path}:{number}", task).mask is None and masks and task != "change":
-                raise UserError(f"{path}:{number}: {line!r} has no mask; a labelled list needs `image mask` on every line")
-        encoded = [line.encode() for line in lines]
-        self._bytes = b"".join(encoded)
-        self._ends = np.cumsum([len(line) for line in encoded])
-        self.sha256 = hashlib.sha256(b"\n".join(encoded)).hexdigest()
-
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __getitem__(self, index: int) -> Entry:
-        start = int(self._ends[index - 1]) if index else 0
-        return parse_line(self._bytes[start : int(self._ends[index])].decode(), self.path, self.task)
 
 
 @dataclass(frozen=True)
@@ -77,13 +50,26 @@ class Source:
         return open_mask(self.spec, self.root, path, size)
 
 
-def inside(root: str, path: str) -> str:
-    """`path` below `root`. Raises UserError where it would leave the root: `..`, or an absolute path elsewhere."""
-    base = os.path.abspath(root)
-    full = os.path.normpath(os.path.join(base, path))
-    if os.path.commonpath([base, full]) != base:
-        raise UserError(f"{path}: leads outside the data root {root}; correct the list, or set data_root to a folder that holds it")
-    return full
+class Sources:
+    """One list, or several one after the other as one: index -> the Source it belongs to and its entry there."""
+
+    def __init__(self, parts: Sequence[Source]) -> None:
+        self.parts = parts
+        self._ends = np.cumsum([len(part.ids) for part in parts])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> tuple[Source, Entry]:
+        place = int(np.searchsorted(self._ends, index, side="right"))
+        part = self.parts[place]
+        return part, part.ids[index - int(self._ends[place]) + len(part.ids)]
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of the content: of one list its own, of several that of theirs, in order."""
+        sums = [part.ids.sha256 for part in self.parts]
+        return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()
 
 
 def _open(root: str, path: str) -> Image.Image:
@@ -121,26 +107,23 @@ def open_mask(spec: DatasetSpec, root: str, path: str, size: tuple[int, int]) ->
     if image.mode not in ("L", "P") and not image.mode.startswith("I"):
         raise UserError(f"{path}: found mode {image.mode}, expected one channel of class ids (8-bit grey or palette); convert the mask")
     if image.size != size:
-        raise UserError(f"{path}: mask is {image.size}, its image {size} (width, height); expected the same size")
+        raise UserError(f"{path}: mask is {image.size}, its image {size} (width, height); expected the same size, correct one of them")
     values = np.asarray(image)
-    table = label_table(spec)
+    table = spec.label_table
     worst = int(values.max())
     ids = table[values] if worst < len(table) else None
     if ids is None or (ids < 0).any():
-        found = worst if ids is None else int(values[ids < 0][0])
-        legal = sorted(spec.label_map) if spec.label_map else f"0..{spec.nclass - 1}"
-        raise UserError(f"{path}: found label {found}, expected {legal} or {spec.ignore_index} (ignored) for {spec.name}")
+        raise _illegal_label(spec, path, worst if ids is None else int(values[ids < 0][0]), worst)
     return ids.astype(np.uint8)
 
 
-def label_table(spec: DatasetSpec) -> np.ndarray:
-    """(256,) int16: mask value -> class id, 255 for ignored, -1 for a value that is illegal."""
-    table = np.full(256, -1, dtype=np.int16)
-    for value, label in (spec.label_map or {i: i for i in range(spec.nclass)}).items():
-        table[value] = label
-    if spec.ignore_index not in spec.label_map:
-        table[spec.ignore_index] = IGNORE
-    return table
+def _illegal_label(spec: DatasetSpec, path: str, found: int, worst: int) -> UserError:
+    """The mistake of a mask that holds the value `found`; `worst` is its largest value."""
+    advice = "correct the mask, or use label_map"
+    if spec.task == "change":
+        # the reference would read a mask of 0 and 1 as all unchanged
+        advice = "multiply the mask by 255" if worst == 1 else "write the mask as PNG, without smoothing and without other classes"
+    return UserError(f"{path}: found label {found}, expected {spec.legal} for {spec.name}; {advice}")
 
 
 def _tensor(images: list[Image.Image]) -> Tensor:
@@ -160,7 +143,7 @@ class TrainSet(Dataset):
     as x, y, width, height; and name_x, name_u. C is 3, or 6 for two dates.
     """
 
-    def __init__(self, sources: dict[str, Source], crop: int, seed: int, skip_bad: bool = False) -> None:
+    def __init__(self, sources: dict[str, Sources], crop: int, seed: int, skip_bad: bool = False) -> None:
         self.sources = sources
         self.crop = crop
         self.seed = seed
@@ -179,12 +162,12 @@ class TrainSet(Dataset):
     def _one(self, key: Key, bad: list[str]) -> dict[str, Any]:
         """The part of a sample that comes from one stream."""
         stream, epoch, position, index = key
-        source = self.sources[stream]
+        listed = self.sources[stream]
         make = self.labeled if stream == "x" else self.unlabeled
         for attempt in range(TRIES):
             rng = np.random.default_rng((self.seed, STREAMS[stream], epoch, position))
             try:
-                return make(source, source.ids[(index + attempt) % len(source.ids)], rng)
+                return make(*listed[(index + attempt) % len(listed)], rng)
             except BadFileError as error:
                 if not self.skip_bad:
                     raise

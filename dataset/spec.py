@@ -2,9 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from util.error import UserError
+
+IGNORE = 255  # ignore label inside the program, whatever the files have
 
 
 @dataclass(frozen=True)
@@ -14,12 +19,13 @@ class DatasetSpec:
     classes: names in id order; their number is the number of the model's output channels.
     palette: RGB colour of each class, for palette PNGs and overlays.
     ignore_index: mask value that is neither learned from nor scored.
-    label_map: {mask value on disk: class id}; empty when the masks already hold class ids.
+    label_map: {mask value on disk: class id, or IGNORE}; empty when the masks already hold class ids.
     task: "segmentation" (a list line is `image mask`) or "change" (a list line is one name, found under A/, B/ and label/).
     eval_mode: "original" (whole image) or "sliding_window".
     supervised_length: to how many images supervised training repeats or cuts a shorter labelled list per epoch; 0 leaves it.
     scale: range of the random scale of the long side.
     grey: probability of greyscale in a strong view.
+    teacher: who gave the pseudo labels in the published runs, "ema" or "student" (spec.md 3).
     """
 
     name: str
@@ -32,10 +38,32 @@ class DatasetSpec:
     supervised_length: int = 0
     scale: tuple[float, float] = (0.5, 2.0)
     grey: float = 0.2
+    teacher: str = "ema"
 
     @property
     def nclass(self) -> int:
         return len(self.classes)
+
+    @cached_property
+    def label_table(self) -> np.ndarray:
+        """int16, at least 256 long: mask value -> class id, IGNORE for ignored, -1 for a value that is illegal."""
+        legal = self.label_map or {i: i for i in range(self.nclass)}
+        table = np.full(max(255, self.ignore_index, *legal) + 1, -1, dtype=np.int16)
+        if self.ignore_index not in self.label_map:
+            table[self.ignore_index] = IGNORE
+        for value, label in legal.items():
+            table[value] = label
+        return table
+
+    @property
+    def legal(self) -> str:
+        """The mask values that may occur, for messages."""
+        ignored = f"{self.ignore_index} (ignored)"
+        if not self.label_map:
+            return f"0..{self.nclass - 1} or {ignored}"
+        named = [f"{v} ({'ignored' if label == IGNORE else self.classes[label]})" for v, label in sorted(self.label_map.items())]
+        listed = ", ".join(named if len(named) <= 8 else [*named[:8], "..."])
+        return listed if self.ignore_index in self.label_map else f"{listed} or {ignored}"
 
     def list_path(self, split: str, name: str) -> str:
         """Path of a list below the project: `split` is "1_8" and so on, `name` is "labeled" or "unlabeled"."""
@@ -100,13 +128,14 @@ _CAMVID_PALETTE = (
 )  # fmt: skip
 
 _DEMO = _names("background, disc, square, triangle, ring, cross")
-_CHANGE: dict[str, Any] = {
+CHANGE: dict[str, Any] = {  # what all data sets of change detection share
     "classes": ("unchanged", "changed"),
     "palette": ((0, 0, 0), (255, 255, 255)),
     "label_map": {0: 0, 255: 1},
     "task": "change",
     "scale": (0.8, 1.2),
     "grey": 0.0,
+    "teacher": "student",
 }
 
 SPECS: dict[str, DatasetSpec] = {
@@ -116,12 +145,13 @@ SPECS: dict[str, DatasetSpec] = {
         DatasetSpec("cityscapes", _CITYSCAPES, _CITYSCAPES_PALETTE, eval_mode="sliding_window", supervised_length=3000),
         DatasetSpec("ade20k", _ADE20K, bit_palette(150), supervised_length=6000),
         DatasetSpec("coco", _COCO, bit_palette(81), supervised_length=30000),
-        DatasetSpec("levir", supervised_length=3000, **_CHANGE),
-        DatasetSpec("whu", supervised_length=3000, **_CHANGE),
+        DatasetSpec("levir", supervised_length=3000, **CHANGE),
+        DatasetSpec("whu", supervised_length=3000, **CHANGE),
         # 367 and 240 images: a supervised epoch then sees as many labelled images as a semi-supervised one
         DatasetSpec("camvid", _CAMVID, _CAMVID_PALETTE, supervised_length=367),
-        DatasetSpec("demo", _DEMO, bit_palette(6), supervised_length=240),
-        DatasetSpec("demo_change", supervised_length=240, **_CHANGE),
+        # a random encoder learns one range of sizes sooner than two octaves of them
+        DatasetSpec("demo", _DEMO, bit_palette(6), supervised_length=240, scale=(0.75, 1.5)),
+        DatasetSpec("demo_change", supervised_length=240, **CHANGE),
     )
 }
 
@@ -129,5 +159,5 @@ SPECS: dict[str, DatasetSpec] = {
 def get_spec(name: str) -> DatasetSpec:
     """The DatasetSpec of a data set's name. Raises UserError for an unknown name."""
     if name not in SPECS:
-        raise UserError(f"dataset: found {name!r}, expected one of {', '.join(SPECS)}; correct `dataset` in the config")
+        raise UserError(f"dataset: found {name!r}, expected one of {', '.join(SPECS)}, or `classes` beside it for a data set of your own")
     return SPECS[name]

@@ -8,25 +8,34 @@ check   verifies the lists of a data set against its images and masks
 
 import argparse
 import re
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+from dataset.check import Checked, classes_in, find_lists, open_list, report
 from dataset.check import check as check_lists
-from dataset.check import classes_in, find_lists, report
+from dataset.custom import spec_of, unlabeled_places
 from dataset.lists import Entry, format_line, parse_line, read_lines, write_lines
 from dataset.make import choose, pair_folders, rank
 from dataset.published import PUBLISHED, fetch, import_clone, manifest
 from dataset.spec import SPECS, DatasetSpec
 from util.cli import Parser
+from util.config import Config, load_config
 from util.error import UserError, run
 
 
 def make(args: argparse.Namespace) -> None:
     """Writes splits/<dataset>/<share>/{labeled,unlabeled}.txt, and before that a list from folders where those are given."""
+    cfg = load_config(args.config) if args.config else None
+    args.dataset = _dataset("make", args.dataset, cfg)
+    args.spec = spec_of(cfg) if cfg else SPECS.get(args.dataset)
+    args.data_root = args.data_root or (cfg.data_root if cfg else None)
     if args.masks is not None and args.images is None:
         raise UserError("make: found --masks without --images, expected both folders")
     if args.images is None and args.labeled is None and args.count is None:
         raise UserError("make: nothing to do; give --labeled 1/8 or --count N for a pair, --images DIR (--masks DIR) for a list")
+    if args.val is not None and args.masks is None:
+        raise UserError("--val: found no --masks; it holds images out of the list that --images and --masks make")
     source = Path(args.source) if args.source else None
     if args.images is not None:
         source = _make_list(args, source or Path("splits") / args.dataset / "train.txt")
@@ -34,15 +43,44 @@ def make(args: argparse.Namespace) -> None:
         _make_pair(args, source or _train_list(args.dataset))
 
 
+def _dataset(command: str, name: str | None, cfg: Config | None) -> str:
+    """The data set that a command is about: of the config, or named on the command line; of both where they agree."""
+    if cfg is None and name is None:
+        raise UserError(f"{command}: found no data set, expected its name, or a config with --config")
+    if cfg is not None and name not in (None, cfg.dataset):
+        raise UserError(f"{command}: found {name!r} beside --config of {cfg.dataset!r}, expected one data set; leave the name out")
+    return cfg.dataset if cfg else str(name)
+
+
 def _make_list(args: argparse.Namespace, path: Path) -> Path:
+    if args.spec is not None and args.spec.task == "change":
+        raise UserError(f"--images: {args.dataset} has pairs; list their names yourself: `ls {args.data_root or 'DIR'}/A > {path}`")
     masks = None if args.masks is None else Path(args.masks)
     root, entries, left = pair_folders(Path(args.images), masks, Path(args.data_root) if args.data_root else None, args.mask_suffix)
+    held = _held_out(args, entries)
+    entries = [entry for entry in entries if entry not in held]
     bare = sum(entry.mask is None for entry in entries)
     _write_new(path, [format_line(entry) for entry in entries])
     print(f"{path}: {len(entries)} images, {bare} without a mask (these can only be unlabelled), {left} masks without an image")
+    if held:
+        val = Path("splits") / args.dataset / "val.txt"
+        _write_new(val, [format_line(entry) for entry in held])
+        print(f"{val}: {len(held)} images held out for validation with seed {args.seed}")
     print(f"data_root: {root}")
     args.data_root = str(root)
     return path
+
+
+def _held_out(args: argparse.Namespace, entries: list[Entry]) -> list[Entry]:
+    """The images with masks that come last in the seed's order (the labelled ones of a pair come first), in the order of the list."""
+    if args.val is None:
+        return []
+    able = [entry for entry in entries if entry.mask is not None]
+    count = _part(args.val, len(able), "--val")
+    if not 0 < count < len(able):
+        raise UserError(f"--val: found {count} of {len(able)} images with masks, expected one or more on each side")
+    order = rank([format_line(entry) for entry in able], args.seed)
+    return [able[i] for i in sorted(order[-count:])]
 
 
 def _train_list(name: str) -> Path:
@@ -52,7 +90,7 @@ def _train_list(name: str) -> Path:
 
 
 def _make_pair(args: argparse.Namespace, source: Path) -> None:
-    task = SPECS[args.dataset].task if args.dataset in SPECS else "segmentation"
+    task = args.spec.task if args.spec else "segmentation"
     lines = read_lines(source)
     if len(set(lines)) < len(lines):
         raise UserError(f"{source}: found {len(lines) - len(set(lines))} lines twice, expected every image once")
@@ -75,16 +113,20 @@ def _share(args: argparse.Namespace, total: int) -> tuple[int, str]:
     """Number of labelled images and the folder's name: 1/8 of 367 is 46 (rounded half up) in `1_8`, 5% in `5%`, --count 50 in `50`."""
     if args.count is not None:
         return args.count, str(args.count)
-    parts = re.fullmatch(r"(\d+)(?:/([1-9]\d*)|%)", args.labeled)
+    return _part(args.labeled, total, "--labeled") or 1, args.labeled.replace("/", "_")
+
+
+def _part(text: str, total: int, option: str) -> int:
+    """A share like 1/8 or 5% of `total`, rounded half up."""
+    parts = re.fullmatch(r"(\d+)(?:/([1-9]\d*)|%)", text)
     if not parts:
-        raise UserError(f"--labeled: found {args.labeled!r}, expected a share like 1/8 or 5% (a number of images is --count)")
-    share = Fraction(int(parts[1]), int(parts[2] or 100))
-    return int(share * total + Fraction(1, 2)) or 1, args.labeled.replace("/", "_")
+        raise UserError(f"{option}: found {text!r}, expected a share like 1/8 or 5% (a number of labelled images is --count)")
+    return int(Fraction(int(parts[1]), int(parts[2] or 100)) * total + Fraction(1, 2))
 
 
 def _classes(args: argparse.Namespace, entries: list[Entry], able: list[int]) -> list[frozenset[int]]:
     """The classes in each entry's mask; none for entries that have no mask."""
-    found = classes_in(args.dataset, args.data_root, [entries[i] for i in able])
+    found = classes_in(args.spec, args.data_root or f"data/{args.dataset}", [entries[i] for i in able])
     of = dict(zip(able, found, strict=True))
     return [of.get(i, frozenset()) for i in range(len(entries))]
 
@@ -98,8 +140,7 @@ def _write_new(path: Path, lines: list[str]) -> None:
 
 def check(args: argparse.Namespace) -> None:
     """Prints tables about the lists of a data set. Raises UserError when there are problems."""
-    spec = _spec(args)
-    lists = find_lists(spec, args.split, args.data_root or f"data/{spec.name}", args.data_root_u)
+    spec, lists = _configured(args) if args.config else _named(args)
     hints = check_lists(spec, lists, args.decode)
     print(report(spec, lists, hints), flush=True)
     problems = sum(len(one.problems) for one in lists)
@@ -109,15 +150,32 @@ def check(args: argparse.Namespace) -> None:
         )
 
 
-def _spec(args: argparse.Namespace) -> DatasetSpec:
-    """The DatasetSpec of a known data set, or one of --classes N numbered classes."""
-    if args.dataset in SPECS:
-        return SPECS[args.dataset]
-    if args.classes is None:
-        raise UserError(f"check: found {args.dataset!r}, expected one of {', '.join(SPECS)}; say how many classes others have: --classes N")
-    if not 0 < args.classes < 255:
+def _configured(args: argparse.Namespace) -> tuple[DatasetSpec, list[Checked]]:
+    """The data set and lists of a config: the training lists it names, or those below splits/; DATASET may be left out."""
+    given = {"data_root": args.data_root, "data_root_u": args.data_root_u}
+    cfg = load_config(args.config, **given)
+    spec = spec_of(cfg)
+    splits = args.names[1:] if args.names[:1] == [cfg.dataset] else args.names
+    if splits or not (cfg.labeled_id_path and cfg.unlabeled_id_path):
+        root_u = unlabeled_places(replace(cfg, unlabeled_id_path="unlabeled.txt"))[0][1]
+        return spec, find_lists(spec, splits, cfg.data_root, root_u, cfg.val_id_path)
+    places = [("val", cfg.val_id_path or spec.val_list, cfg.data_root), ("labeled", cfg.labeled_id_path, cfg.data_root)]
+    places += [("unlabeled", path, root) for path, root in unlabeled_places(cfg)]
+    return spec, [open_list(spec, Path(path), role, root, args.config) for role, path, root in places]
+
+
+def _named(args: argparse.Namespace) -> tuple[DatasetSpec, list[Checked]]:
+    """The lists of a built-in data set, or of one with --classes N numbered classes."""
+    name, splits = _dataset("check", args.names[0] if args.names else None, None), args.names[1:]
+    if name in SPECS:
+        spec = SPECS[name]
+    elif args.classes is None:
+        raise UserError(f"check: found {name!r}, expected one of {', '.join(SPECS)}; others need --config FILE, or --classes N")
+    elif not 0 < args.classes < 255:
         raise UserError(f"--classes: found {args.classes}, expected 1 to 254")
-    return DatasetSpec(args.dataset, tuple(f"class {c}" for c in range(args.classes)), (), ignore_index=args.ignore_index)
+    else:
+        spec = DatasetSpec(name, tuple(f"class {c}" for c in range(args.classes)), (), ignore_index=args.ignore_index)
+    return spec, find_lists(spec, splits, args.data_root or f"data/{name}", args.data_root_u)
 
 
 def _parser() -> Parser:
@@ -132,7 +190,8 @@ def _parser() -> Parser:
     sub.add_argument("dataset", nargs="*", help="default: all that are there")
     sub.set_defaults(call=lambda args: import_clone(Path(args.folder), args.dataset))
     sub = commands.add_parser("make", help="draw a labelled/unlabelled pair, or list the images of a folder")
-    sub.add_argument("dataset", help="name of the folder below splits/")
+    sub.add_argument("dataset", nargs="?", help="name of the folder below splits/")
+    sub.add_argument("--config", metavar="FILE", help="config of the data set: its name, data root and classes")
     share = sub.add_mutually_exclusive_group()
     share.add_argument("--labeled", metavar="1/8", help="labelled share of the list, as 1/8 or 5%%")
     share.add_argument("--count", type=int, metavar="N", help="number of labelled images")
@@ -142,13 +201,14 @@ def _parser() -> Parser:
     sub.add_argument("--name", help="folder to write to instead of 1_8 and so on")
     sub.add_argument("--images", metavar="DIR", help="make the list from the images here ...")
     sub.add_argument("--masks", metavar="DIR", help="... and the masks of the same names here")
+    sub.add_argument("--val", metavar="1/10", help="share of these to hold out for splits/<dataset>/val.txt")
     sub.add_argument("--mask-suffix", default="", help="what a mask's name has behind the image's name, for example _L")
     sub.add_argument("--data-root", help="folder that the paths are relative to")
     sub.set_defaults(call=make)
     sub = commands.add_parser("check", help="verify lists, images and masks")
-    sub.add_argument("dataset")
-    sub.add_argument("split", nargs="*", help="pairs to check (default: all)")
-    sub.add_argument("--data-root", help="default: data/<dataset>")
+    sub.add_argument("names", nargs="*", metavar="DATASET SPLIT", help="data set (with --config: none) and pairs to check (default: all)")
+    sub.add_argument("--config", metavar="FILE", help="config of the data set; it may name other lists")
+    sub.add_argument("--data-root", help="default: the config's, or data/<dataset>")
     sub.add_argument("--data-root-u", help="data root of the unlabelled lists, where it is another one")
     sub.add_argument("--decode", action="store_true", help="read every image to its end: finds truncated ones, takes longer")
     sub.add_argument("--classes", type=int, metavar="N", help="number of classes of a data set that is not built in")

@@ -11,6 +11,9 @@ CDPATH='' # else cd may print where it went
 root=$(cd -- "$(dirname -- "$0")/.." && pwd) || exit 2
 cd -- "$root" || exit 2
 
+# threads that wait should sleep: spinning costs several times the run time when other work shares the CPUs
+export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
+
 # fail MESSAGE: one line on stderr, exit code 2 (a mistake in what was given or installed)
 fail() {
     echo "error: $1" >&2

@@ -55,7 +55,7 @@ batch_script() {
 $gres_line
 #SBATCH --cpus-per-task=$((per_node * cpus_per_gpu))
 #SBATCH --chdir="$root"
-#SBATCH --output="$save_path/slurm-%j.log"
+#SBATCH --output="$(printf '%s' "$save_path" | sed 's/%/%%/g')/slurm-%j.log"
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@120

@@ -29,6 +29,7 @@ from util import checkpoint
 from util.error import run
 from util.launch import bind
 
+TIMES = {"train/images_per_second"}  # scalars that a clock decides
 FORK = multiprocessing.get_context("fork")
 CASES = [(processes, workers) for workers in (0, 1, 3) for processes in (1, 2)]
 
@@ -129,10 +130,11 @@ def figures(folder: Path) -> list[str]:
     return [line.split("] ", 1)[1] for line in lines if re.search(r"\] (=====|Iters|\*\*\*\*\* Evaluation|.*skipped)", line)]
 
 
-def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard shows: (step, value) of each scalar. nan as text, so that it equals itself."""
+def scalars(folder: Path) -> dict[str, list[tuple[int, str]]]:
+    """What TensorBoard shows: (step, value) of each scalar that the clock does not change. nan as text, so that it equals itself."""
     board = EventAccumulator(str(folder), size_guidance={"scalars": 0}).Reload()
-    return {tag: [(event.step, str(event.value)) for event in board.Scalars(tag)] for tag in board.Tags()["scalars"]}  # type: ignore[misc]
+    tags = [tag for tag in board.Tags()["scalars"] if tag not in TIMES]
+    return {tag: [(event.step, str(event.value)) for event in board.Scalars(tag)] for tag in tags}
 
 
 def compare(a: Path, b: Path) -> list[str]:
@@ -149,7 +151,8 @@ def compare(a: Path, b: Path) -> list[str]:
     if figures(a) != figures(b):
         out.append("log figures: " + "; ".join(sorted(set(figures(a)) ^ set(figures(b)))[:4] or ["order or number"]))
     left, right = scalars(a), scalars(b)
-    out += [f"TensorBoard {tag}" for tag in sorted(left.keys() | right.keys()) if left.get(tag) != right.get(tag)]
+    tags = (left.keys() | right.keys()) - TIMES
+    out += [f"TensorBoard {tag}" for tag in sorted(tags) if left.get(tag) != right.get(tag)]
     return out
 
 

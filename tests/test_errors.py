@@ -16,7 +16,8 @@ from PIL import Image
 import fixmatch
 import supervised
 import unimatch_v2
-from tests.conftest import Tiny, command, make_tiny
+from model import build_model
+from tests.conftest import ROOT, Tiny, command, make_tiny
 from util.error import run
 
 # Breaks a data set of its own and returns the arguments of the command.
@@ -103,6 +104,48 @@ def checkpoint_file(content: object) -> Break:
     return broken
 
 
+def link(name: str, target: str) -> Break:
+    """A file of the data set is a symbolic link."""
+
+    def broken(tiny: Tiny, out: Path) -> list[str]:
+        (tiny.root / name).unlink()
+        (tiny.root / name).symlink_to(target)
+        return tiny.args(out)
+
+    return broken
+
+
+def folder_instead(name: str) -> Break:
+    """A file of the data set is a folder."""
+
+    def broken(tiny: Tiny, out: Path) -> list[str]:
+        (tiny.root / name).unlink()
+        (tiny.root / name).mkdir()
+        return tiny.args(out)
+
+    return broken
+
+
+def checkpoint_folder(tiny: Tiny, out: Path) -> list[str]:
+    (out / "latest.pth").mkdir(parents=True)
+    return tiny.args(out)
+
+
+def trained(change: Callable[[dict], object], *pairs: str) -> Break:
+    """There is a checkpoint as this command would write it at its start, with a change."""
+
+    def broken(tiny: Tiny, out: Path) -> list[str]:
+        model = build_model("dinov2_tiny", 6).state_dict()
+        groups = [{"params": [], "lr": 1e-3}, {"params": [], "lr": 1e-3}]
+        state = {"model": model, "model_ema": dict(model), "optimizer": {"state": {}, "param_groups": groups}, "epoch": 0, "step": 0}
+        change(state)
+        out.mkdir()
+        torch.save(state, out / "latest.pth")
+        return tiny.args(out, *pairs)
+
+    return broken
+
+
 ROWS: dict[str, tuple[Break, tuple[str, ...]]] = {
     # config
     "config missing": (lambda t, o: ["--config", "no/such.yaml", *t.args(o)[2:]], ("no/such.yaml", "no such config file")),
@@ -135,6 +178,39 @@ ROWS: dict[str, tuple[Break, tuple[str, ...]]] = {
     "weights not downloaded": (setting("pretrained=auto", "backbone=dinov2_small"), ("pretrained/dinov2_small.pth", "model.pretrained")),
     "init missing": (setting("init=no/such.pth"), ("no/such.pth", "no such checkpoint")),
     "GPU asked for where there is none": (setting("device=cuda"), ("device", "found 0 GPU")),
+    # numbers that are none, too small or too large
+    "rate not a number": (setting("lr=.nan"), ("lr", "found nan", "above 0")),
+    "rate infinite": (setting("lr=.inf"), ("lr", "found inf")),
+    "rate 0": (setting("lr=0"), ("lr", "found 0")),
+    "multiple negative": (setting("lr_multi=-1"), ("lr_multi", "found -1")),
+    "seed negative": (setting("seed=-1"), ("seed", "found -1", "0 or more")),
+    "workers negative": (setting("num_workers=-2"), ("num_workers", "found -2", "0 or more")),
+    "save_every negative": (setting("save_every=-5"), ("save_every", "found -5", "0 or more")),
+    "shards 0": (setting("shards=0"), ("shards", "found 0", "above 0")),
+    "max_bad_steps 0": (setting("max_bad_steps=0"), ("max_bad_steps", "found 0", "above 0")),
+    "weight negative": (setting("lossu_weight=-1"), ("lossu_weight", "found -1", "0 or more")),
+    "threshold negative": (setting("conf_thresh=-0.5"), ("conf_thresh", "found -0.5")),
+    "eval_every 0": (setting("eval_every=0"), ("eval_every", "found 0")),
+    "crop 0": (setting("crop_size=0"), ("crop_size", "found 0")),
+    "type: null for a count": (setting("epochs=null"), ("epochs", "None", "expected int")),
+    "type: list for a path": (setting("data_root=[a]"), ("data_root", "expected str")),
+    "type: switch for a count": (setting("batch_size=true"), ("batch_size", "True", "expected int")),
+    "type: mapping for a switch": (setting("deterministic={}"), ("deterministic", "expected bool")),
+    # choices
+    "eval_mode unknown": (setting("eval_mode=resize"), ("eval_mode", "'resize'", "sliding_window")),
+    "device unknown": (setting("device=tpu"), ("device", "'tpu'", "cpu, cuda")),
+    "resume unknown": (setting("resume=yes please"), ("resume", "'yes please'", "auto, force")),
+    "bad_images unknown": (setting("bad_images=ignore"), ("bad_images", "'ignore'", "stop, skip")),
+    # config files
+    "config is a folder": (folder_instead("tiny.yaml"), ("tiny.yaml", "no such config file")),
+    "config is empty": (file("tiny.yaml", b""), ("tiny.yaml", "key: value")),
+    "config with a tab": (file("tiny.yaml", b"lr:\t1\n\tepochs: 3\n"), ("tiny.yaml", "not valid YAML")),
+    "config with a date that is none": (file("tiny.yaml", b"lr: 2001-99-99\n"), ("tiny.yaml", "not valid YAML")),
+    "config with a number as a key": (file("tiny.yaml", b"1: 2\n"), ("1", "no such config key")),
+    "config nested without end": (file("tiny.yaml", b"[" * 5000), ("tiny.yaml", "not valid YAML")),
+    "config that runs code": (file("tiny.yaml", b"lr: !!python/name:os.system\n"), ("tiny.yaml", "not valid YAML")),
+    "--set with broken YAML": (setting("lr=[1"), ("--set lr=[1", "not valid YAML")),
+    "--set of a mapping's key": (setting("lr.x=1"), ("lr", "expected float")),
     # epochs
     "no full mini-batch": (setting("batch_size=13"), ("batch_size", "12 images", "13", "lower batch_size")),
     "no full mini-batch on each shard": (setting("shards=16"), ("12 images", "16 shard(s)")),
@@ -147,7 +223,24 @@ ROWS: dict[str, tuple[Break, tuple[str, ...]]] = {
     "list line with three fields": (line("labeled", "my images/0.jpg masks/0.png"), ("labeled.txt:1", "TAB")),
     "list leads outside the root": (line("unlabeled", "../secret.jpg None"), ("../secret.jpg", "outside the data root")),
     "absolute path outside the root": (line("unlabeled", "/etc/hostname None"), ("/etc/hostname", "outside the data root")),
+    "list is a folder": (folder_instead("labeled.txt"), ("labeled.txt", "Is a directory", "one image per line")),
+    "list is a link to itself": (link("unlabeled.txt", "unlabeled.txt"), ("unlabeled.txt", "symbolic links")),
+    "list is binary": (file("unlabeled.txt", b"\xff\xd8\xff\xe0"), ("unlabeled.txt", "UTF-8")),
+    "list with one word of spaces": (line("labeled", "  images/0.jpg"), ("labeled.txt:1", "image mask")),
+    "list leads outside through the middle": (line("labeled", "images/../../x.jpg masks/0.png"), ("outside the data root",)),
+    "mask leads outside the root": (line("labeled", "images/0.jpg ../0.png"), ("../0.png", "outside the data root")),
+    "validation line without a mask": (line("val", "images/18.jpg"), ("val.txt:1", "no mask")),
+    "validation line without a file": (line("val", "images/99.jpg masks/99.png"), ("images/99.jpg", "no such file")),
     # images and masks
+    "image is a folder": (folder_instead("images/0.jpg"), ("images/0.jpg", "not a file")),
+    "image is a link to itself": (link("images/0.jpg", "0.jpg"), ("images/0.jpg", "symbolic links")),
+    "image is a link to nowhere": (link("images/8.jpg", "nowhere.jpg"), ("images/8.jpg", "no such file")),
+    "image is cut off": (file("images/3.jpg", b"\xff\xd8\xff\xe0\x00\x10JFIF"), ("images/3.jpg", "cannot be read as an image")),
+    "mask is text": (file("masks/2.png", b"class 1"), ("masks/2.png", "cannot be read as an image")),
+    "mask is cut off": (file("masks/2.png", b"\x89PNG\r\n\x1a\n\x00\x00"), ("masks/2.png", "cannot be read as an image")),
+    "data root missing": (setting("data_root=/no/such/root"), ("/no/such/root", "no such file", "data_root")),
+    "data root of the unlabelled list missing": (setting("data_root_u=/no/such/root"), ("/no/such/root", "no such file")),
+    "all images bad and skipped": (setting("data_root_u=/no/such/root", "bad_images=skip"), ("/no/such/root", "10 files in a row")),
     "image missing": (file("images/0.jpg", None), ("images/0.jpg", "no such file", "data_root")),
     "unlabelled image missing": (file("images/9.jpg", None), ("images/9.jpg", "no such file")),
     "validation image missing": (file("images/18.jpg", None), ("images/18.jpg", "no such file")),
@@ -162,7 +255,25 @@ ROWS: dict[str, tuple[Break, tuple[str, ...]]] = {
     "save path below a file": (save_path_below_a_file, ("run", "cannot be written", "--save-path")),
     "checkpoint torn": (checkpoint_file(b"PK\x03\x04torn"), ("latest.pth", "not a readable checkpoint")),
     "checkpoint is no dictionary": (checkpoint_file([1, 2]), ("latest.pth", "found a list")),
-    "checkpoint of another model": (checkpoint_file({"model": {"x": torch.ones(1)}, "epoch": 0}), ("latest.pth", "backbone.cls_token")),
+    "checkpoint is weights only": (checkpoint_file({"x": torch.ones(1)}), ("latest.pth", "has no 'model'", "--set init=")),
+    "checkpoint without optimiser": (checkpoint_file({"model": {"x": torch.ones(1)}, "epoch": 0}), ("latest.pth", "has no 'optimizer'")),
+    "checkpoint is empty": (checkpoint_file(b""), ("latest.pth", "not a readable checkpoint", "move these away")),
+    "checkpoint of another model": (trained(lambda s: s["model"].pop("backbone.cls_token")), ("latest.pth", "backbone.cls_token")),
+    "checkpoint with one weight too many": (trained(lambda s: s["model"].update(extra=torch.ones(1))), ("latest.pth", "'extra'")),
+    "checkpoint with a weight of another shape": (
+        trained(lambda s: s["model"].update({"backbone.cls_token": torch.ones(1)})),
+        ("latest.pth", "backbone.cls_token", "(1,)"),
+    ),
+    "checkpoint with a weight that is none": (trained(lambda s: s["model"].update({"backbone.cls_token": 1})), ("is a int", "tensor")),
+    "checkpoint without a teacher": (trained(lambda s: s.pop("model_ema")), ("latest.pth", "model_ema")),
+    "checkpoint with another optimiser": (trained(lambda s: s.update(optimizer={"a": 1})), ("latest.pth", "optimiser state")),
+    "checkpoint of another rate": (trained(lambda s: s.update(config={"lr": 1.0})), ("latest.pth", "lr: 1.0, now 0.0003", "resume=force")),
+    "checkpoint of more epochs": (trained(lambda s: s.update(config={"epochs": 9})), ("latest.pth", "epochs: 9, now 2")),
+    "checkpoint of another list": (trained(lambda s: s.update(lists={"x": "0" * 64})), ("latest.pth", "content of list 'x'")),
+    "checkpoint is a folder": (checkpoint_folder, ("latest.pth", "no such checkpoint")),
+    "save path with a zero byte": (lambda t, o: t.args("a\0b"), ("cannot be written", "--save-path")),
+    "init is no checkpoint": (setting("init=README.md"), ("README.md", "not a readable checkpoint")),
+    "weights are no checkpoint": (setting("pretrained=README.md"), ("README.md", "not a readable checkpoint")),
 }
 
 
@@ -215,3 +326,22 @@ def test_a_mistake_harms_nothing_that_was_saved(tmp_path: Path, capsys: pytest.C
         run(fixmatch.main, tiny.args(out, "epochs=2"))
     assert before == {name: (out / name).read_bytes() for name in before}
     assert "no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}, ("LOCAL_RANK", "found None", "scripts/train.sh")),
+        ({"RANK": "0", "WORLD_SIZE": "two", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, ("WORLD_SIZE", "'two'")),
+        ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}, ("LOCAL_RANK=0 of 2", "do not fit")),
+        ({"RANK": "0"}, ("WORLD_SIZE", "found None")),
+    ],
+)
+def test_a_broken_environment_is_one_line_of_a_real_command(
+    env: dict[str, str], words: tuple[str, ...], tiny: Tiny, tmp_path: Path
+) -> None:
+    done = command("unimatch_v2.py", *tiny.args(tmp_path / "out"), processes=0, cwd=ROOT, timeout=120, **env)
+    assert done.returncode == 2
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1
+    assert all(word in lines[0] for word in words)

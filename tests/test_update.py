@@ -34,7 +34,7 @@ def tiny_trainer(step: Callable[..., Any], total: int, semi: bool = True, task: 
     torch.manual_seed(0)
     model = build_model("dinov2_tiny", CLASSES, task).double()
     with torch.no_grad():
-        model.head.scratch.output_conv[2].weight.mul_(20)
+        model.get_parameter("head.scratch.output_conv.2.weight").mul_(20)
     keys: dict[str, Any] = {"crop_size": SIDE, "epochs": 1, "batch_size": B, "lr": 1e-4, "conf_thresh": 0.5} | changes
     return Trainer(Config(dataset="", data_root="", backbone="dinov2_tiny", **keys), model, step, total, semi)
 
@@ -96,9 +96,9 @@ def literal_loss(method: str, student: DPT, teacher: DPT, b: Batch, criterion: d
     mixed = [literal_mix(img, label, conf, b.ignore_u, box) for img, box in views]
     pred_x = student(b.img_x)
     losses = []
-    for v, (img, *rest) in enumerate(mixed):
+    for v, (img, label_v, conf_v, ignore_v) in enumerate(mixed):
         factors = b.drop[v * B : (v + 1) * B] if method == "unimatch_v2" else None
-        losses.append(literal_unlabeled(student(img, factors), *rest, thresh))
+        losses.append(literal_unlabeled(student(img, factors), label_v, conf_v, ignore_v, thresh))
     loss_x, loss_s = literal_ce(pred_x, b.mask_x, criterion), torch.stack(losses).mean()
     seen = b.ignore_u != 255
     ratio = ((conf >= thresh) & seen).sum() / seen.sum()

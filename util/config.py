@@ -2,22 +2,23 @@
 
 import argparse
 import difflib
+import math
 import types
 import typing
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from util.error import UserError
+from util.error import UserError, reason
 
 
 @dataclass(frozen=True)
 class Config:
     """Every key a config file or `--set` may hold. Without a default: required."""
 
-    dataset: str  # name of a DatasetSpec
+    dataset: str  # a built-in data set (dataset/spec.py), or any name together with `classes`
     data_root: str  # the lists' paths are relative to this folder
     backbone: str  # name of an EncoderSpec
     crop_size: int  # side of the training crop in pixels, a multiple of 14
@@ -32,10 +33,17 @@ class Config:
     lock_backbone: bool = False  # freeze the encoder
     pretrained: str | None = "auto"  # encoder weights: auto is pretrained/<backbone>.pth, null is random
     init: str | None = None  # start from the weights of this checkpoint of another run (its EMA where it has one)
-    teacher: str = "ema"  # who gives the pseudo labels: ema | student
+    teacher: str | None = None  # who gives the pseudo labels: ema | student; null is the data set's own
     nclass: int | None = None  # known from the data set; where given it must agree
-    data_root_u: str | None = None  # root of the unlabelled list, where it is another
-    val_id_path: str | None = None  # validation list; null is the data set's own
+    classes: list | str | None = None  # of a data set of your own: names in id order, or a text file with one on each line
+    palette: list | None = None  # its colours, [R, G, B] or "#rrggbb" for each class; null is Pascal's
+    label_map: dict | None = None  # its mask values where they are no class ids: {value: class id or name, or null to ignore it}
+    ignore_index: int | None = None  # its mask value that is ignored; null is 255
+    task: str | None = None  # its kind: segmentation | change; null is segmentation
+    supervised_length: int | None = None  # images of a supervised epoch: a shorter list is repeated; null is the data set's own
+    data_root_u: str | list | None = None  # root of the unlabelled list, where it is another; a list: one for each unlabelled list
+    val_id_path: str | None = None  # validation list; null is splits/<dataset>/val.txt (change detection: test.txt)
+    test_id_path: str | None = None  # list that best.pth is scored on, once, at the end; null: see dataset/loader.py, test_source
     eval_mode: str | None = None  # original | sliding_window; null is the data set's own
     eval_every: int = 1  # epochs between evaluations; the last epoch always has one
     shards: int | None = None  # GPUs the recipe is defined for; null is the number of processes
@@ -50,22 +58,27 @@ class Config:
     deterministic: bool = False  # the same bits from the same seed on a GPU too; slower. A CPU gives them anyway
     # command line
     labeled_id_path: str = ""
-    unlabeled_id_path: str | None = None
+    unlabeled_id_path: str | list | None = None  # one list, or several one after the other
     save_path: str = ""
     config: str = ""
 
     def __post_init__(self) -> None:
-        positive = ("crop_size", "epochs", "batch_size", "eval_every", "lr", "lr_multi", "max_bad_steps")
-        for name in positive:
-            if getattr(self, name) <= 0:
-                raise UserError(f"{name}: found {getattr(self, name)}, expected a number above 0; correct it in the config")
+        positive = ("crop_size", "epochs", "batch_size", "eval_every", "lr", "lr_multi", "max_bad_steps", "shards", "nclass")
+        for name in KEYS:
+            value = getattr(self, name)
+            if not isinstance(value, (int, float)) or isinstance(value, bool):
+                continue
+            if not math.isfinite(value) or value < 0 or (value == 0 and name in positive):
+                least = "a number above 0" if name in positive else "0 or more"
+                raise UserError(f"{name}: found {value}, expected {least}; correct it in the config")
         if self.crop_size % 14:
             near = max(14, round(self.crop_size / 14) * 14)
             raise UserError(f"crop_size: found {self.crop_size}, expected a multiple of 14 (the patch size); the nearest is {near}")
         choices = {
             "model": ("dpt",),
-            "teacher": ("ema", "student"),
+            "teacher": (None, "ema", "student"),
             "eval_mode": (None, "original", "sliding_window"),
+            "task": (None, "segmentation", "change"),
             "device": ("auto", "cpu", "cuda", "mps"),
             "grad_compression": ("none", "bf16"),
             "resume": ("auto", "force"),
@@ -96,7 +109,7 @@ def convert(key: str, value: Any) -> Any:
     for kind in kinds:
         if type(value) is kind:
             return value
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) < 1e300:
             return float(value)
         if kind is float and isinstance(value, str):  # YAML reads 5e-6, without a dot, as a string
             try:
@@ -113,12 +126,14 @@ def _unknown(key: str) -> UserError:
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
-    if not Path(path).is_file():
+    if "\0" in path or not Path(path).is_file():
         raise UserError(f"{path}: no such config file; give one with --config (the ones shipped are in configs/)")
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({error})") from error
+    except PermissionError as error:
+        raise UserError(f"{path}: cannot be read ({reason(error)}); correct its permissions") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date such as 2001-99-99
+        raise UserError(f"{path}: not valid YAML ({reason(error)}); expected UTF-8 text of `key: value` lines") from error
     if not isinstance(values, dict):
         raise UserError(f"{path}: found a {type(values).__name__}, expected `key: value` lines")
     return values
@@ -137,7 +152,7 @@ def _assign(values: dict[str, Any], setting: str) -> None:
         raise UserError(f"--set {setting}: expected key=value")
     try:
         value = yaml.safe_load(text) if text else None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"--set {setting}: the value is not valid YAML") from error
     *parents, leaf = name.split(".")
     for parent in parents:
@@ -166,26 +181,33 @@ def load_config(path: str, settings: list[str] | None = None, **given: Any) -> C
     for key, f in KEYS.items():
         if key not in values and f.default is MISSING and f.default_factory is MISSING:
             raise UserError(f"{path}: has no `{key}`; add it")
-    return Config(**{key: convert(key, value) for key, value in values.items()}, config=path)
+    values["config"] = path
+    return Config(**{key: convert(key, value) for key, value in values.items()})
 
 
 def parse_command(argv: list[str], description: str | None, unlabeled: bool) -> Config:
     """Reads the command line that every method has (spec.md 5). Exits with 2 for an unknown argument, as argparse does."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True)
-    parser.add_argument("--labeled-id-path", required=True, help="list of `image mask` lines")
-    parser.add_argument("--unlabeled-id-path", required=unlabeled, help="list of images without labels")
+    parser.add_argument("--labeled-id-path", help="list of `image mask` lines")
+    parser.add_argument("--unlabeled-id-path", nargs="+", metavar="LIST", help="list of images without labels, or several")
     parser.add_argument("--save-path", required=True, help="folder of checkpoints and logs; an unfinished run in it goes on")
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="change a config key; may be repeated")
     parser.add_argument("--pretrained-path", help="encoder weights, same as --set pretrained=PATH")
     parser.add_argument("--port", help="accepted for old command lines; the launcher knows the port")
     parser.add_argument("--local_rank", "--local-rank", help="accepted for old command lines; the launcher sets it")
     args = parser.parse_args(argv)
-    return load_config(
+    lists = args.unlabeled_id_path
+    cfg = load_config(
         args.config,
         args.set,
         labeled_id_path=args.labeled_id_path,
-        unlabeled_id_path=args.unlabeled_id_path if unlabeled else None,
+        unlabeled_id_path=lists[0] if lists and len(lists) == 1 else lists,
         save_path=args.save_path,
         pretrained=args.pretrained_path,
     )
+    for key, needed in (("labeled_id_path", True), ("unlabeled_id_path", unlabeled)):
+        if needed and not getattr(cfg, key):
+            option = "--" + key.replace("_", "-")
+            raise UserError(f"{option}: found none, expected a list on the command line, or `{key}` in {args.config}")
+    return cfg if unlabeled else replace(cfg, unlabeled_id_path=None)

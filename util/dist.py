@@ -126,6 +126,20 @@ def cpu_count() -> int:
 
 
 @contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Inside, a GPU computes the same bits from the same numbers each time, where `wanted`; an operation that cannot warns."""
+    if not wanted:
+        yield
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@contextmanager
 def processes(device: str = "auto") -> Iterator[World]:
     """Joins the processes that torchrun started (NCCL on GPUs, gloo elsewhere); one process needs no group."""
     rank, size, local_rank, local_size = _from_environment()

@@ -39,6 +39,7 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
     first = os.environ.get("RANK", "0") == "0"
     try:
         main(sys.argv[1:] if argv is None else argv)
+        sys.stdout.flush()
     except UserError as error:
         if not first:
             time.sleep(3)
@@ -49,6 +50,8 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
             print(f"stopped: {stop}", file=sys.stderr, flush=True)
         sys.exit(stop.code)
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
+            sys.exit(141)  # what a shell says of a command that ends by SIGPIPE
         leave_cause(error)
         if not first:
             time.sleep(3)
@@ -61,3 +64,13 @@ def leave_cause(error: BaseException) -> None:
     if path:
         text = f"{type(error).__name__}: {reason(error)}"[:500]
         Path(path).write_text(json.dumps({"message": text, "timestamp": int(time.time())}), encoding="utf-8")
+
+
+def _output_is_closed() -> bool:
+    """Whether whoever reads the output has read enough, as `| head` does. Keeps Python from writing the rest of it at its end."""
+    try:
+        os.write(sys.stdout.fileno(), b"\n")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False

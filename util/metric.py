@@ -1,6 +1,7 @@
-"""Confusion matrix and the scores made of it (spec.md 4)."""
+"""Confusion matrix, boundary counts, and the scores made of them, in percent (spec.md 4)."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -21,3 +22,67 @@ def iou(matrix: Tensor) -> Tensor:
 def pixel_accuracy(matrix: Tensor) -> float:
     """Share of scored pixels whose class is right, in percent."""
     return float(100 * matrix.diagonal().sum() / matrix.sum().clamp(min=1))
+
+
+def recall(matrix: Tensor) -> Tensor:
+    """Of each class's pixels the share that was found, float64 (K,): its accuracy. 0 for a class without a pixel."""
+    return 100 * matrix.diagonal().double() / matrix.sum(1).clamp(min=1)
+
+
+def precision(matrix: Tensor) -> Tensor:
+    """Of the pixels given each class the share that is right, float64 (K,). 0 for a class that was never predicted."""
+    return 100 * matrix.diagonal().double() / matrix.sum(0).clamp(min=1)
+
+
+def f1(matrix: Tensor) -> Tensor:
+    """Harmonic mean of precision and recall of each class, float64 (K,)."""
+    return 200 * matrix.diagonal().double() / (matrix.sum(0) + matrix.sum(1)).clamp(min=1)
+
+
+def changed_class(matrix: Tensor) -> dict[str, float]:
+    """Precision, recall and F1 of the changed class of change detection, from a (2, 2) matrix."""
+    return {"precision": float(precision(matrix)[1]), "recall": float(recall(matrix)[1]), "F1": float(f1(matrix)[1])}
+
+
+def frequency_weighted_iou(matrix: Tensor) -> float:
+    """Mean of the classes' IoU, weighted with their share of the true pixels."""
+    return float((iou(matrix) * matrix.sum(1)).sum() / matrix.sum().clamp(min=1))
+
+
+def present_iou(matrix: Tensor) -> float:
+    """Mean IoU over the classes that are in the truth or the prediction: the score of one image. 100 where no pixel is scored."""
+    seen = (matrix.sum(0) + matrix.sum(1)) > 0
+    return float(iou(matrix)[seen].mean()) if bool(seen.any()) else 100.0
+
+
+def boundary_band(labels: Tensor, distance: int) -> Tensor:
+    """Bool (B, H, W): pixels within `distance` pixels (chessboard) of another label, or of the image's border.
+
+    For each class this is its mask without its erosion by a square of 2 * distance + 1: the square around a pixel holds one label
+    exactly where that label's mask survives the erosion, so one pooling serves all classes.
+    """
+    padded = F.pad(labels[:, None].float(), [distance] * 4, value=-1)
+    size = 2 * distance + 1
+
+    def pool(x: Tensor) -> Tensor:  # a square as a column, then a row: same maximum, less work
+        return F.max_pool2d(F.max_pool2d(x, (size, 1), 1), (1, size), 1)
+
+    return (pool(padded) != -pool(-padded))[:, 0]
+
+
+def boundary_counts(pred: Tensor, mask: Tensor, nclass: int, distance: int, ignore_index: int = 255) -> Tensor:
+    """Counts (3, K) int64 for `boundary_iou`: band pixels on which both agree, of the truth, of the prediction.
+
+    An ignored region borders on both: the prediction is ignored there too.
+    """
+    valid = mask != ignore_index
+    pred = torch.where(valid, pred, ignore_index)
+    true_band, pred_band = (valid & boundary_band(labels, distance) for labels in (mask, pred))
+    both = true_band & pred_band & (mask == pred)
+    return torch.stack([torch.bincount(labels, minlength=nclass) for labels in (mask[both], mask[true_band], pred[pred_band])])
+
+
+def boundary_iou(counts: Tensor) -> Tensor:
+    """Boundary IoU (Cheng et al. 2021) of each class over a whole list in percent, float64 (K,), from summed `boundary_counts`."""
+    both, true, pred = counts.double()
+    return 100 * both / (true + pred - both + 1e-10)

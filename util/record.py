@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -57,7 +59,8 @@ class Averages:
         if not self.pending:
             return []
         self.names = names = list(self.pending[0])
-        table = torch.stack([torch.stack([stats[name].double() for name in names]) for stats in self.pending])
+        # float32: Apple GPUs have no float64
+        table = torch.stack([torch.stack([stats[name].float() for name in names]) for stats in self.pending])
         rows = (self.world.sum_(table) / self.world.size).tolist()
         self.pending = []
         for row in rows:
@@ -86,6 +89,12 @@ class Board:
 
     def add(self, name: str, value: float, step: int) -> None:
         self._guard(lambda writer: writer.add_scalar(name, value, step))
+
+    def text(self, name: str, text: str) -> None:
+        self._guard(lambda writer: writer.add_text(name, text, self.start))
+
+    def draw(self, name: str, image: Image.Image, step: int) -> None:
+        self._guard(lambda writer: writer.add_image(name, np.asarray(image), step, dataformats="HWC"))
 
     def flush(self) -> None:
         """Writes out what is waiting; begins another file where the last one could not be written."""
@@ -124,6 +133,7 @@ class Record:
 
     def header(self, values: dict[str, Any], model: DPT) -> None:
         self.log.info("%s\n", pprint.pformat(values))
+        self.board.text("config", "".join(f"    {line}\n" for line in pprint.pformat(values).splitlines()))
         parts: dict[str, nn.Module] = {"Total": model, "Encoder": model.backbone, "Decoder": model.head}
         lines = [f"{name} params: {sum(p.numel() for p in part.parameters()) / 1e6:.1f}M" for name, part in parts.items()]
         lines = lines if self.semi and not self.change else lines[:1]
@@ -177,11 +187,12 @@ class Record:
         accuracies = [metric.pixel_accuracy(matrix) for matrix in matrices]
         scores = [float(iou[1] if self.change else iou.mean()) for iou in ious]
         if self.change:
+            self._changed_class_line(matrices)
             self._change_lines([iou.tolist() for iou in ious], accuracies)
         else:
             self._class_lines(mode, [iou.tolist() for iou in ious], scores)
-        for suffix, iou, score, accuracy in zip(("", "_ema"), ious, scores, accuracies, strict=False):
-            self._board_scores(epoch, suffix, iou, score, accuracy)
+        for suffix, matrix in zip(("", "_ema"), matrices, strict=False):
+            self._board_scores(epoch, suffix, matrix)
         improved = [score >= best.score for score, best in zip(scores, self.best, strict=True)]
         for i, better in enumerate(improved):
             if better:
@@ -196,17 +207,24 @@ class Record:
             self.log.info("***** Evaluation ***** >>>> " + self._pair(f"Class [{k} {name}] IoU", [iou[k] for iou in ious]))
         self.log.info(f"***** Evaluation {mode} ***** >>>> " + self._pair("MeanIoU", scores) + "\n")
 
+    def _changed_class_line(self, matrices: list[Tensor]) -> None:
+        # the published logs have no such line, so it is in words that no reader of theirs takes for a figure
+        values = [", ".join(f"{name} {value:.2f}" for name, value in metric.changed_class(matrix).items()) for matrix in matrices]
+        self.log.info(f"Changed class: {values[0]}" + (f", {self.ema}: {values[1]}" if self.semi else ""))
+
     def _change_lines(self, ious: list[list[float]], accuracies: list[float]) -> None:
         self.log.info("***** Evaluation ***** >>>> " + self._pair("Unchanged IoU", [iou[0] for iou in ious]))
         # the published lines have a colon here
         self.log.info("***** Evaluation ***** >>>> " + self._pair("Changed IoU", [iou[1] for iou in ious], ":"))
         self.log.info("***** Evaluation ***** >>>> " + self._pair("Overall Accuracy", accuracies) + "\n")
 
-    def _board_scores(self, epoch: int, suffix: str, iou: Tensor, score: float, accuracy: float) -> None:
+    def _board_scores(self, epoch: int, suffix: str, matrix: Tensor) -> None:
+        iou = metric.iou(matrix)
         if self.change:
-            named = {"unchanged_IoU": float(iou[0]), "changed_IoU": float(iou[1]), "overall_accuracy": accuracy}
+            named = {"unchanged_IoU": float(iou[0]), "changed_IoU": float(iou[1]), "overall_accuracy": metric.pixel_accuracy(matrix)}
+            named |= {f"changed_{name}": value for name, value in metric.changed_class(matrix).items()}
         else:
-            named = {"mIoU": score} | {f"{name}_IoU": float(v) for name, v in zip(self.spec.classes, iou, strict=True)}
+            named = {"mIoU": float(iou.mean())} | {f"{name}_IoU": float(v) for name, v in zip(self.spec.classes, iou, strict=True)}
         for name, value in named.items():
             # the published names put the suffix behind the figure: mIoU_ema, road_IoU_ema
             self.board.add(f"eval/{name}{suffix}", value, epoch)

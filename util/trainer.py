@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,7 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from dataset.batch import Batch, make_batch
-from dataset.loader import Data, open_data, shard_count
+from dataset.loader import Data, open_data, shard_count, test_source
+from dataset.preview import sheets
 from dataset.semi import batches
 from model import build_model
 from model.dropout import complementary_factors
@@ -28,16 +29,20 @@ from model.semseg.dpt import DPT
 from model.weights import default_path
 from util import checkpoint, resume
 from util.config import Config, parse_command
-from util.dist import World, average_gradients, processes
+from util.dist import World, average_gradients, deterministic, processes
 from util.ema import ema_update_, make_teacher
 from util.error import StoppedError, UserError
 from util.evaluation import evaluate, validation_loader
+from util.final import final_test
 from util.log import open_log
+from util.provenance import add_start, changed_versions, versions
 from util.record import Averages, Record
 from util.schedule import poly
 from util.signals import StopSignals
+from util.watch import Watch
 
 Step = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+PREVIEWED = 8  # samples of the first step that TensorBoard shows
 READ_EVERY = 50  # steps between reads of the scalars on the device, where no log line falls due sooner
 
 
@@ -127,6 +132,8 @@ class Trainer:
         hint = "was it made with another backbone, data set or method? Resume with the same command or use another --save-path"
         checkpoint.load_strictly(self.student, checkpoint.weights(state, "model"), source, hint)
         if self.teacher is not None:
+            if "model_ema" not in state:
+                raise UserError(f"{source}: has no 'model_ema', the teacher of a semi-supervised run; {hint}")
             checkpoint.load_strictly(self.teacher, checkpoint.weights(state, "model_ema"), source, hint)
         self.skipped, self.skipped_in_row = state.get("skipped", 0), state.get("skipped_in_row", 0)
         try:
@@ -147,6 +154,7 @@ class Run:
         self.folder = Path(cfg.save_path)
         world.wait()  # the first process has claimed the folder
         self.data = open_data(cfg, world, semi, open_log(None))
+        cfg = self.cfg = replace(cfg, teacher=cfg.teacher or self.data.spec.teacher)
         self.steps = self.data.sampler.steps
         self.config = asdict(cfg) | {"shards": self.data.sampler.shards, "nclass": self.data.spec.nclass}  # as they are in effect
         self.config["method"] = Path(inspect.getfile(step)).stem
@@ -157,16 +165,20 @@ class Run:
         self.trainer = Trainer(cfg, model, step, self.steps * cfg.epochs, semi, world)
         self.averages = Averages(world)
         self.epoch, self.step = -1, 0
-        self.bad_images: list[
-            str
-        ] = []  # files that could not be read in this epoch, on all processes; those of the own since the last read
-        self.new_bad_images: list[str] = []
+        self.last: list[Batch] = []  # mini-batches of the last step
+        self.matrices: list[Tensor] | None = None  # of the epoch's evaluation, where it has one
+        self.bad_images: list[str] = []  # of this epoch, on all processes
+        self.new_bad_images: list[str] = []  # of this process since the last read
         notes = self._load(*found) if found else []
+        if world.main:
+            add_start(self.folder, world.device, world.size)
         self.log = open_log(self.folder / resume.LOG if world.main else None)
         shard_count(cfg, world, self.log)  # says so where there are more processes than the recipe has shards
+        self.test = test_source(cfg, self.data.spec, self.data.validation, self.log)
         self.record = Record(self.log, self.folder if world.main else None, self.data.spec, semi, cfg.teacher == "ema", self.trainer.it)
         batch = cfg.batch_size if semi else 2 * cfg.batch_size
         self.record.header(asdict(cfg) | {"ngpus": world.size, "nclass": self.data.spec.nclass, "batch_size": batch}, model)
+        self.watch = Watch(cfg, self.data, world, self.folder, self.record, self.config["method"], self.epoch + 1)
         for note in notes:
             self.log.warning(note)
         self.last_save, self.save_seconds = time.monotonic(), 0.0
@@ -181,6 +193,7 @@ class Run:
         """Takes over a checkpoint. Returns what to tell about it."""
         notes = [f"{problem}; going on from {path.name}" for problem in problems]
         changed = resume.check_same_run(path, state, self.config, self.data.lists, self.cfg.resume == "force")
+        notes += [f"{change}: the bits may differ" for change in changed_versions(state.get("versions", {}))]
         notes += [f"resume=force: the run was started with {difference}" for difference in changed]
         self.trainer.load_state(state, str(path))
         self.epoch, self.step = int(state["epoch"]), min(int(state.get("step", 0)), self.steps)
@@ -199,19 +212,29 @@ class Run:
         for epoch in range(self.epoch + 1, self.cfg.epochs):
             if self.step == 0:
                 self.record.epoch(epoch, self.trainer.lr)
+            self.watch.begin(self.step)
             self._train_epoch(epoch, progress)
+            self.watch.trained()
             self.record.bad_images(epoch, self.bad_images)
             self.bad_images = []
+            self.matrices = None
             best = self._evaluate(epoch) if self._evaluation_due(epoch) else False
+            self.last = self.last or next(self._mini_batches(epoch, self.steps - 1))  # resumed after the last step
+            self.watch.epoch(epoch, self.averages.means(), self.matrices, self.trainer.student, self.trainer.teacher, self.last)
             self.averages.reset()
-            self.epoch, self.step = epoch, 0
+            self.epoch, self.step, self.new_bad_images = epoch, 0, []
             self._save(best)
         progress.close()
+        self._test()
         self.record.board.close()
 
     def _train_epoch(self, epoch: int, progress: tqdm) -> None:
-        for i, shards in enumerate(self._mini_batches(epoch), self.step):
+        for i, shards in enumerate(self._mini_batches(epoch, self.step), self.step):
             stats = self.trainer.update(shards, self.signals.caught)
+            self.last = shards
+            if self.trainer.it == 1 and self.world.main:
+                for name, image in sheets(shards, self.data.spec, PREVIEWED).items():
+                    self.record.board.draw(f"data/{name}", image, 0)
             self.averages.add(stats | {"grad_norm": self.trainer.grad_norm})
             self.step = i + 1
             progress.update()
@@ -226,17 +249,18 @@ class Run:
                     self.new_bad_images = []
                 if due:
                     self.record.iteration(i, self.trainer.lr, self.averages.means())
+                    self.record.board.add("train/lr", self.trainer.lr, self.trainer.it - 1)  # a later step would be purged on resume
                 if self.trainer.stop:
                     self._stop()
                 if self._save_due():
                     self._save()
 
-    def _mini_batches(self, epoch: int) -> Iterator[list[Batch]]:
-        """The mini-batches of the own shards, for each step that is still to do."""
+    def _mini_batches(self, epoch: int, start: int) -> Iterator[list[Batch]]:
+        """The mini-batches of the own shards, for each step from `start` on."""
         sampler, width = self.data.sampler, self.trainer.student.backbone.width
-        sampler.set_epoch(epoch, self.step)
+        sampler.set_epoch(epoch, start)
         raw = batches(self.data.loader)
-        for step in range(self.step, self.steps):
+        for step in range(start, self.steps):
             out = []
             for shard, mini_batch in zip(sampler.own, islice(raw, len(sampler.own)), strict=True):
                 # complementary dropout comes from (seed, step, shard), so any number of processes draws the same
@@ -271,10 +295,18 @@ class Run:
         loader = validation_loader(self.data.validation, self.world, self.data.workers)
         until_asked = takewhile(lambda _: not self.signals.caught, loader)
         mode, spec = self.data.eval_mode, self.data.spec
-        matrices = evaluate(models, until_asked, mode, self.cfg.crop_size, spec.nclass, self.world)
+        self.matrices = evaluate(models, until_asked, mode, self.cfg.crop_size, spec.nclass, self.world)
         if self.world.any(self.signals.caught):
             self._stop()  # what is evaluated so far is dropped: the checkpoint says that the evaluation is to come
-        return self.record.evaluation(epoch, mode, matrices)
+        return self.record.evaluation(epoch, mode, self.matrices)
+
+    def _test(self) -> None:
+        """Scores best.pth on the test list where another list selected it. The models keep its weights: nothing comes after."""
+        if self.test is None:
+            return
+        self.world.wait()  # until the first process has written best.pth
+        for line in final_test(self.cfg, self.data, self.test, self.trainer.student, self.trainer.teacher, self.world):
+            self.log.info(line)
 
     def _stop(self) -> NoReturn:
         saved = self._save()
@@ -290,7 +322,7 @@ class Run:
     def _state(self) -> dict[str, Any]:
         state = self.trainer.state() | self.record.state() | {"epoch": self.epoch, "step": self.step}
         state |= {"averages": {"sums": self.averages.sums, "count": self.averages.count}}
-        state |= {"config": self.config, "lists": self.data.lists, "torch": str(torch.__version__), "bad_images": self.bad_images}
+        state |= {"config": self.config, "lists": self.data.lists, "versions": versions(), "bad_images": self.bad_images}
         self.record.board.flush()
         return state | {"files": resume.file_lengths(self.folder)}
 
@@ -332,6 +364,7 @@ def train(step: Step, argv: list[str], description: str | None, semi: bool = Tru
     """The command of a method: reads the command line, joins the processes, trains."""
     cfg = parse_command(argv, description, semi)
     with (
+        deterministic(cfg.deterministic),
         processes(cfg.device) as world,
         StopSignals() as signals,
         resume.claimed(Path(cfg.save_path)) if world.main else nullcontext(),

@@ -110,7 +110,7 @@ class DINOv2(nn.Module):
     def forward(self, img: Tensor) -> list[Tensor]:
         rows, cols = img.shape[-2] // PATCH, img.shape[-1] // PATCH
         x = self.patch_embed(img)
-        x = torch.cat((self.cls_token.expand(len(x), -1, -1), x), dim=1) + self.position(rows, cols)
+        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + self.position(rows, cols)
         maps = []
         for i, block in enumerate(self.blocks):
             x = block(x)

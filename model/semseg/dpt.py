@@ -80,7 +80,7 @@ class DPTHead(nn.Module):
     def forward(self, maps: list[Tensor], rows: int, cols: int) -> Tensor:
         levels = []
         for x, project, resize in zip(maps, self.projects, self.resize_layers, strict=True):
-            grid = x.transpose(1, 2).reshape(len(x), -1, rows, cols)
+            grid = x.transpose(1, 2).reshape(x.shape[0], -1, rows, cols)
             levels.append(resize(project(grid)))
         return self.scratch(levels)
 

@@ -30,7 +30,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_real_small_one(cfg: Config, small: Path) -> None:
     with pytest.raises(
-        UserError, match="found 16 MiB free, expected 115 MiB .* 1 x 4 loader processes; .*--shm-size=1g, or set num_workers=0"
+        UserError, match=r"found 16 MiB free, expected 115 MiB .* 1 x 4 loader processes; .*--shm-size=1g, or set num_workers=0"
     ):
         check_shared_memory(cfg, 4, semi=True, workers=4, processes=1, folder=str(small))
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 from dataset import semi
 from dataset.batch import box_map, make_batch, normalize
-from dataset.semi import ImageList, Source, TrainSet, collate, open_image
+from dataset.semi import ImageList, Source, Sources, TrainSet, collate, open_image
 from dataset.spec import DatasetSpec, get_spec
 from dataset.transform import Geometry, nearest_index
 from tests.dataset import oracle
@@ -74,8 +74,8 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
 
 def data_set(root: Path, spec: DatasetSpec) -> tuple[TrainSet, int]:
     path = str(root / ("pairs.txt" if spec.task == "change" else "list.txt"))
-    sources = {s: Source(spec, str(root), ImageList(path, spec.task, masks=s == "x")) for s in ("x", "u")}
-    return TrainSet(sources, CROP, seed=0), len(sources["x"].ids)
+    sources = {s: Sources([Source(spec, str(root), ImageList(path, spec.task, masks=s == "x"))]) for s in ("x", "u")}
+    return TrainSet(sources, CROP, seed=0), len(sources["x"])
 
 
 def assert_same_crop(found: np.ndarray, expected: np.ndarray) -> None:

@@ -23,13 +23,13 @@ def random_model(encoder: str, nclass: int, task: str = "segmentation") -> DPT:
     model.to_empty(device="cpu").eval()
     block = torch.randn(4_000_037, generator=torch.Generator().manual_seed(1))
     start = 0
-    for name, tensor in [*model.named_parameters()]:  # shared ones once
+    for name, parameter in model.named_parameters():  # shared ones once
+        tensor = parameter.detach()
         count = tensor.numel()
         if start + count > len(block):
             start = 0
         values = block[start : start + count] if count <= len(block) else block.repeat(-(-count // len(block)))[:count]
         start += count % 1_000_003
-        tensor = tensor.detach()
         tensor.copy_(values.reshape(tensor.shape))
         if name.endswith("gamma"):
             tensor.mul_(0.1).add_(0.3)

@@ -29,7 +29,7 @@ def brute_ohem(pred: Tensor, mask: Tensor, thresh: float, min_kept: int) -> floa
                     every.append(valid[-1])
     if min_kept > 0 and len(valid) >= min_kept:
         bound = max(thresh, sorted(every)[min_kept - 1])
-        valid = [p for p in valid if p <= bound + 1e-12]
+        valid = [p for p in valid if p <= bound]
     return sum(-math.log(p) for p in valid) / len(valid) if valid else 0.0
 
 

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.conftest import make_tiny
 from util.launch import choose_port
@@ -93,6 +95,14 @@ def test_train_passes_everything_on(repo: Path) -> None:
         *("--config=configs/camvid.yaml", "--labeled-id-path", "splits/camvid/1_8/labeled.txt"),
         *("--unlabeled-id-path", "splits/camvid/1_8/unlabeled.txt", "--save-path", save, "--port", "0", "--set", "data_root=my data"),
     ]
+
+
+def test_train_leaves_the_lists_to_a_config_that_names_them(repo: Path) -> None:
+    (repo / "configs").mkdir()
+    (repo / "configs/coco_extra.yaml").write_text("dataset: coco\nlabeled_id_path: l.txt\nunlabeled_id_path: [a.txt, b.txt]\n")
+    assert sh(repo / "scripts/train.sh", "1", "0", dataset="coco_extra", split="all").returncode == 0
+    save = "exp/coco_extra/unimatch_v2/dinov2_small/all"
+    assert json.loads((repo / "seen.json").read_text())["argv"] == ["--config=configs/coco_extra.yaml", "--save-path", save, "--port", "0"]
 
 
 @pytest.mark.parametrize(("code", "line"), [("2", "error: one line\n"), ("5", "error: rank 0 ended with exit code 5\n")])
@@ -200,6 +210,7 @@ def test_test_sh_stops_at_the_first_failing_tool(repo: Path, tmp_path: Path) -> 
     assert log.read_text() == "-m ruff check .\n-m ruff format --check .\n-m mypy\n"
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize(
     ("env", "words"),
     [
@@ -242,3 +253,48 @@ def test_train_reads_a_copy_of_the_data_and_copies_once(tmp_path: Path) -> None:
     missing = sh(ROOT / "scripts/train.sh", "1", "0", *extra, **env)
     assert missing.returncode == 2
     assert missing.stderr.splitlines()[-1].startswith(f"error: {data.root}/images/7.jpg: no such file")
+=======
+# stands in for the launcher and a method: the run's files at once, from a checkpoint that lies ready
+SWEPT = """
+import os, shutil, sys
+from pathlib import Path
+method, words = [(Path(w).stem, sys.argv[i + 2:]) for i, w in enumerate(sys.argv) if w.endswith(".py") and i][0]
+args = dict(zip(words[::2], words[1::2]))
+folder = Path(args["--save-path"])
+chosen = [b for a, b in zip(words, words[1:]) if a == "--set"]
+with open("calls.txt", "a") as file:
+    print(method, folder, *chosen, file=file)
+if os.environ.get("FAIL") == str(folder):
+    sys.exit(3)
+folder.mkdir(parents=True, exist_ok=True)
+shutil.copy("finished.pth", folder / "latest.pth")
+seed = int(chosen[0].removeprefix("seed="))
+stamp = "[2026-01-01 00:00:00,000][    INFO] "
+header = {"backbone": "dinov2_small", "dataset": "pascal", "epochs": 1, "save_path": str(folder), "seed": seed}
+lines = [str(header | {"labeled_id_path": args["--labeled-id-path"]}) + "\\n"]
+lines += ["===========> Epoch: 0, Previous best: 0.00 @epoch-0, EMA: 0.00 @epoch-0"]
+lines += [f"***** Evaluation original ***** >>>> MeanIoU: 60.00, EMA: {70 + seed:.2f}\\n"]
+(folder / "train.log").write_text("".join(stamp + line + "\\n" for line in lines))
+"""
+
+
+def test_train_runs_seeds_splits_and_methods(repo: Path) -> None:
+    (repo / "util/launch.py").write_text(SWEPT)
+    torch.save({"epoch": 0, "config": {"epochs": 1}}, repo / "finished.pth")
+    train = repo / "scripts/train.sh"
+    lists = {"split": "92", "method": "supervised unimatch_v2", "seeds": "0 2"}
+    folders = [f"exp/pascal/{method}/dinov2_small/92/seed{seed}" for method in ("supervised", "unimatch_v2") for seed in (0, 2)]
+    expected = [f"{folder.split('/')[2]} {folder} seed={folder[-1]} epochs=1" for folder in folders]
+    first = sh(train, "1", "0", "--set", "epochs=1", FAIL=folders[2], **lists)
+    assert first.returncode == 3
+    assert (repo / "calls.txt").read_text().splitlines() == expected[:3]  # stops at the run that fails
+    again = sh(train, "1", "0", "--set", "epochs=1", **lists)
+    assert again.returncode == 0, again.stderr
+    assert (repo / "calls.txt").read_text().splitlines()[3:] == expected[2:]
+    for folder in folders[:2]:
+        assert f"{folder}: finished before, skipped" in again.stdout
+    assert re.search(r"\| 71\.0 ± 1\.4 \(2\)", again.stdout), again.stdout  # mean of 70 and 72, their deviation and number
+    both = sh(train, "1", "0", split="92 183", save_path="exp/one")
+    assert both.returncode == 2
+    assert "save_path: found one folder for 2 runs" in both.stderr
+>>>>>>> main

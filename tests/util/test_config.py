@@ -28,7 +28,7 @@ def path(tmp_path: Path) -> str:
 
 def test_defaults_are_the_published_settings(path: str) -> None:
     cfg = load_config(path)
-    assert (cfg.lr_multi, cfg.conf_thresh, cfg.criterion["name"], cfg.teacher, cfg.lock_backbone) == (40.0, 0.95, "CELoss", "ema", False)
+    assert (cfg.lr_multi, cfg.conf_thresh, cfg.criterion["name"], cfg.teacher, cfg.lock_backbone) == (40.0, 0.95, "CELoss", None, False)
     assert cfg.pretrained == "auto"
 
 

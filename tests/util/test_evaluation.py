@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from dataset.semi import ImageList, Source
 from dataset.spec import get_spec
+from tests.conftest import ROOT, command
 from tests.model.oracle import resize
-from tests.processes import start
 from util import metric
 from util.dist import World, processes
 from util.evaluation import evaluate, nearest_multiple, predict_sliding, predict_whole, validation_loader, window_starts
@@ -157,16 +157,18 @@ def test_any_number_of_processes_counts_every_image_once(tmp_path: Path, size: i
     source = camvid_like(tmp_path, 7)
     expected = np.zeros((11, 11), int)
     for i in range(7):
-        img = torch.from_numpy(np.asarray(Image.open(tmp_path / f"{i}.png"))).permute(2, 0, 1)[None].float() / 255
+        img = torch.from_numpy(np.array(Image.open(tmp_path / f"{i}.png"))).permute(2, 0, 1)[None].float() / 255
         img = (img - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
         pred = literal_whole(Patches(11), img.double()).argmax(1)[0].numpy()
         expected += brute_counts(pred, np.asarray(Image.open(tmp_path / f"{i}_mask.png")), 11)
     alone = [evaluate([Patches(11)], validation_loader(source, World(), 0), m, 28, 11, World())[0] for m in ("original", "sliding_window")]
     assert np.abs(alone[0].numpy() - expected).sum() <= 4  # float32 against float64: a pixel with two equal classes may turn
     assert int(alone[0].sum()) == expected.sum()
-    for output in start(size, ["-m", "tests.util.test_evaluation", str(tmp_path)]):
-        assert json.loads(output.splitlines()[-1]) == [matrix.tolist() for matrix in alone]
+    done = command("-m", "tests.util.test_evaluation", tmp_path, processes=size, PYTHONPATH=str(ROOT))
+    lines = [line for line in done.stdout.splitlines() if line.startswith("[[[")]
+    assert len(lines) == size, done.stderr
+    assert all(json.loads(line) == [matrix.tolist() for matrix in alone] for line in lines)
 
 
 if __name__ == "__main__":
-    print(json.dumps(count_here(Path(sys.argv[1]))))
+    sys.stdout.write(json.dumps(count_here(Path(sys.argv[1]))) + "\n")  # one write: the processes share the terminal

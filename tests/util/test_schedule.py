@@ -98,5 +98,5 @@ def test_the_teacher_is_a_frozen_copy_in_eval_mode() -> None:
     assert not teacher.training
     assert not any(p.requires_grad for p in teacher.parameters())
     with torch.no_grad():
-        student[0].weight.zero_()
+        student.get_parameter("0.weight").zero_()
     assert torch.equal(teacher.state_dict()["0.weight"], before["0.weight"])

@@ -25,6 +25,9 @@ _EVALUATION = re.compile(rf"\*+ Evaluation[ \w]{{0,40}}\*+ >+ ([^:]{{1,200}}): {
 _CLASSIFY_EVALUATION = re.compile(rf"<=+ Evaluation =+> Epoch: (\d{{1,7}}), (Acc|EMA)@1 {_FIGURE}(?: [\w@]+ {_FIGURE})*")
 _LOADED = re.compile(r"\*+ Load from checkpoint at epoch (\d{1,7})(?!\d)")
 _PARAMS = re.compile(r"\w+ params: [\d.]+[KMGB]?")
+# ours beside the published shapes: precision, recall and F1 of change detection; the final test of best.pth
+_CHANGED_CLASS = re.compile(rf"Changed class: precision {_FIGURE}.*")
+_TEST = re.compile(rf"Test of best\.pth \(epoch \d{{1,7}}\) on .{{1,400}}, (?:student|EMA): \w[\w ]{{0,40}} {_FIGURE}.*")
 _CLASS = re.compile(r"Class \[.*\] IoU")
 _FIGURE_NAMES = {"MeanIoU": "miou", "Changed IoU": "changed_iou", "Unchanged IoU": "unchanged_iou", "Overall Accuracy": "accuracy"}
 
@@ -36,10 +39,11 @@ _HEADER_MORE = re.compile(r"""\s+['"\[({\d-]""")
 
 @dataclass
 class Line:
-    """What one line says. kind: header, more (header continued), epoch, iter, eval, loaded, info, blank, unread.
+    """What one line says. kind: header, more (header continued), epoch, iter, eval, loaded, test, info, blank, unread.
 
     number: the epoch (epoch, loaded, classification) or None; index: the iteration; header: its keys as text; figures: percentages;
-    rest: what stands behind the record without a line end, such as the message of a program that ended the run.
+    test: the line of the final test as it is; rest: what stands behind the record without a line end, such as the message of a
+    program that ended the run.
     """
 
     kind: str
@@ -49,6 +53,7 @@ class Line:
     is_nan: bool = False
     header: dict[str, str] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
+    test: str = ""
     rest: str = ""
 
 
@@ -103,7 +108,9 @@ def _read_message(message: str) -> Line:
         line = _evaluation(found[1], found[2], found[3])
     elif found := _LOADED.match(message):
         line = Line("loaded", number=int(found[1]))
-    elif found := _PARAMS.match(message):
+    elif found := _TEST.fullmatch(message):
+        line = Line("test", test=found[0])
+    elif found := _PARAMS.match(message) or _CHANGED_CLASS.fullmatch(message):
         line = Line("info")
     else:
         return Line("unread")

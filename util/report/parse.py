@@ -172,6 +172,8 @@ def _notes(sessions: list[Session], done: int, last: int | None) -> list[str]:
         notes.append(f"{count(last + 1 - done, 'epoch')} before epoch {last} without a figure in this log")
     if guessed := sum(session.guessed for session in sessions):
         notes.append(f"{count(guessed, 'epoch line')} lost: counted on from the one before")
+    if tests := sessions[-1].tests:
+        notes.append("the figure here is of the list that chose the epoch. " + "; ".join(tests))
     if not any(session.header for session in sessions):
         notes.append("no header: what the run is was taken from the file's name and folders")
     return notes

@@ -11,7 +11,7 @@ class Session:
     """What was read between two headers.
 
     epochs: {epoch: {figure: percentage}}, of the epochs that were evaluated; intervals: seconds per iteration between two lines;
-    guessed: how many epoch lines were lost and their epoch counted on from the one before (`_expected`).
+    guessed: how many epoch lines were lost and their epoch counted on from the one before (`_expected`); tests: lines of the final test.
     """
 
     header: dict[str, str] = field(default_factory=dict)
@@ -23,6 +23,7 @@ class Session:
     nan_iterations: int = 0
     intervals: list[float] = field(default_factory=list)
     guessed: int = 0
+    tests: list[str] = field(default_factory=list)
     _epoch: int | None = None
     _expected: int | None = None
     _previous: tuple[int, datetime] | None = None
@@ -49,6 +50,8 @@ class Session:
             self._begin_epoch(line.number or 0)
         elif line.kind == "iter":
             self._take_iteration(line)
+        elif line.kind == "test":
+            self.tests.append(line.test)
         elif line.kind == "eval":
             return self._take_figures(line)
         return line.kind != "unread"

@@ -260,3 +260,13 @@ def test_unread_samples_are_few_short_and_different(read: Read) -> None:
 def test_no_log(read: Read, content: bytes) -> None:
     with pytest.raises(UserError, match=r"train\.log: found .*expected a log"):
         read(content)
+
+
+def test_final_test_is_told_beside_the_figure_of_the_list_that_chose_the_epoch(read: Read) -> None:
+    log = LogWriter().header(dataset="levir", split="5%", epochs=1).change_epoch(0, "80.00", "98.00")
+    log.record("Changed class: precision 91.00, recall 89.00, F1 89.99, EMA: precision 92.00, recall 90.00, F1 90.99")
+    tests = [f"Test of best.pth (epoch 0) on splits/levir/test.txt, {name}: changed IoU 99.00, F1 99.50" for name in ("student", "EMA")]
+    run = read(log.record(tests[0]).record(tests[1]).text)
+    assert (run.best, run.unread_lines) == (80.0, 0)
+    assert run.notes == [f"the figure here is of the list that chose the epoch. {tests[0]}; {tests[1]}"]
+    assert read(log.record(tests[0][:-20]).text).unread_lines == 1, "a line that was cut is no figure"

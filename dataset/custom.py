@@ -1,0 +1,169 @@
+"""From a config to the facts about its data: a built-in DatasetSpec, or one that the config itself describes."""
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from dataset.spec import CHANGE, IGNORE, SPECS, DatasetSpec, bit_palette, get_spec
+from util.config import Config
+from util.error import UserError
+
+OWN_KEYS = ("classes", "palette", "label_map", "ignore_index", "task")  # config keys that describe a data set
+VALUES = 1 << 16  # mask files have up to 16 bits
+Color = tuple[int, int, int]
+
+
+def spec_of(cfg: Config) -> DatasetSpec:
+    """The DatasetSpec of a config. Raises UserError for a description that is incomplete or contradicts itself."""
+    given = [key for key in OWN_KEYS if getattr(cfg, key) is not None]
+    if cfg.dataset in SPECS and given:
+        raise UserError(
+            f"{given[0]}: found beside `dataset: {cfg.dataset}`, which is built in; remove it, or name your own data set otherwise"
+        )
+    if cfg.dataset in SPECS or not (cfg.classes or cfg.task == "change"):
+        if cfg.dataset not in SPECS and given:
+            raise UserError(f"classes: found none for the data set {cfg.dataset!r}, expected the names of its classes; add them")
+        spec = get_spec(cfg.dataset)
+    else:
+        spec = _own(cfg)
+    if cfg.nclass not in (None, spec.nclass):
+        raise UserError(f"nclass: found {cfg.nclass}, but {spec.name} has {spec.nclass} classes; correct or remove it")
+    inner = (cfg.criterion.get("kwargs") or {}).get("ignore_index", IGNORE)
+    if inner != IGNORE:
+        raise UserError(
+            f"criterion.kwargs.ignore_index: found {inner!r}, expected {IGNORE}, which masks hold once they are read; "
+            "the value in the mask files is the key ignore_index"
+        )
+    return spec if cfg.supervised_length is None else replace(spec, supervised_length=cfg.supervised_length)
+
+
+def _own(cfg: Config) -> DatasetSpec:
+    if not re.fullmatch(r"[^/\\\0\n]+", cfg.dataset) or cfg.dataset in (".", ".."):
+        raise UserError(f"dataset: found {cfg.dataset!r}, expected a name that a folder can have (its lists are in splits/<name>)")
+    change = cfg.task == "change"
+    classes = _names(cfg.classes, cfg.config) if cfg.classes else CHANGE["classes"]
+    if change and len(classes) != 2:
+        raise UserError(f"classes: found {len(classes)}, expected two for change detection (unchanged, changed), or none for these names")
+    facts: dict[str, Any] = dict(CHANGE) if change else {}
+    facts |= {"classes": classes, "ignore_index": IGNORE if cfg.ignore_index is None else cfg.ignore_index}
+    facts["palette"] = _palette(cfg.palette, len(classes)) if cfg.palette else facts.get("palette", bit_palette(len(classes)))
+    if cfg.label_map is not None:
+        facts["label_map"] = _label_map(cfg.label_map, classes)
+    spec = DatasetSpec(cfg.dataset, **facts)
+    _check_ignored(cfg.ignore_index, spec)
+    return spec
+
+
+def _names(classes: list | str, config: str) -> tuple[str, ...]:
+    """The names of a list or of a file, whose path counts from here or from the config's folder."""
+    if isinstance(classes, str):
+        names, where = _file_names(classes, config), classes
+    else:
+        names, where = classes, "classes"
+    for name in names:
+        if not isinstance(name, str) or not name.strip():
+            raise UserError(
+                f"{where}: found {name!r} ({type(name).__name__}), expected a name; YAML needs quotes around words like yes and no"
+            )
+    stripped = [" ".join(name.split()) for name in names]
+    twice = sorted({name for name in stripped if stripped.count(name) > 1})
+    if twice:
+        raise UserError(f"{where}: found {twice[0]!r} twice, expected different names; rename one")
+    if not 2 <= len(stripped) <= IGNORE:
+        raise UserError(f"{where}: found {len(stripped)} names, expected 2 to {IGNORE} (background counts as a class)")
+    return tuple(stripped)
+
+
+def _file_names(path: str, config: str) -> Sequence[str]:
+    places = [Path(path), Path(config).parent / path]
+    place = next((p for p in places if p.is_file()), None)
+    if place is None:
+        raise UserError(f"classes: no such file: {path}; give the names themselves, or a text file with one name on each line")
+    try:
+        lines = place.read_text(encoding="utf-8-sig").splitlines()
+    except (UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{place}: cannot be read ({error}); expected a UTF-8 text with one class name on each line") from error
+    return [line for line in lines if line.strip()]
+
+
+def _palette(colors: list, count: int) -> tuple[Color, ...]:
+    if len(colors) != count:
+        raise UserError(f"palette: found {len(colors)} colours, expected {count}, one for each class; add or remove some")
+    return tuple(_color(i, color) for i, color in enumerate(colors))
+
+
+def _color(i: int, color: Any) -> Color:
+    if isinstance(color, str) and re.fullmatch(r"#[0-9a-fA-F]{6}", color):
+        color = list(bytes.fromhex(color[1:]))
+    if not (isinstance(color, list) and len(color) == 3 and all(type(v) is int and 0 <= v <= 255 for v in color)):
+        raise UserError(f'palette: found {color!r} for class {i}, expected [R, G, B] with numbers from 0 to 255, or "#rrggbb" in quotes')
+    return color[0], color[1], color[2]
+
+
+def _label_map(pairs: dict, classes: tuple[str, ...]) -> dict[int, int]:
+    """{mask value: class id or IGNORE}. A key of `--set label_map.255=...` is text."""
+    out: dict[int, int] = {}
+    for key, label in pairs.items():
+        value = int(key) if isinstance(key, str) and key.isdecimal() else key
+        if type(value) is not int or not 0 <= value < VALUES:
+            raise UserError(f"label_map: found the mask value {key!r}, expected a number from 0 to {VALUES - 1}")
+        out[value] = _class_id(value, label, classes)
+    absent = [name for i, name in enumerate(classes) if i not in out.values()]
+    if absent:
+        raise UserError(f"label_map: found no mask value for the class {absent[0]!r}; add one, or remove the class")
+    return out
+
+
+def _class_id(value: int, label: Any, classes: tuple[str, ...]) -> int:
+    if label is None:
+        return IGNORE
+    if isinstance(label, str) and label in classes:
+        return classes.index(label)
+    if type(label) is int and 0 <= label < len(classes):
+        return label
+    expected = f"one of the classes ({', '.join(classes[:5])}{', ...' if len(classes) > 5 else ''}), its id, or null to ignore the value"
+    if isinstance(label, bool):
+        expected += "; YAML needs quotes around words like yes and no"
+    raise UserError(f"label_map: found {label!r} for the mask value {value}, expected {expected}")
+
+
+def _check_ignored(given: int | None, spec: DatasetSpec) -> None:
+    """A value that the config names as ignored must not be a class too. (255 is ignored unless a label_map uses it.)"""
+    if given is None:
+        return
+    if not 0 <= given < VALUES:
+        raise UserError(f"ignore_index: found {given}, expected a mask value from 0 to {VALUES - 1}; without one, leave the key out")
+    label = spec.label_map.get(given, IGNORE) if spec.label_map else given
+    if label < spec.nclass:
+        raise UserError(
+            f"ignore_index: found {given}, which stands for the class {spec.classes[label]!r}; use a value that no class has, "
+            "or say with label_map which values stand for which class"
+        )
+
+
+def unlabeled_places(cfg: Config) -> list[tuple[str, str]]:
+    """(list, data root) of each unlabelled list. Raises UserError where the numbers of lists and roots do not agree."""
+    lists = _strings("unlabeled_id_path", cfg.unlabeled_id_path or "")
+    roots = _strings("data_root_u", cfg.data_root if cfg.data_root_u is None else cfg.data_root_u)
+    if len(roots) == 1:
+        roots *= len(lists)
+    if len(roots) != len(lists):
+        raise UserError(f"data_root_u: found {len(roots)} folders for {len(lists)} unlabelled lists, expected one, or one for each list")
+    real = [os.path.realpath(path) for path in lists]
+    for path, place in zip(lists, real, strict=True):
+        if real.count(place) > 1:
+            raise UserError(f"unlabeled_id_path: found {path} twice, expected different lists; remove one")
+    return list(zip(lists, roots, strict=True))
+
+
+def _strings(key: str, value: str | list) -> list[str]:
+    values = [value] if isinstance(value, str) else value
+    for one in values:
+        if not isinstance(one, str):
+            raise UserError(f"{key}: found {one!r} ({type(one).__name__}), expected a path, or a list of paths")
+    if not values:
+        raise UserError(f"{key}: found an empty list, expected at least one path")
+    return values

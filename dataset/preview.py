@@ -1,0 +1,147 @@
+"""Shows what the network sees: labelled crops with their masks, and the weak, strong and CutMixed views of unlabelled ones.
+
+    python -m dataset.preview --config configs/camvid.yaml --split 1_8 --out exp/preview
+    python -m dataset.preview --config C --labeled-id-path L --unlabeled-id-path U [U ...] --out DIR --count 8 --set crop_size=280
+
+writes DIR/labeled.jpg and DIR/unlabeled.jpg from the first mini-batches of a training run with this config (its seed, its order, its
+crops), turned back from the tensors that the model gets. Stripes are ignored pixels: void and padding. Of change detection pairs,
+date A is above date B. Without unlabelled lists: the labelled picture of supervised training. Training writes the same pictures of its
+first step to TensorBoard.
+"""
+
+import argparse
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from dataset.batch import Batch, denormalize, make_batch
+from dataset.loader import open_data
+from dataset.semi import batches
+from dataset.spec import IGNORE, DatasetSpec
+from model.pseudo import cutmix
+from util import picture
+from util.cli import Parser
+from util.config import Config, load_config
+from util.dist import World
+from util.error import UserError, run
+
+SIDE = 320  # pixels of a panel: larger crops are shown smaller, far smaller ones larger
+BOX = (255, 40, 200)  # outline of a CutMix box
+VIEWS = ("strong view 1", "strong view 2", "CutMixed 1", "CutMixed 2")  # after the weak view, which has the file's name
+NAME = 36  # letters of a file name that fit above a panel
+
+
+def sheets(mini_batches: Sequence[Batch], spec: DatasetSpec, count: int | None = None) -> dict[str, Image.Image]:
+    """Pictures of the first `count` samples (None: all) of mini-batches: "labeled" and, semi-supervised, "unlabeled"."""
+    rows = [row for batch in mini_batches for row in _labeled_rows(batch, spec)][:count]
+    masks = torch.cat([batch.mask_x for batch in mini_batches])[:count].cpu().numpy().astype(np.uint8)
+    out = {"labeled": picture.stack([*rows, picture.legend(masks, spec, rows[0].width, shares=False)])}
+    rows = [row for batch in mini_batches if len(batch.img_u_w) for row in _unlabeled_rows(batch)][:count]
+    return out | {"unlabeled": picture.stack(rows)} if rows else out
+
+
+def _labeled_rows(batch: Batch, spec: DatasetSpec) -> Iterator[Image.Image]:
+    for img, mask, name in zip(batch.img_x, batch.mask_x, batch.name_x, strict=True):
+        dates, ids = _dates(img), mask.cpu().numpy().astype(np.uint8)
+        ignored = ids == IGNORE
+        over = [picture.tint(date, ids, spec, all_classes=spec.task != "change") for date in dates]
+        panels = [_panel(dates), _panel([picture.paint(ids, spec)] * len(dates), ignored), _panel(over, ignored)]
+        yield picture.row(panels, (name[-NAME:], "mask", "mask over image"))
+
+
+def _unlabeled_rows(batch: Batch) -> Iterator[Image.Image]:
+    """The views of each unlabelled image, those after CutMix with the boxes and the mixed ignore map."""
+    absent = torch.zeros_like(batch.ignore_u)
+    views = [(img, batch.ignore_u, absent) for img in (batch.img_u_w, batch.img_u_s1, batch.img_u_s2)]
+    for img, box in ((batch.img_u_s1, batch.box1), (batch.img_u_s2, batch.box2)):
+        mixed = cutmix(img, absent, absent, batch.ignore_u, box)
+        views.append((mixed.img, mixed.ignore, box))
+    for i, name in enumerate(batch.name_u):
+        panels = [_panel(_dates(img[i]), ignore[i].cpu().numpy() == 255, box[i]) for img, ignore, box in views]
+        yield picture.row(panels, (name[-NAME:], *VIEWS))
+
+
+def _dates(img: Tensor) -> list[Image.Image]:
+    """A normalised (C, S, S) tensor as its image, or as its two dates."""
+    return [Image.fromarray(date.permute(1, 2, 0).numpy()) for date in denormalize(img).cpu().split(3)]
+
+
+def _panel(dates: Sequence[Image.Image], ignored: np.ndarray | None = None, box: Tensor | None = None) -> Image.Image:
+    """The dates one above the other, striped where ignored, with the outline of a box (S, S), at the size of a panel."""
+    shown = []
+    for date in dates:
+        if ignored is not None:
+            date = Image.composite(picture.stripes(*date.size), date, Image.fromarray(ignored))
+        shown.append(_sized(date, box))
+    return picture.stack(shown)
+
+
+def _sized(date: Image.Image, box: Tensor | None) -> Image.Image:
+    size = date.width
+    scale = SIDE / size if size > SIDE else max(1, SIDE // size)
+    image = date.resize((int(size * scale),) * 2, Image.Resampling.BOX if scale < 1 else Image.Resampling.NEAREST)
+    if box is not None and box.any():
+        ys, xs = (torch.nonzero(box.any(dim)).flatten() for dim in (1, 0))
+        corners = [float(edge) * scale for edge in (xs[0], ys[0], xs[-1] + 1, ys[-1] + 1)]
+        ImageDraw.Draw(image).rectangle((corners[0], corners[1], corners[2] - 1, corners[3] - 1), outline=BOX, width=2)
+    return image
+
+
+def first_mini_batches(cfg: Config, count: int) -> tuple[list[Batch], DatasetSpec]:
+    """The mini-batches that hold the first `count` samples of a run."""
+    semi = cfg.unlabeled_id_path is not None
+    data = open_data(replace(cfg, num_workers=0), World(), semi, logging.getLogger(__name__))
+    data.sampler.set_epoch(0)
+    out: list[Batch] = []
+    for raw in batches(data.loader):
+        out.append(make_batch(raw, torch.device("cpu")))
+        if sum(len(batch.img_x) for batch in out) >= count:
+            break
+    return out, data.spec
+
+
+def _config(args: argparse.Namespace) -> Config:
+    """The config with its lists: named, of a split, or those in the config itself."""
+    unlabeled = args.unlabeled_id_path
+    cfg = load_config(args.config, args.set, labeled_id_path=args.labeled_id_path, unlabeled_id_path=unlabeled)
+    if args.split:
+        if args.labeled_id_path or unlabeled:
+            raise UserError("--split: found beside --labeled-id-path or --unlabeled-id-path, expected one way to name the lists")
+        folder = Path("splits") / cfg.dataset / args.split
+        cfg = replace(cfg, labeled_id_path=f"{folder}/labeled.txt", unlabeled_id_path=f"{folder}/unlabeled.txt")
+    if not cfg.labeled_id_path:
+        raise UserError("preview: found no lists, expected --split, or --labeled-id-path and --unlabeled-id-path")
+    return cfg
+
+
+def main(argv: list[str]) -> None:
+    """Writes the pictures. Raises UserError."""
+    parser = Parser(prog="dataset.preview", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True)
+    parser.add_argument("--split", help="use splits/<dataset>/SPLIT/labeled.txt and unlabeled.txt")
+    parser.add_argument("--labeled-id-path", metavar="LIST")
+    parser.add_argument("--unlabeled-id-path", nargs="+", metavar="LIST")
+    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
+    parser.add_argument("--count", type=int, default=6, help="samples of each kind (default: %(default)s)")
+    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="change a config key; may be repeated")
+    args = parser.parse_args(argv)
+    if args.count < 1:
+        raise UserError(f"--count: found {args.count}, expected 1 or more")
+    mini_batches, spec = first_mini_batches(_config(args), args.count)
+    for name, image in sheets(mini_batches, spec, args.count).items():
+        path = args.out / f"{name}.jpg"
+        try:
+            picture.save(image, path)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror}); give another --out") from error
+        print(f"{path}: {image.width} x {image.height}")
+
+
+if __name__ == "__main__":
+    run(main)

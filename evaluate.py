@@ -1,0 +1,234 @@
+"""Scores a checkpoint, ours or the authors', on a list of labelled images: the numbers of the training loop, and more of them.
+
+    python evaluate.py --config configs/camvid.yaml --checkpoint exp/camvid/unimatch_v2/best.pth
+    torchrun --nproc_per_node 4 evaluate.py --config configs/cityscapes.yaml --checkpoint best.pth --json scores.json --worst 20
+    python evaluate.py --config configs/levir.yaml --checkpoint best.pth --pair scenes/A scenes/B --label scenes/label --tile 252
+
+Figures are percentages over the whole list; ignored pixels never count, a class that is absent everywhere counts as 0 in a mean.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from dataset.batch import normalize
+from dataset.loader import loader_workers, validation_source
+from dataset.semi import Source
+from dataset.spec import DatasetSpec
+from util import metric, picture
+from util.config import Config, load_config
+from util.dist import World, processes
+from util.error import UserError, run
+from util.evaluation import on_device, predict, validation_loader
+from util.files import write_atomic
+from util.inputs import PairSource, find_pairs, image_tensor
+from util.trained import Bf16, Trained, load_trained
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How an image is predicted (see util.evaluation.predict), and the width of the band of the boundary IoU in pixels."""
+
+    mode: str
+    window: int
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    distance: int = 5
+
+    def predict(self, model: nn.Module, img: Tensor) -> Tensor:
+        """Class ids (B, H, W) of normalised images (B, C, H, W)."""
+        return predict(model, img, self.mode, self.window, self.scales, self.flip).argmax(dim=1)
+
+    def __str__(self) -> str:
+        text = f"sliding windows of {self.window} px" if self.mode == "sliding_window" else "whole images"
+        scales = " ".join(f"{scale:g}" for scale in self.scales)
+        return text + (f", scales {scales}" if self.scales != (1.0,) else "") + (", mirrored too" if self.flip else "")
+
+
+@dataclass
+class Scores:
+    """What a list adds up to. matrix: (K, K) confusion counts; bands: (3, K) boundary counts; images: (score, index, name) of each."""
+
+    matrix: Tensor
+    bands: Tensor
+    images: list[tuple[float, int, str]] = field(default_factory=list)
+
+
+@torch.no_grad()
+def score(model: nn.Module, source: Source, recipe: Recipe, workers: int, world: World) -> Scores:
+    """Scores over all processes, exact on any number of them; every image counts once."""
+    nclass = source.spec.nclass
+    loader = validation_loader(source, world, workers)
+    matrix, bands = (torch.zeros(n, nclass, dtype=torch.int64, device=world.device) for n in (nclass, 3))
+    scores = Scores(matrix, bands)
+    progress = tqdm(on_device(loader, world.device), total=len(loader), unit="image", disable=None if world.main else True)
+    for i, batch in enumerate(progress):
+        pred = recipe.predict(model, batch["img"])
+        own = metric.confusion(pred, batch["mask"], nclass)
+        scores.matrix += own
+        scores.bands += metric.boundary_counts(pred, batch["mask"], nclass, recipe.distance)
+        scores.images.append((metric.present_iou(own), world.rank + i * world.size, batch["name"][0]))
+    world.sum_(scores.matrix)
+    world.sum_(scores.bands)
+    if world.size > 1:
+        parts: list[Any] = [None] * world.size
+        dist.all_gather_object(parts, scores.images)
+        scores.images = [image for part in parts for image in part]
+    scores.images.sort()
+    return scores
+
+
+def figures(scores: Scores, spec: DatasetSpec) -> dict[str, Any]:
+    """All figures of a list in percent, under the keys of the JSON file."""
+    matrix = scores.matrix.cpu()
+    iou, recall, band = metric.iou(matrix), metric.recall(matrix), metric.boundary_iou(scores.bands.cpu())
+    accuracy = metric.pixel_accuracy(matrix)
+
+    def named(values: Tensor) -> dict[str, float]:
+        return dict(zip(spec.classes, values.tolist(), strict=True))
+
+    out: dict[str, Any] = {
+        "images": len(scores.images),
+        "miou": float(iou.mean()),
+        "pixel_accuracy": accuracy,
+        "mean_accuracy": float(recall.mean()),
+        "frequency_weighted_iou": metric.frequency_weighted_iou(matrix),
+        "boundary_miou": float(band.mean()),
+    }
+    if spec.task == "change":
+        out |= {"unchanged_iou": float(iou[0]), "changed_iou": float(iou[1]), "overall_accuracy": accuracy}
+        out |= {name.lower(): value for name, value in metric.changed_class(matrix).items()}
+    absent = [name for name, count in zip(spec.classes, matrix.sum(1).tolist(), strict=True) if count == 0]
+    out |= {"iou": named(iou), "accuracy": named(recall), "boundary_iou": named(band), "absent": absent, "confusion": matrix.tolist()}
+    return out
+
+
+def _table(result: dict[str, Any], spec: DatasetSpec, recipe: Recipe) -> str:
+    """The figures for a terminal."""
+    names = {"mIoU": "miou", "pixel accuracy": "pixel_accuracy", "mean accuracy": "mean_accuracy"}
+    names |= {"frequency-weighted IoU": "frequency_weighted_iou", f"boundary IoU ({recipe.distance} px)": "boundary_miou"}
+    if spec.task == "change":
+        names = {"changed IoU": "changed_iou", "unchanged IoU": "unchanged_iou", "overall accuracy": "overall_accuracy"}
+        names |= {name: key for name, key in (("precision", "precision"), ("recall", "recall"), ("F1 (changed)", "f1"))}
+        names |= {f"boundary IoU ({recipe.distance} px)": "boundary_miou"}
+    lines = [f"{name:<24} {result[key]:6.2f}" for name, key in names.items()]
+    width = max(len("class"), *(len(name) for name in spec.classes))
+    total = max(1, sum(map(sum, result["confusion"])))
+    lines += ["", f"{'class':<{width}}     IoU  boundary  accuracy  pixels %"]
+    for name, row in zip(spec.classes, result["confusion"], strict=True):
+        cells = (
+            f"{result['iou'][name]:8.2f}{result['boundary_iou'][name]:10.2f}{result['accuracy'][name]:10.2f}{100 * sum(row) / total:10.2f}"
+        )
+        lines.append(f"{name:<{width}}{cells}")
+    if result["absent"]:
+        lines.append(f"note: {len(result['absent'])} classes have no pixel in this list and count as 0: {', '.join(result['absent'])}")
+    return "\n".join(lines)
+
+
+@torch.no_grad()
+def draw_worst(model: nn.Module, source: Source, recipe: Recipe, worst: list[tuple[float, int, str]], folder: Path, world: World) -> None:
+    """Writes image, truth and prediction of each of the `worst` images below `folder`, numbered from the worst on."""
+    for rank, (value, index, name) in enumerate(worst, 1):
+        entry = source.ids[index]
+        images = source.images(entry)
+        truth = source.mask(entry, images[0].size)
+        pred = recipe.predict(model, normalize(image_tensor(images)[None].to(world.device)))[0].cpu().numpy().astype(np.uint8)
+        pred[truth == picture.IGNORE] = picture.IGNORE
+        titles = (["A", "B"] if len(images) > 1 else ["image"]) + ["truth", f"prediction, IoU {value:.1f}"]
+        panels = [*images, *(picture.tint(images[-1], ids, source.spec) for ids in (truth, pred))]
+        shown = picture.row([picture.enlarge(panel) for panel in panels], titles)
+        key = picture.legend(np.concatenate((truth, pred), 1), source.spec, shown.width, shares=False)
+        picture.save(picture.stack([shown, key]), folder / f"{rank:03d}_{Path(name).stem}.jpg")
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", required=True, help="the config of the run")
+    parser.add_argument("--checkpoint", required=True, help="best.pth, latest.pth, or one of the authors'")
+    parser.add_argument("--data-root", help="instead of the config's data_root")
+    parser.add_argument("--id-path", help="list of `image mask` lines, instead of the validation list")
+    parser.add_argument("--pair", nargs=2, metavar=("A", "B"), help="change detection: two images or folders instead of a list")
+    parser.add_argument("--label", help="the labels of --pair: an image or a folder")
+    parser.add_argument("--which", choices=("ema", "student"), help="default: the EMA where there is one; change detection: the student")
+    parser.add_argument("--mode", choices=("original", "sliding_window"), help="whole or in windows of crop_size (default: the data set's)")
+    parser.add_argument("--tile", type=int, metavar="N", help="sliding windows of N pixels, for scenes too large for one pass")
+    parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="test-time augmentation: scales of the image")
+    parser.add_argument("--flip", action="store_true", help="test-time augmentation: the mirror image too")
+    parser.add_argument("--boundary-distance", type=int, default=5, metavar="PX", help="width of the band of the boundary IoU (default: 5)")
+    parser.add_argument("--json", metavar="FILE", help="write all figures to FILE")
+    parser.add_argument("--confusion", metavar="FILE.png", help="draw the confusion matrix")
+    parser.add_argument("--worst", type=int, default=0, metavar="N", help="name the N images of lowest IoU and draw them")
+    parser.add_argument("--out", metavar="DIR", help="folder of the pictures of --worst (default: worst/ beside the checkpoint)")
+    parser.add_argument("--bf16", action="store_true", help="run the model in bfloat16: faster on a GPU, figures differ a little")
+    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="change a config key; may be repeated")
+    args = parser.parse_args(argv)
+    checks = {"--scales": min(args.scales), "--tile": args.tile or 1, "--boundary-distance": args.boundary_distance}
+    for name, value in checks.items():
+        if value <= 0:
+            raise UserError(f"{name}: found {value}, expected a number above 0")
+    if (args.pair is None) != (args.label is None):
+        raise UserError("--pair and --label: found one without the other; scores need two dates and their label")
+    return args
+
+
+def _source(args: argparse.Namespace, cfg: Config, spec: DatasetSpec) -> tuple[Source, str]:
+    """The labelled images to score, and what to call them."""
+    if not args.pair:
+        source = validation_source(cfg, spec)
+        return source, source.ids.path
+    if spec.task != "change":
+        raise UserError(f"--pair: {spec.name} has single images; give the config of a change detection run")
+    a, b = args.pair
+    return cast(Source, PairSource(spec, find_pairs(a, b, args.label))), f"{a} {b}"
+
+
+def _report(args: argparse.Namespace, trained: Trained, scores: Scores, recipe: Recipe, listed: str) -> None:
+    """Prints the figures and writes what was asked for."""
+    spec = trained.spec
+    result = figures(scores, spec)
+    print(f"{args.checkpoint}: {trained}, {result['images']} images of {listed}, {recipe}\n\n{_table(result, spec, recipe)}", flush=True)
+    for value, _, name in scores.images[: args.worst]:
+        print(f"worst: {value:6.2f}  {name}")
+    if args.json:
+        result |= {"checkpoint": args.checkpoint, "which": trained.which, "epoch": trained.epoch, "list": listed, "mode": recipe.mode}
+        result |= {"window": recipe.window if recipe.mode == "sliding_window" else None, "scales": list(recipe.scales), "flip": recipe.flip}
+        result |= {"boundary_distance": recipe.distance, "bf16": args.bf16}
+        result["worst"] = [{"image": name, "miou": value} for value, _, name in scores.images[: args.worst]]
+        write_atomic(Path(args.json), lambda file: file.write(json.dumps(result, indent=1).encode()))
+    if args.confusion:
+        image = picture.confusion_picture(np.array(result["confusion"]), spec.classes)
+        picture.save(image, Path(args.confusion))
+
+
+def main(argv: list[str]) -> None:
+    args = _arguments(argv)
+    cfg = load_config(args.config, args.set, data_root=args.data_root, val_id_path=args.id_path)
+    with processes(cfg.device) as world:
+        trained = load_trained(cfg, args.checkpoint, args.which, world.device)
+        spec = trained.spec
+        source, listed = _source(args, cfg, spec)
+        mode = "sliding_window" if args.tile else args.mode or cfg.eval_mode or spec.eval_mode
+        recipe = Recipe(mode, args.tile or cfg.crop_size, tuple(args.scales), args.flip, args.boundary_distance)
+        model: nn.Module = Bf16(trained.model) if args.bf16 else trained.model
+        scores = score(model, source, recipe, loader_workers(cfg, world), world)
+        if world.main:
+            _report(args, trained, scores, recipe, listed)
+            if args.worst:
+                folder = Path(args.out) if args.out else Path(args.checkpoint).parent / "worst"
+                draw_worst(model, source, recipe, scores.images[: args.worst], folder, world)
+                print(f"their pictures: {folder}")
+        world.wait()
+
+
+if __name__ == "__main__":
+    run(main)

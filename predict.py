@@ -1,0 +1,190 @@
+"""Predicts images with a trained model: palette masks of the original size, and overlays with a legend.
+
+    python predict.py --config configs/camvid.yaml --checkpoint exp/camvid/unimatch_v2/best.pth --out masks photos/ 'more/*.jpg'
+    python predict.py --config configs/levir.yaml --checkpoint best.pth --out changes --pair scenes/A scenes/B
+
+Inputs are images, folders, globs, or lists (.txt: the lines of a training list, relative to the data root). For each image <name>:
+<name>.png, with the values of the data set's own labels, and <name>_overlay.jpg; --confidence adds <name>_confidence.png (grey,
+255 is certain), --probabilities adds <name>.npz (probabilities (K, H, W) float16, classes).
+
+    from predict import load
+    predictor = load("configs/camvid.yaml", "best.pth")
+    mask, confidence = predictor.predict("photo.jpg")  # (H, W) uint8 class ids, (H, W) float32 in [0, 1]
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from dataset.batch import normalize
+from util import picture
+from util.config import load_config
+from util.dist import cpu_count, processes
+from util.error import UserError, run
+from util.evaluation import predict, probabilities
+from util.files import write_atomic
+from util.inputs import Scene, batches_by_size, find_scenes, image_tensor, output_names, read_image, read_scene
+from util.trained import Bf16, Trained, load_trained
+
+Picture = str | Path | Image.Image | np.ndarray
+LARGE = 2  # a scene of change detection with a side of more than this many training crops is predicted in windows
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A trained model that predicts images of any size. tile: side of sliding windows in pixels, 0 for whole images, None: as fits."""
+
+    trained: Trained
+    model: torch.nn.Module
+    device: torch.device
+    mode: str
+    crop: int
+    tile: int | None = None
+
+    def _windows(self, height: int, width: int) -> tuple[str, int]:
+        """Mode and window for an image of this size."""
+        if self.tile is not None:
+            return ("sliding_window", self.tile) if self.tile else ("original", self.crop)
+        large = self.trained.spec.task == "change" and max(height, width) > LARGE * self.crop
+        return "sliding_window" if large else self.mode, self.crop
+
+    @torch.inference_mode()
+    def scores(self, img: Tensor) -> tuple[Tensor, Tensor]:
+        """uint8 (B, C, H, W) -> class ids (B, H, W) and probabilities (B, K, H, W) float32, on the device."""
+        mode, window = self._windows(*img.shape[-2:])
+        scores = predict(self.model, normalize(img.to(self.device)), mode, window)
+        return scores.argmax(dim=1), probabilities(scores, mode)
+
+    def predict(self, image: Picture | tuple[Picture, Picture]) -> tuple[np.ndarray, np.ndarray]:
+        """Class ids (H, W) uint8 and their confidence (H, W) float32 of an image; change detection takes both dates as a tuple.
+
+        An image is a path, a PIL image, or RGB values (H, W, 3) uint8. Raises UserError for anything else.
+        """
+        dates = image if isinstance(image, tuple) else (image,)
+        expected = 2 if self.trained.spec.task == "change" else 1
+        if len(dates) != expected:
+            raise UserError(f"predict: found {len(dates)} image(s), expected {expected} for {self.trained.spec.name}")
+        images = [_as_image(date) for date in dates]
+        if len({each.size for each in images}) > 1:
+            raise UserError(f"predict: found dates of {images[0].size} and {images[1].size} (width, height), expected equal sizes")
+        ids, probs = self.scores(image_tensor(images)[None])
+        return ids[0].byte().cpu().numpy(), probs[0].amax(dim=0).cpu().numpy()
+
+
+def _as_image(image: Picture) -> Image.Image:
+    if isinstance(image, str | Path):
+        return read_image(Path(image))
+    if isinstance(image, np.ndarray):
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise UserError(f"predict: found an array {image.shape} of {image.dtype}, expected RGB (H, W, 3) of uint8")
+        return Image.fromarray(image)
+    return image.convert("RGB")
+
+
+def load(
+    config: str,
+    checkpoint: str,
+    which: str | None = None,
+    device: str = "auto",
+    tile: int | None = None,
+    bf16: bool = False,
+    settings: Sequence[str] = (),
+) -> Predictor:
+    """A Predictor from the config of a run and its checkpoint, ours or the authors'.
+
+    which: "ema" or "student", None: the EMA where there is one, in change detection the student. settings: "key=value" over the
+    config. Raises UserError.
+    """
+    cfg = load_config(config, list(settings))
+    with processes(device if device != "auto" else cfg.device) as world:
+        trained = load_trained(cfg, checkpoint, which, world.device)
+    model = Bf16(trained.model) if bf16 else trained.model
+    return Predictor(trained, model, world.device, cfg.eval_mode or trained.spec.eval_mode, cfg.crop_size, tile)
+
+
+class Scenes(Dataset):
+    """The images or pairs to predict, decoded in workers. A user's mistake comes back as the UserError itself."""
+
+    def __init__(self, scenes: Sequence[Scene]) -> None:
+        self.scenes = scenes
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor | UserError]:
+        try:
+            return index, image_tensor(read_scene(self.scenes[index]))
+        except UserError as error:
+            return index, error
+
+
+def write(out: Path, name: str, img: Tensor, ids: np.ndarray, probs: Tensor, predictor: Predictor, args: argparse.Namespace) -> None:
+    """Writes the files of one scene. img: uint8 (3 * dates, H, W); ids: (H, W) uint8; probs: (K, H, W)."""
+    spec = predictor.trained.spec
+    picture.save(picture.palette_mask(ids, spec), out / f"{name}.png")
+    images = [Image.fromarray(date.permute(1, 2, 0).numpy()) for date in img.split(3)]
+    picture.save(picture.overlay(images, ids, spec), out / f"{name}_overlay.jpg")
+    if args.confidence:
+        grey = (probs.amax(dim=0) * 255 + 0.5).byte().cpu().numpy()
+        picture.save(Image.fromarray(grey), out / f"{name}_confidence.png")
+    if args.probabilities:
+        values, classes = probs.half().cpu().numpy(), np.array(spec.classes)
+        write_atomic(out / f"{name}.npz", lambda file: np.savez_compressed(file, probabilities=values, classes=classes), sync=False)
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("inputs", nargs="*", metavar="IMAGE_OR_FOLDER", help="images, folders, globs, lists (.txt)")
+    parser.add_argument("--config", required=True, help="the config of the run")
+    parser.add_argument("--checkpoint", required=True, help="best.pth, latest.pth, or one of the authors'")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the results")
+    parser.add_argument("--pair", nargs=2, metavar=("A", "B"), help="change detection: two images, or two folders of equal names")
+    parser.add_argument("--data-root", help="folder that a list's paths are relative to, instead of the config's data_root")
+    parser.add_argument("--which", choices=("ema", "student"), help="default: the EMA where there is one; change detection: the student")
+    parser.add_argument("--tile", type=int, metavar="N", help="sliding windows of N pixels; 0: never (default: the data set's way)")
+    parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="images of one size predicted together (default: 4)")
+    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    parser.add_argument("--bf16", action="store_true", help="run the model in bfloat16: faster on a GPU")
+    parser.add_argument("--confidence", action="store_true", help="write a map of the confidence too")
+    parser.add_argument("--probabilities", action="store_true", help="write the probabilities of all classes too (large files)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a config key; may be repeated")
+    args = parser.parse_args(argv)
+    if args.batch_size < 1 or (args.tile or 0) < 0:
+        raise UserError(f"--batch-size {args.batch_size}, --tile {args.tile}: expected a number above 0")
+    if bool(args.inputs) == bool(args.pair):
+        raise UserError("inputs: expected images, folders, globs or lists, or else --pair A B; give one of the two")
+    return args
+
+
+def main(argv: list[str]) -> None:
+    args = _arguments(argv)
+    cfg = load_config(args.config, args.set, data_root=args.data_root)
+    predictor = load(args.config, args.checkpoint, args.which, args.device, args.tile, args.bf16, args.set)
+    out = Path(args.out)
+    scenes = find_scenes(args.inputs, args.pair, predictor.trained.spec.task, cfg.data_root, out)
+    names = output_names(scenes, out)
+    groups = batches_by_size(scenes, args.batch_size)
+    loader: DataLoader[Any] = DataLoader(Scenes(scenes), batch_sampler=groups, num_workers=min(4, cpu_count() - 1), collate_fn=list)
+    print(f"{args.checkpoint}: {predictor.trained}, {len(scenes)} scenes", flush=True)
+    with tqdm(total=len(scenes), unit="image", disable=None) as progress:
+        for batch in loader:
+            for _, img in batch:
+                if isinstance(img, UserError):
+                    raise img
+            ids, probs = predictor.scores(torch.stack([img for _, img in batch]))
+            for (index, img), own, prob in zip(batch, ids.byte().cpu().numpy(), probs, strict=True):
+                write(out, names[index], img, own, prob, predictor, args)
+            progress.update(len(batch))
+    print(f"results: {out}")
+
+
+if __name__ == "__main__":
+    run(main)

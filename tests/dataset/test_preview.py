@@ -1,0 +1,142 @@
+"""Pictures of what the network sees."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+
+import supervised
+import unimatch_v2
+from dataset.batch import Batch, denormalize, normalize
+from dataset.preview import BOX, first_mini_batches, main, sheets
+from dataset.spec import SPECS
+from tests.conftest import Tiny
+from util.config import parse_command
+from util.error import run
+
+S = 40  # crop; a panel is 8 times as large: 320
+SCALE, GAP, HEAD = 8, 6, 20
+
+
+def test_denormalize_is_exact() -> None:
+    values = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
+    for dates in (1, 2):
+        img = values.repeat(3 * dates, 1, 1)
+        assert torch.equal(denormalize(normalize(img)), img)
+
+
+def batch(dates: int) -> Batch:
+    """Two samples of flat views 0.., one grey value for each view and sample (and 5 more for the second date); a box and some padding."""
+
+    def view(first: int) -> torch.Tensor:
+        values = torch.tensor([first, first + 10])[:, None, None, None] + 5 * torch.arange(dates).repeat_interleave(3)[:, None, None]
+        return normalize(values.expand(2, 3 * dates, S, S).to(torch.uint8))
+
+    ignore, mask, box = (
+        torch.zeros(2, S, S, dtype=torch.uint8),
+        torch.zeros(2, S, S, dtype=torch.long),
+        torch.zeros(2, S, S, dtype=torch.bool),
+    )
+    ignore[1, :, 30:] = 255  # of the second sample
+    mask[0, :, :20], mask[0, 20:, 20:] = 1, 255
+    box[0, 4:20, 24:36] = True  # of the first sample: shows the second one, its padding too
+    names = ["a.png", "b.png"]
+    return Batch(
+        view(50), mask, view(80), view(110), view(140), ignore, box, torch.zeros_like(box), name_x=names, name_u=names,
+    )  # fmt: skip
+
+
+def pixel(image: Image.Image, sample: int, panel: int, row: int, column: int, dates: int, date: int = 0) -> int:
+    """The middle of a crop's pixel on a sheet; grey."""
+    y = sample * (HEAD + dates * S * SCALE) + HEAD + (date * S + row) * SCALE + SCALE // 2
+    x = panel * (S * SCALE + GAP) + column * SCALE + SCALE // 2
+    values = np.asarray(image)[y, x]
+    assert np.ptp(values) == 0, values
+    return int(values[0])
+
+
+@pytest.mark.parametrize("dates", [1, 2])
+def test_views_are_the_batch_itself(dates: int) -> None:
+    image = sheets([batch(dates)], SPECS["levir" if dates == 2 else "camvid"])["unlabeled"]
+    assert image.size == (5 * S * SCALE + 4 * GAP, 2 * (HEAD + dates * S * SCALE))
+    for date in range(dates):
+        for panel, value in enumerate((80, 110, 140, 110, 140)):
+            assert pixel(image, 0, panel, 30, 10, dates, date) == value + 5 * date
+            assert pixel(image, 1, panel, 30, 10, dates, date) == value + 10 + 5 * date
+            assert pixel(image, 1, panel, 30, 35, dates, date) in (205, 250)  # padding is striped
+        assert pixel(image, 0, 3, 12, 27, dates, date) == 120 + 5 * date  # inside the box: the partner
+        assert pixel(image, 0, 3, 12, 33, dates, date) in (205, 250)  # and the partner's padding
+        assert pixel(image, 0, 4, 12, 27, dates, date) == 140 + 5 * date  # the other view has no box
+        y, x = HEAD + (date * S + 4) * SCALE, 3 * (S * SCALE + GAP) + 24 * SCALE
+        assert tuple(np.asarray(image)[y, x]) == BOX
+
+
+def test_masks_have_their_colours_and_void_is_striped() -> None:
+    spec = SPECS["camvid"]
+    image = np.asarray(sheets([batch(1)], spec)["labeled"])
+    middle = HEAD + 10 * SCALE
+    second, third = S * SCALE + GAP, 2 * (S * SCALE + GAP)
+    assert tuple(image[middle, 80]) == (50, 50, 50)
+    assert tuple(image[middle, second + 80]) == spec.palette[1]
+    assert tuple(image[middle, second + 30 * SCALE]) == spec.palette[0]
+    assert set(image[HEAD + 30 * SCALE, second + 30 * SCALE]) <= {205, 250}
+    assert np.allclose(image[middle, third + 80], 0.45 * 50 + 0.55 * np.array(spec.palette[1]), atol=1)
+
+
+def test_the_command_shows_the_first_samples_of_a_run(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lists = ["--labeled-id-path", f"{tiny.root}/labeled.txt", "--unlabeled-id-path", f"{tiny.root}/unlabeled.txt"]
+    main(["--config", str(tiny.config), *lists, "--out", str(tmp_path / "deep/out"), "--count", "3", "--set", "crop_size=42"])
+    sizes = {path.name: Image.open(path).size for path in (tmp_path / "deep/out").iterdir()}
+    assert sizes["unlabeled.jpg"] == (5 * 294 + 4 * GAP, 3 * (294 + HEAD))
+    assert set(sizes) == {"labeled.jpg", "unlabeled.jpg"}
+    assert "unlabeled.jpg: 1494 x 942" in capsys.readouterr().out
+    main(["--config", str(tiny.config), *lists[:2], "--out", str(tmp_path / "supervised")])
+    assert [path.name for path in (tmp_path / "supervised").iterdir()] == ["labeled.jpg"]
+
+
+def pictures(folder: Path) -> dict[str, np.ndarray]:
+    """The images of TensorBoard files, by their tags; raises for a tag that comes twice."""
+    found: dict[str, np.ndarray] = {}
+    for path in folder.glob("events.out.tfevents.*"):
+        for event in EventFileLoader(str(path)).Load():
+            for value in event.summary.value:
+                if value.tag.startswith("data/"):
+                    assert value.tag not in found
+                    found[value.tag] = np.asarray(Image.open(io.BytesIO(value.tensor.string_val[2])))
+    return found
+
+
+def test_a_run_shows_its_first_step_once(tiny: Tiny, tmp_path: Path) -> None:
+    args = tiny.args(tmp_path / "semi", "epochs=2")
+    unimatch_v2.main(args)
+    shown = pictures(tmp_path / "semi")
+    mini_batches, spec = first_mini_batches(parse_command(args, None, True), 2)
+    for name, image in sheets(mini_batches, spec).items():
+        assert np.array_equal(shown[f"data/{name}"], np.asarray(image))
+    supervised.main(tiny.args(tmp_path / "sup", "epochs=1", "batch_size=1", unlabeled=False))
+    assert set(pictures(tmp_path / "sup")) == {"data/labeled"}
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--split", "1_8", "--labeled-id-path", "l.txt"], ("--split", "one way")),
+        ([], ("preview: found no lists", "--split")),
+        (["--split", "1_9"], ("splits/demo/1_9/labeled.txt", "no such list")),
+        (["--split", "1_10", "--count", "0"], ("--count", "found 0")),
+        (["--labeled-id-path", "{root}/labeled.txt", "--out", "{root}/tiny.yaml/x"], ("tiny.yaml/x", "cannot be written", "--out")),
+        (["--labeled-id-path", "{root}/labeled.txt", "--set", "crop_size=27"], ("crop_size", "27")),
+    ],
+)
+def test_mistakes(words: list[str], expected: tuple[str, ...], tiny: Tiny, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as end:
+        run(main, ["--config", str(tiny.config), "--out", str(tmp_path), *(word.format(root=tiny.root) for word in words)])
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert error.count("\n") == 1
+    for word in expected:
+        assert word in error

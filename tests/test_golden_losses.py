@@ -1,0 +1,56 @@
+"""A short run of each method keeps the numbers in golden_losses.json, on one process and on two.
+
+Renew them after a change that is meant to move them: `python -m tests.test_golden_losses`, and say why in the commit.
+
+float32 sums depend on CPU and threads: losses of the first steps agree to 1e-5, AdamW then lets them drift apart slowly. TOLERANCE is
+ten times the drift seen, and a hundredth of what any change of the method makes.
+"""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.conftest import ROOT, Tiny, command, make_tiny
+
+FILE = Path(__file__).with_name("golden_losses.json")
+TOLERANCE = {"train/loss_all": 2e-3, "train/loss_x": 2e-3, "train/loss_s": 1e-2, "train/grad_norm": 2e-2}  # relative
+PIXELS = 5e-3  # absolute, of the mask ratio: a share of pixels that may cross the threshold
+SETTINGS = ("shards=2", "conf_thresh=0.21", "eval_every=2", "epochs=2")
+METHODS = {"unimatch_v2": (), "fixmatch": (), "supervised": ("batch_size=20", "epochs=1")}
+
+
+def run(tiny: Tiny, method: str, processes: int, save: Path) -> dict[str, list[float]]:
+    """Scalars of each step, under their TensorBoard names."""
+    args = tiny.args(save, *SETTINGS, *METHODS[method], unlabeled=method != "supervised")
+    done = command(f"{method}.py", *args, processes=processes if processes > 1 else 0)
+    assert done.returncode == 0, done.stderr
+    board = EventAccumulator(str(save)).Reload()
+    names = [tag for tag in board.Tags()["scalars"] if tag in TOLERANCE or tag == "train/mask_ratio"]
+    return {name: [round(event.value, 7) for event in board.Scalars(name)] for name in sorted(names)}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("method", METHODS)
+def test_losses_are_kept(tiny: Tiny, tmp_path: Path, method: str, processes: int) -> None:
+    found, expected = run(tiny, method, processes, tmp_path), json.loads(FILE.read_text())[method]
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        ratio = name.endswith("mask_ratio")
+        assert found[name] == pytest.approx(values, rel=None if ratio else TOLERANCE[name], abs=PIXELS if ratio else None), name
+
+
+def renew() -> None:
+    """Writes the numbers of one process."""
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = make_tiny(Path(folder) / "tiny")
+        numbers = {method: run(tiny, method, 1, Path(folder) / method) for method in METHODS}
+    FILE.write_text(json.dumps(numbers, indent=1) + "\n")
+    sys.stdout.write(f"{FILE.relative_to(ROOT)} renewed\n")
+
+
+if __name__ == "__main__":
+    renew()

@@ -1,0 +1,148 @@
+"""predict.py: what it writes for images, folders, globs, lists and pairs; the Python API; names that would clash."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import predict
+from dataset.spec import get_spec
+from model import build_model
+from tests.conftest import Tiny
+from util.error import UserError
+from util.inputs import output_names
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Random weights for six classes: any prediction will do."""
+    path = tmp_path_factory.mktemp("weights") / "best.pth"
+    torch.manual_seed(0)
+    models = [build_model("dinov2_tiny", 6) for _ in range(2)]
+    torch.save({"model": models[0].state_dict(), "model_ema": models[1].state_dict(), "epoch": 4}, path)
+    return str(path)
+
+
+def run(tiny: Tiny, checkpoint: str, out: Path, *extra: str) -> None:
+    predict.main(["--config", str(tiny.config), "--checkpoint", checkpoint, "--out", str(out), "--device", "cpu", *extra])
+
+
+def test_folder_gives_masks_overlays_confidence_and_probabilities(tiny: Tiny, checkpoint: str, tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    sizes = {"a.jpg": (57, 43), "b.png": (57, 43), "c.png": (43, 61)}
+    for i, (name, size) in enumerate(sizes.items()):
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, (*size[::-1], 3), dtype=np.uint8)).save(source / name)
+    (source / "notes.md").write_text("no image")
+    out = tmp_path / "out"
+    run(tiny, checkpoint, out, str(source), "--confidence", "--probabilities")
+    kinds = (".png", "_overlay.jpg", "_confidence.png", ".npz")
+    assert sorted(p.name for p in out.iterdir()) == sorted(stem + kind for stem in "abc" for kind in kinds)
+    predictor = predict.load(str(tiny.config), checkpoint, device="cpu")
+    for name, size in sizes.items():
+        stem = name[0]
+        mask = Image.open(out / f"{stem}.png")
+        assert (mask.mode, mask.size) == ("P", size)
+        assert np.array_equal(np.array(mask.getpalette()).reshape(-1, 3)[:6], get_spec("demo").palette)
+        probs = np.load(out / f"{stem}.npz")["probabilities"]
+        assert probs.shape == (6, size[1], size[0])
+        assert np.abs(probs.astype(np.float32).sum(0) - 1).max() < 0.01
+        ids, confidence = predictor.predict(source / name)
+        assert (ids == np.array(mask)).mean() > 0.999  # one image alone or two together: rounding may move single pixels
+        assert np.abs(np.array(Image.open(out / f"{stem}_confidence.png")) - 255 * confidence).max() < 1
+        assert np.abs(probs.max(0) - confidence).max() < 0.01
+        overlay = Image.open(out / f"{stem}_overlay.jpg")
+        assert overlay.width >= size[0]
+        assert overlay.height > size[1]  # the legend below
+
+
+def test_overlay_shows_each_class_in_its_colour(tiny: Tiny, checkpoint: str, tmp_path: Path) -> None:
+    Image.new("RGB", (70, 56), (100, 100, 100)).save(tmp_path / "grey.png")
+    run(tiny, checkpoint, tmp_path / "out", str(tmp_path / "grey.png"))
+    ids = np.array(Image.open(tmp_path / "out/grey.png"))
+    overlay = np.array(Image.open(tmp_path / "out/grey_overlay.jpg"))[:56, :70].astype(int)
+    palette = np.array(get_spec("demo").palette)
+    for k in np.unique(ids):
+        expected = [100] * 3 if k == 0 else 0.45 * 100 + 0.55 * palette[k]
+        assert np.abs(np.median(overlay[ids == k], axis=0) - expected).max() < 12
+
+
+def test_python_api_takes_paths_arrays_and_images(tiny: Tiny, checkpoint: str) -> None:
+    predictor = predict.load(str(tiny.config), checkpoint, device="cpu")
+    path = tiny.root / "images/0.jpg"
+    mask, confidence = predictor.predict(path)
+    assert (mask.shape, mask.dtype, confidence.dtype) == ((43, 57), np.uint8, np.float32)
+    assert 1 / 6 < confidence.min() <= confidence.max() <= 1
+    for same in (str(path), Image.open(path), np.array(Image.open(path))):
+        assert np.array_equal(predictor.predict(same)[0], mask)
+    student = predict.load(str(tiny.config), checkpoint, which="student", device="cpu")
+    assert (student.trained.which, predictor.trained.which) == ("student", "ema")
+    assert not np.array_equal(student.predict(path)[1], confidence)
+    with pytest.raises(UserError, match="found 2 image"):
+        predictor.predict((path, path))
+    with pytest.raises(UserError, match="expected RGB"):
+        predictor.predict(np.zeros((4, 4)))
+
+
+def test_lists_globs_and_results_that_must_not_replace_each_other(tiny: Tiny, checkpoint: str, tmp_path: Path) -> None:
+    run(tiny, checkpoint, tmp_path / "list", str(tiny.root / "val.txt"))
+    run(tiny, checkpoint, tmp_path / "glob", str(tiny.root / "images/1[89].jpg"), str(tiny.root / "images/2*.jpg"))
+    listed = {p.name for p in (tmp_path / "list").iterdir()}
+    assert listed == {f"{i}{kind}" for i in range(18, 22) for kind in (".png", "_overlay.jpg")}
+    assert {"2.png", "20.png"} <= {p.name for p in (tmp_path / "glob").iterdir()}
+    for folder in ("x/cam", "y/cam"):
+        (tmp_path / folder).mkdir(parents=True)
+        Image.new("RGB", (30, 30)).save(tmp_path / folder / "0.png")
+    Image.new("RGB", (30, 30)).save(tmp_path / "x/1.png")
+    run(tiny, checkpoint, tmp_path / "same", str(tmp_path / "x"), str(tmp_path / "y"))
+    assert {p.name for p in (tmp_path / "same").glob("*.png")} == {"x_cam_0.png", "y_cam_0.png", "1.png"}
+    with pytest.raises(UserError, match="a result would replace it"):
+        run(tiny, checkpoint, tmp_path / "x", str(tmp_path / "x/1.png"))
+    with pytest.raises(UserError, match="would have the same name"):
+        output_names([Path("/a/0.png"), Path("/a/0.jpg")], tmp_path)
+
+
+def test_mistakes_end_in_one_line(tiny: Tiny, checkpoint: str, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "bad.jpg").write_bytes(b"no picture")
+    rows = {
+        str(tmp_path / "empty"): "found no image in this folder",
+        str(tmp_path / "lost.jpg"): "no such image or folder",
+        str(tmp_path / "bad.jpg"): "cannot be read as an image",
+    }
+    for text, words in rows.items():
+        with pytest.raises(UserError, match=words):
+            run(tiny, checkpoint, tmp_path / "out", text)
+    with pytest.raises(UserError, match="the config is for single images"):
+        run(tiny, checkpoint, tmp_path / "out", "--pair", "a", "b")
+    with pytest.raises(UserError, match="give one of the two"):
+        run(tiny, checkpoint, tmp_path / "out")
+
+
+def test_large_scenes_of_two_dates_go_tile_by_tile(tmp_path: Path) -> None:
+    model = build_model("dinov2_tiny", 2, "change")
+    torch.save({"model": model.state_dict()}, tmp_path / "k.pth")
+    (tmp_path / "c.yaml").write_text(
+        "{dataset: levir, data_root: '.', backbone: dinov2_tiny, pretrained: null, crop_size: 28, batch_size: 2, epochs: 1, lr: 1e-4}"
+    )
+    rng = np.random.default_rng(0)
+    for folder in ("A", "B"):
+        (tmp_path / folder).mkdir()
+        for name, size in (("tile", 28), ("scene", 100)):
+            Image.fromarray(rng.integers(0, 255, (size, size, 3), dtype=np.uint8)).save(tmp_path / folder / f"{name}.png")
+    base = ["--config", str(tmp_path / "c.yaml"), "--checkpoint", str(tmp_path / "k.pth"), "--device", "cpu"]
+    predict.main([*base, "--out", str(tmp_path / "out"), "--pair", str(tmp_path / "A"), str(tmp_path / "B"), "--probabilities"])
+    mask = Image.open(tmp_path / "out/scene.png")
+    assert mask.size == (100, 100)
+    assert set(np.unique(np.array(mask))) <= {0, 255}  # as the data set's labels
+    tiled = predict.load(str(tmp_path / "c.yaml"), str(tmp_path / "k.pth"), device="cpu", tile=28)
+    whole = predict.load(str(tmp_path / "c.yaml"), str(tmp_path / "k.pth"), device="cpu", tile=0)
+    pairs = {name: (tmp_path / f"A/{name}.png", tmp_path / f"B/{name}.png") for name in ("tile", "scene")}
+    assert np.array_equal(tiled.predict(pairs["scene"])[0], np.array(mask) // 255)  # a side above twice the crop: tiles by default
+    for got, direct in zip(tiled.predict(pairs["tile"]), whole.predict(pairs["tile"]), strict=True):
+        assert np.allclose(got, direct, atol=1e-6)  # one tile alone
+    assert not np.allclose(tiled.predict(pairs["scene"])[1], whole.predict(pairs["scene"])[1])
+    with pytest.raises(UserError, match="found 1 image"):
+        tiled.predict(pairs["tile"][0])

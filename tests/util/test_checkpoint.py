@@ -1,0 +1,202 @@
+"""Checkpoints as the authors' programs write them: read safely, resumed, fine-tuned from; and clear words for those that do not fit."""
+
+import copy
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import unimatch_v2
+from model import build_model
+from model.semseg.dpt import DPT
+from tests.conftest import Tiny
+from util import checkpoint
+from util.config import Config
+from util.error import UserError
+from util.trainer import Trainer
+
+
+def authors_optimizer(model: DPT) -> torch.optim.AdamW:
+    """Two groups, every parameter in its place: encoder, then all names without `backbone`; with moments of one step."""
+    groups = [
+        {"params": list(model.backbone.parameters()), "lr": 5e-6},
+        {"params": [p for name, p in model.named_parameters() if "backbone" not in name], "lr": 2e-4},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=5e-6, betas=(0.9, 0.999), weight_decay=0.01)
+    g = torch.Generator().manual_seed(1)
+    for p in model.parameters():
+        p.grad = torch.randn(p.shape, generator=g) if p.requires_grad else None
+    optimizer.step()
+    return optimizer
+
+
+def authors_state(model: DPT, semi: bool = True) -> dict[str, Any]:
+    """latest.pth after epoch 0 of a run under DDP; best values are numpy scalars."""
+    model = copy.deepcopy(model)  # their optimiser makes a step
+    wrapped = {f"module.{name}": value.clone() for name, value in model.state_dict().items()}
+    state: dict[str, Any] = {"model": wrapped, "optimizer": authors_optimizer(model).state_dict(), "epoch": 0}
+    state["previous_best"] = np.float64(12.5)
+    if semi:
+        state |= {"model_ema": {name: value * 0.5 for name, value in wrapped.items()}, "previous_best_ema": np.float64(11.25)}
+        state |= {"best_epoch": 0, "best_epoch_ema": np.int64(0)}
+    return state
+
+
+def older_numpy(path: Path) -> Path:
+    """The same file as numpy 1 would have written it: its scalars' rebuilding function had another name."""
+    out = path.with_name("numpy1.pth")
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(out, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name).replace(b"numpy._core.multiarray", b"numpy.core.multiarray"))
+    return out
+
+
+@pytest.fixture(scope="module")
+def model() -> DPT:
+    torch.manual_seed(5)
+    return build_model("dinov2_tiny", 6)
+
+
+@pytest.fixture
+def authors(model: DPT, tmp_path: Path) -> Path:
+    path = tmp_path / "authors.pth"
+    torch.save(authors_state(model), path)
+    assert b"numpy._core.multiarray" in zipfile.ZipFile(path).read("authors/data.pkl")
+    return path
+
+
+def test_numpy_scalars_of_either_numpy_are_read_safely(authors: Path) -> None:
+    for path in (authors, older_numpy(authors)):
+        with pytest.raises(pickle.UnpicklingError):
+            torch.load(path, weights_only=True)  # what stops the reference on a new PyTorch
+        state = checkpoint.load(path)
+        assert (state["previous_best"], state["previous_best_ema"], state["best_epoch_ema"]) == (12.5, 11.25, 0)
+
+
+@pytest.mark.parametrize("scalar", [np.float64(1.5), np.float32(1.5), np.int64(3), np.int32(3), np.bool_(True)])
+def test_every_kind_of_scalar(tmp_path: Path, scalar: np.generic) -> None:
+    torch.save({"previous_best": scalar}, tmp_path / "a.pth")
+    assert checkpoint.load(tmp_path / "a.pth")["previous_best"] == scalar
+
+
+def test_the_oldest_file_format(tmp_path: Path, model: DPT) -> None:
+    torch.save(authors_state(model), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
+    assert checkpoint.load(tmp_path / "old.pth")["previous_best"] == 12.5
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (shutil.rmtree, ("/nonexistent",))
+
+
+def test_code_in_a_file_is_refused(tmp_path: Path) -> None:
+    torch.save({"model": Harmful()}, tmp_path / "bad.pth")
+    with pytest.raises(UserError, match=r"bad\.pth: not a readable checkpoint"):
+        checkpoint.load(tmp_path / "bad.pth")
+
+
+@pytest.mark.parametrize("form", ["both", "model", "bare", "bare module"])
+def test_weights_of_every_form(model: DPT, form: str) -> None:
+    state = authors_state(model, semi=form == "both")
+    if form.startswith("bare"):
+        state = {name.removeprefix("" if form == "bare module" else "module."): value for name, value in state["model"].items()}
+    found = checkpoint.weights(state, "model")
+    assert list(found) == list(model.state_dict())
+    checkpoint.load_strictly(build_model("dinov2_tiny", 6), found, "file", "hint")
+    if form == "both":
+        assert torch.equal(checkpoint.weights(state, "model_ema")["backbone.cls_token"], 0.5 * model.backbone.cls_token)
+
+
+def test_a_run_of_the_authors_goes_on(tiny: Tiny, model: DPT, authors: Path, tmp_path: Path) -> None:
+    """At epoch 1 with their weights, moments and best values; the same through the command."""
+    save = tmp_path / "run"
+    save.mkdir()
+    shutil.copy(authors, save / "latest.pth")
+    unimatch_v2.main(tiny.args(save, "epochs=2", "conf_thresh=1.1"))
+    log = (save / "train.log").read_text()
+    assert "Load from checkpoint at epoch 0" in log
+    assert "Epoch: 1, Previous best: 12.50 @epoch-0, EMA: 11.25 @epoch-0" in log
+    assert "Epoch: 0" not in log
+    end = checkpoint.load(save / "latest.pth")
+    assert end["epoch"] == 1
+    steps = {float(entry["step"]) for entry in end["optimizer"]["state"].values()}
+    assert steps == {7.0}, "one step of theirs and six of ours"
+
+
+def test_their_moments_and_rates_reach_the_same_parameters(model: DPT) -> None:
+    theirs, ours = copy.deepcopy(model), build_model("dinov2_tiny", 6)
+    expected = authors_optimizer(theirs)
+    cfg = Config(dataset="", data_root="", backbone="dinov2_tiny", crop_size=28, epochs=1, batch_size=1, lr=1.0)
+    trainer = Trainer(cfg, ours, unimatch_v2.step, 4)
+    trainer.load_state(authors_state(model), "file")
+    for (name, mine), their in zip(ours.named_parameters(), theirs.parameters(), strict=True):
+        if their.requires_grad:
+            assert torch.equal(trainer.optimizer.state[mine]["exp_avg"], expected.state[their]["exp_avg"]), name
+    assert [g["lr"] for g in trainer.optimizer.param_groups] == [5e-6, 2e-4]
+
+
+@pytest.mark.parametrize("which", ["model_ema", "model", "bare"])
+def test_fine_tuning_starts_from_their_weights(tiny: Tiny, model: DPT, tmp_path: Path, which: str) -> None:
+    state = authors_state(model, semi=which == "model_ema")
+    torch.save(state["model"] if which == "bare" else state, tmp_path / "authors.pth")
+    # a learning rate that moves nothing shows where the run began
+    unimatch_v2.main(tiny.args(tmp_path / "run", f"init={tmp_path}/authors.pth", "epochs=1", "lr=1e-30"))
+    found = checkpoint.load(tmp_path / "run" / "latest.pth")["model"]["backbone.cls_token"]
+    assert torch.allclose(found, (0.5 if which == "model_ema" else 1.0) * model.backbone.cls_token)
+
+
+def cut(path: Path, share: float) -> Path:
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("backbone", "nclass", "words"),
+    [
+        ("dinov2_small", 6, r"backbone\.cls_token is \(1, 1, 192\), the model needs \(1, 1, 384\)"),
+        ("dinov2_tiny", 7, r"head\.scratch\.output_conv\.2\.weight is \(6, 32, 1, 1\), the model needs \(7, 32, 1, 1\)"),
+    ],
+)
+def test_the_first_mismatch_is_named(model: DPT, backbone: str, nclass: int, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        checkpoint.load_strictly(build_model(backbone, nclass), checkpoint.weights(authors_state(model), "model"), "file", "hint")
+
+
+def test_missing_and_unknown_names(model: DPT) -> None:
+    state = dict(model.state_dict())
+    for change, words in (({"extra": torch.zeros(1)}, "'extra' is unknown"), ({}, "has no 'backbone.norm.bias'")):
+        changed = state | change
+        if not change:
+            del changed["backbone.norm.bias"]
+        with pytest.raises(UserError, match=words):
+            checkpoint.load_strictly(model, changed, "file", "hint")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.9, 0.999])
+def test_truncated_files(authors: Path, share: float) -> None:
+    with pytest.raises(UserError, match=r"authors\.pth: not a readable checkpoint .*copy or download it again"):
+        checkpoint.load(cut(authors, share))
+
+
+def test_encoder_checkpoints_load_strictly(tmp_path: Path) -> None:
+    path = tmp_path / "dinov2_tiny.pth"
+    source = build_model("dinov2_tiny", 2).backbone
+    torch.save(source.state_dict(), path)
+    loaded: nn.Module = build_model("dinov2_tiny", 3, pretrained=path).backbone
+    assert all(torch.equal(a, b) for a, b in zip(loaded.state_dict().values(), source.state_dict().values(), strict=True))
+    with pytest.raises(UserError, match="cls_token is"):
+        build_model("dinov2_small", 3, pretrained=path)
+    torch.save(dict(source.state_dict()) | {"register_tokens": torch.zeros(1, 4, 192)}, path)
+    with pytest.raises(UserError, match="variant with register tokens; use the one without"):
+        build_model("dinov2_tiny", 3, pretrained=path)
+    state = dict(source.state_dict())
+    del state["mask_token"]
+    torch.save(state, path)
+    with pytest.raises(UserError, match="has no 'mask_token'"):
+        build_model("dinov2_tiny", 3, pretrained=path)

@@ -1,0 +1,192 @@
+"""Which files a command is to look at: images and folders, pairs of two dates by name, lists; and what their results are called."""
+
+from __future__ import annotations
+
+import glob
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from dataset.change import date_paths
+from dataset.lists import Entry, read_list
+from dataset.semi import inside, open_image, open_mask
+from dataset.spec import DatasetSpec
+from util.error import UserError
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+
+
+class Pair(NamedTuple):
+    """One scene at two dates, and its label where it is known."""
+
+    name: str
+    a: Path
+    b: Path
+    label: Path | None = None
+
+
+Scene = Path | Pair  # what one prediction is made of
+
+
+def read_image(path: Path) -> Image.Image:
+    """An RGB image of any mode. Raises UserError where it cannot be read."""
+    return open_image(str(path.parent), path.name)
+
+
+def images_in(folder: Path, without: Path | None = None) -> list[Path]:
+    """All images in a folder and below, sorted, but for those under `without`. Raises UserError for a folder that holds none."""
+    skip = without.resolve() if without else None
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    found = [p for p in found if skip is None or skip not in p.resolve().parents]
+    if not found:
+        raise UserError(f"{folder}: found no image in this folder, expected files ending in {' '.join(SUFFIXES)}; check the path")
+    return found
+
+
+def find_images(inputs: Sequence[str], without: Path) -> list[Path]:
+    """The images that files, folders and globs name, each once, in order. Raises UserError for one that names none."""
+    found: dict[Path, None] = {}
+    for text in inputs:
+        path = Path(text)
+        if path.is_dir():
+            found |= dict.fromkeys(images_in(path, without))
+        elif path.is_file():
+            found[path] = None
+        else:
+            matches = sorted(Path(match) for match in glob.glob(text, recursive=True))
+            if not matches:
+                raise UserError(f"{text}: no such image or folder, and nothing that matches it; check the path")
+            found |= dict.fromkeys(match for match in matches if match.suffix.lower() in SUFFIXES and match.is_file())
+    if not found:
+        raise UserError(f"{' '.join(inputs)}: found no image, expected files ending in {' '.join(SUFFIXES)}; check the path")
+    return list(found)
+
+
+def find_pairs(a: str, b: str, label: str | None = None) -> list[Pair]:
+    """Pairs from two image files, or from two folders by equal relative names. Raises UserError where a partner is missing."""
+    paths = [Path(a), Path(b), *([Path(label)] if label else [])]
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path}: no such file or folder; give both dates (and the label) as files, or as folders")
+    if len({path.is_dir() for path in paths}) > 1:
+        raise UserError(f"{' '.join(map(str, paths))}: files and folders mixed, expected all of one kind")
+    if paths[0].is_file():
+        return [Pair(paths[0].name, *paths)]
+    pairs = []
+    for image in images_in(paths[0]):
+        name = image.relative_to(paths[0]).as_posix()
+        partners = [path / name for path in paths]
+        for partner in partners:
+            if not partner.is_file():
+                raise UserError(f"{partner}: no such file, expected a partner of {image}; complete the pair or take {name} out")
+        pairs.append(Pair(name, *partners))
+    return pairs
+
+
+def list_scenes(path: str, root: str, task: str) -> list[Scene]:
+    """The images or pairs of a list, below `root`; masks are not looked at."""
+    entries = read_list(path, task)
+    if task == "change":
+        return [Pair(entry.image, *(Path(inside(root, date)) for date in date_paths(entry.image))) for entry in entries]
+    return [Path(inside(root, entry.image)) for entry in entries]
+
+
+def find_scenes(inputs: Sequence[str], pair: Sequence[str] | None, task: str, root: str, out: Path) -> list[Scene]:
+    """What a command line names, each once; images below `out` are left out of folders.
+
+    Raises UserError where there is nothing, or something of another task.
+    """
+    lists = [text for text in inputs if text.endswith(".txt")]
+    if pair:
+        if task != "change":
+            raise UserError("--pair: the config is for single images; give images, or the config of a change detection run")
+        return list(find_pairs(pair[0], pair[1]))
+    if task == "change" and len(lists) < len(inputs):
+        raise UserError(f"{inputs[0]}: the config is for pairs of two dates; give --pair A B (images or folders), or a list of pairs")
+    scenes: list[Scene] = []
+    for text in inputs:
+        scenes += list_scenes(text, root, task) if text in lists else find_images([text], out)
+    return list(dict.fromkeys(scenes))
+
+
+def batches_by_size(scenes: Sequence[Scene], batch: int) -> list[list[int]]:
+    """Indices of scenes of one size, at most `batch` together. Reads the files' heads only."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for index, scene in enumerate(scenes):
+        path = scene.a if isinstance(scene, Pair) else scene
+        try:
+            with Image.open(path) as image:
+                groups.setdefault(image.size, []).append(index)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            raise UserError(f"{path}: cannot be read as an image ({error}); replace the file or leave it out") from error
+    return [group[i : i + batch] for group in groups.values() for i in range(0, len(group), batch)]
+
+
+def output_names(scenes: Sequence[Scene], out: Path) -> list[str]:
+    """A name for the results of each scene in `out`: its stem, and before it the folders it takes to tell scenes of one stem apart.
+
+    Raises UserError where that does not suffice, or where a result would replace an input.
+    """
+    paths = [Path("/", scene.name) if isinstance(scene, Pair) else scene.resolve() for scene in scenes]
+    names = [path.stem for path in paths]
+    for depth in range(1, max(len(path.parts) for path in paths)):
+        double = _doubles(names)
+        if not double:
+            break
+        # the root itself is no name
+        parents = [path.parent.parts[1:][-depth:] for path in paths]
+        names = ["_".join((*up, path.stem)) if name in double else name for path, up, name in zip(paths, parents, names, strict=True)]
+    if double := _doubles(names):
+        same = [str(path) for path, name in zip(paths, names, strict=True) if name in double]
+        raise UserError(f"{same[0]} and {same[1]}: their results would have the same name; predict them into two folders")
+    inputs = {path.resolve() for scene in scenes for path in ((scene.a, scene.b) if isinstance(scene, Pair) else (scene,))}
+    for name in names:
+        for result in (f"{name}.png", f"{name}_overlay.jpg", f"{name}_confidence.png"):
+            if (out.resolve() / result) in inputs:
+                raise UserError(f"{out / result}: is an input, and a result would replace it; give another --out")
+    return names
+
+
+def _doubles(names: Sequence[str]) -> set[str]:
+    return {name for name, count in Counter(names).items() if count > 1}
+
+
+class PairSource:
+    """Labelled pairs found as files, readable where a list of a data set is (dataset.semi.Source)."""
+
+    def __init__(self, spec: DatasetSpec, pairs: Sequence[Pair]) -> None:
+        self.spec = spec
+        self.pairs = {pair.name: pair for pair in pairs}
+        self.ids = [Entry(pair.name, None) for pair in pairs]
+
+    def images(self, entry: Entry) -> list[Image.Image]:
+        return read_pair(self.pairs[entry.image])
+
+    def mask(self, entry: Entry, size: tuple[int, int]) -> np.ndarray:
+        label = self.pairs[entry.image].label
+        assert label is not None
+        return open_mask(self.spec, str(label.parent), label.name, size)
+
+
+def read_scene(scene: Scene) -> list[Image.Image]:
+    """The image, or both dates, RGB."""
+    return read_pair(scene) if isinstance(scene, Pair) else [read_image(scene)]
+
+
+def read_pair(pair: Pair) -> list[Image.Image]:
+    """Both dates, RGB. Raises UserError where their sizes differ."""
+    images = [read_image(path) for path in (pair.a, pair.b)]
+    if images[0].size != images[1].size:
+        raise UserError(f"{pair.b}: found {images[1].size}, expected {images[0].size} (width, height) as {pair.a}; fix the pair")
+    return images
+
+
+def image_tensor(images: Sequence[Image.Image]) -> Tensor:
+    """One RGB image, or two dates, as uint8 (3 * dates, H, W)."""
+    return torch.cat([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])

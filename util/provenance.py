@@ -1,0 +1,67 @@
+"""With what a run was made: versions, machine, command, and the state of the code."""
+
+import json
+import platform
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from util.files import write_atomic
+
+ROOT = Path(__file__).resolve().parent.parent
+RECORD = "record.json"
+_PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pyyaml", "tensorboard")
+_DIFF_LIMIT = 1_000_000  # characters of a diff that are kept
+
+
+def _git(*words: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(ROOT), *words], capture_output=True, text=True, errors="replace", timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what a run computes."""
+    out = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            out[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return out | ({"cuda": str(torch.version.cuda)} if torch.version.cuda else {})
+
+
+def changed_versions(old: dict[str, str]) -> list[str]:
+    """What has another version than in `old`, the `versions()` of an earlier start."""
+    return [f"{name} was {old[name]}, is {version}" for name, version in versions().items() if old.get(name, version) != version]
+
+
+def revision() -> dict[str, Any]:
+    """Git revision of the code, and the diff to it where the tree is dirty; nothing where the code is not in a repository of its own."""
+    top = _git("rev-parse", "--show-toplevel")
+    if top is None or Path(top.strip()) != ROOT:
+        return {}
+    out: dict[str, Any] = {"revision": (_git("rev-parse", "HEAD") or "none").strip()}
+    status, diff = _git("status", "--porcelain") or "", _git("diff", "HEAD") or ""
+    return out | ({"status": status.splitlines(), "diff": diff[:_DIFF_LIMIT]} if status else {})
+
+
+def add_start(folder: Path, device: torch.device, processes: int) -> None:
+    """Adds this start to `record.json` in the folder: a list with one entry a start."""
+    path = folder / RECORD
+    try:
+        starts = json.loads(path.read_text(encoding="utf-8"))
+        starts = starts if isinstance(starts, list) else []
+    except (OSError, ValueError):
+        starts = []
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    start = {"time": time.strftime("%Y-%m-%d %H:%M:%S%z"), "command": sys.argv, "processes": processes, "device": str(device), "gpu": gpu}
+    starts.append(start | {"platform": platform.platform(), "versions": versions()} | revision())
+    write_atomic(path, lambda file: file.write(json.dumps(starts, indent=1).encode()))

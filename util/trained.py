@@ -1,0 +1,84 @@
+"""A trained model from its files: what evaluate.py, predict.py and the export begin with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dataset.loader import data_spec
+from dataset.spec import DatasetSpec
+from model import build_model
+from model.semseg.dpt import DPT
+from util import checkpoint
+from util.config import Config
+from util.error import UserError
+
+WHICH = {"ema": "model_ema", "student": "model"}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model in eval mode with what is known about it. which: "ema" or "student"; epoch: 0-based, None where the file does not say."""
+
+    model: DPT
+    spec: DatasetSpec
+    which: str
+    epoch: int | None
+
+    def __str__(self) -> str:
+        name = "EMA teacher" if self.which == "ema" else "student"
+        return name if self.epoch is None else f"{name} after epoch {self.epoch}"
+
+
+class Bf16(nn.Module):
+    """Runs a model in bfloat16 where that is safe, and returns float32 logits."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, img: Tensor) -> Tensor:
+        with torch.autocast(img.device.type, torch.bfloat16):
+            return self.model(img).float()
+
+
+def load_trained(cfg: Config, path: str, which: str | None = None, device: torch.device | str = "cpu") -> Trained:
+    """The model of `cfg` with the weights of a checkpoint, ours or the authors'.
+
+    which: "ema", "student", or None for the one whose score chose best.pth and is published: the EMA where the checkpoint has one, but
+    the student in change detection (spec.md 4). Raises UserError for a file that does not fit.
+    """
+    state = checkpoint.load(path)
+    spec = data_spec(cfg)
+    _check_origin(state, cfg, spec, path)
+    if which is None:
+        which = "ema" if "model_ema" in state and spec.task != "change" else "student"
+    elif which == "ema" and "model_ema" not in state:
+        raise UserError(f"{path}: has no EMA weights (model_ema), as of a supervised run; use --which student")
+    weights = checkpoint.weights(state, WHICH[which])
+    _check_classes(weights, spec, path)
+    model = build_model(cfg.backbone, spec.nclass, spec.task)
+    checkpoint.load_strictly(model, weights, path, f"was it trained with backbone {cfg.backbone} ({cfg.config})?")
+    epoch = state.get("epoch")
+    return Trained(model.to(device).eval(), spec, which, epoch if isinstance(epoch, int) else None)
+
+
+def _check_origin(state: dict[str, Any], cfg: Config, spec: DatasetSpec, path: str) -> None:
+    """The two tasks have the same parameter names, so only the rest of the checkpoint tells them apart."""
+    made = state.get("config")
+    if isinstance(made, dict) and made.get("dataset", cfg.dataset) != cfg.dataset:
+        raise UserError(f"{path}: was trained on {made['dataset']}, but {cfg.config} is for {cfg.dataset}; give the config of its run")
+    changes = any(name.startswith("previous_best") and name.endswith("_iou") for name in state)
+    trained = any(name.startswith("previous_best") for name in state)
+    if trained and changes != (spec.task == "change"):
+        task = "change detection" if changes else "segmentation"
+        raise UserError(f"{path}: a checkpoint of {task}, but {spec.name} is a data set of another task; give the config of its run")
+
+
+def _check_classes(weights: dict[str, Tensor], spec: DatasetSpec, path: str) -> None:
+    last = weights.get("head.scratch.output_conv.2.weight")
+    if last is not None and len(last) != spec.nclass:
+        raise UserError(f"{path}: a model of {len(last)} classes, but {spec.name} has {spec.nclass}; give the config of its run")
