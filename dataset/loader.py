@@ -86,7 +86,6 @@ def loader_workers(cfg: Config, world: World) -> int:
     return max(0, min(8, cpu_count() // world.local_size - 1))
 
 
-<<<<<<< HEAD
 def check_shared_memory(cfg: Config, batch: int, semi: bool, workers: int, processes: int, folder: str = SHARED_MEMORY) -> None:
     """Raises UserError where the workers' mini-batches would not fit into the shared memory: it kills them with a bus error.
 
@@ -104,7 +103,8 @@ def check_shared_memory(cfg: Config, batch: int, semi: bool, workers: int, proce
             f"{folder}: found {free / 2**20:.0f} MiB free, expected {need / 2**20:.0f} MiB for the mini-batches of {processes} x {workers} "
             f"loader processes; start the container with docker run --shm-size={max(1, -(-2 * need // 2**30))}g, or set num_workers=0"
         )
-=======
+
+
 def training_sources(cfg: Config, spec: DatasetSpec, semi: bool) -> dict[str, Sources]:
     """The labelled list (x) and, semi-supervised, the unlabelled ones (u), each with its root."""
     sources = {"x": Sources([Source(spec, cfg.data_root, ImageList(cfg.labeled_id_path, spec.task, masks=True))])}
@@ -112,7 +112,6 @@ def training_sources(cfg: Config, spec: DatasetSpec, semi: bool) -> dict[str, So
         parts = [Source(spec, root, ImageList(path, spec.task, masks=False)) for path, root in unlabeled_places(cfg)]
         sources["u"] = Sources(parts)
     return sources
->>>>>>> main
 
 
 def open_data(cfg: Config, world: World, semi: bool, log: logging.Logger) -> Data:
@@ -139,6 +138,7 @@ def open_data(cfg: Config, world: World, semi: bool, log: logging.Logger) -> Dat
         TrainSet(sources, cfg.crop_size, cfg.seed, cfg.bad_images == "skip"),
         batch_sampler=sampler,
         num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
         collate_fn=collate,
         worker_init_fn=ignore_in_worker,
         persistent_workers=workers > 0,

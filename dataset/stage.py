@@ -6,6 +6,7 @@ takes a method's command line after the folder and prints the settings (data_roo
 scripts/train.sh does both where the environment has stage_data. A file that is there with the same size and time is left alone.
 """
 
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -13,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dataset.change import date_paths, label_path
-from dataset.loader import data_spec
-from dataset.semi import ImageList, inside
+from dataset.loader import data_spec, training_sources, validation_source
+from dataset.semi import ImageList, Source, inside
 from util.config import Config, parse_command
 from util.error import UserError, reason, run
 from util.files import write_atomic
@@ -51,23 +52,24 @@ def needed(ids: ImageList, masks: bool) -> Iterator[str]:
 
 def stage(cfg: Config, folder: Path) -> list[str]:
     """Copies what the run of `cfg` reads to below `folder`. Returns the settings that lead there. Raises UserError."""
-    spec = data_spec(cfg)
-    folder = folder.resolve()
-    lists = [(ImageList(path, spec.task, masks=True), True) for path in (cfg.labeled_id_path, cfg.val_id_path or spec.val_list)]
-    settings = [f"data_root={folder}"]
-    jobs = {(cfg.data_root, path, folder) for ids, masks in lists for path in needed(ids, masks)}
-    if cfg.unlabeled_id_path:
-        own = cfg.data_root_u not in (None, cfg.data_root)
-        where = folder / "unlabeled" if own else folder
-        jobs |= {
-            (cfg.data_root_u or cfg.data_root, path, where) for path in needed(ImageList(cfg.unlabeled_id_path, spec.task, False), False)
-        }
-        settings += [f"data_root_u={where}"] if own else []
+    spec, folder = data_spec(cfg), folder.resolve()
+    sources = training_sources(cfg, spec, cfg.unlabeled_id_path is not None)
+    unlabeled = sources["u"].parts if "u" in sources else []
+    with_masks = [*sources["x"].parts, validation_source(cfg, spec)]
+    if cfg.test_id_path:
+        with_masks.append(Source(spec, cfg.data_root, ImageList(cfg.test_id_path, spec.task, masks=True)))
+    places = {cfg.data_root: folder}  # another root gets a folder of its own: names may be the same
+    for part in unlabeled:
+        places.setdefault(part.root, folder / f"unlabeled{len(places)}")
+    parts = [(part, True) for part in with_masks] + [(part, False) for part in unlabeled]
+    jobs = sorted({(part.root, path) for part, masks in parts for path in needed(part.ids, masks)})
     with ThreadPoolExecutor(THREADS) as pool:
-        sizes = list(pool.map(lambda job: copy(Path(inside(job[0], job[1])), Path(inside(str(job[2]), job[1]))), sorted(jobs)))
+        sizes = list(pool.map(lambda job: copy(Path(inside(*job)), Path(inside(str(places[job[0]]), job[1]))), jobs))
     copied = [size for size in sizes if size]
     print(f"{folder}: {len(sizes)} files, {len(copied)} of them copied now ({sum(copied) / 1e6:.1f} MB)", file=sys.stderr)
-    return settings
+    roots = [str(places[part.root]) for part in unlabeled]
+    settings = [f"data_root={json.dumps(str(folder))}"]  # quoted, so that YAML reads any path as a string
+    return settings + [f"data_root_u={json.dumps(roots[0] if len(roots) == 1 else roots)}"] if len(places) > 1 else settings
 
 
 def main(argv: list[str]) -> None:

@@ -210,7 +210,6 @@ def test_test_sh_stops_at_the_first_failing_tool(repo: Path, tmp_path: Path) -> 
     assert log.read_text() == "-m ruff check .\n-m ruff format --check .\n-m mypy\n"
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize(
     ("env", "words"),
     [
@@ -253,7 +252,8 @@ def test_train_reads_a_copy_of_the_data_and_copies_once(tmp_path: Path) -> None:
     missing = sh(ROOT / "scripts/train.sh", "1", "0", *extra, **env)
     assert missing.returncode == 2
     assert missing.stderr.splitlines()[-1].startswith(f"error: {data.root}/images/7.jpg: no such file")
-=======
+
+
 # stands in for the launcher and a method: the run's files at once, from a checkpoint that lies ready
 SWEPT = """
 import os, shutil, sys
@@ -297,4 +297,3 @@ def test_train_runs_seeds_splits_and_methods(repo: Path) -> None:
     both = sh(train, "1", "0", split="92 183", save_path="exp/one")
     assert both.returncode == 2
     assert "save_path: found one folder for 2 runs" in both.stderr
->>>>>>> main
