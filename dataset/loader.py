@@ -19,6 +19,9 @@ from util.dist import World, cpu_count
 from util.error import UserError
 from util.signals import ignore_in_worker
 
+SHARED_MEMORY = "/dev/shm"  # where loader processes leave their mini-batches
+PREFETCH = 2  # mini-batches that each loader process has ready
+
 
 @dataclass(frozen=True)
 class Data:
@@ -83,6 +86,25 @@ def loader_workers(cfg: Config, world: World) -> int:
     return max(0, min(8, cpu_count() // world.local_size - 1))
 
 
+def check_shared_memory(cfg: Config, batch: int, semi: bool, workers: int, processes: int, folder: str = SHARED_MEMORY) -> None:
+    """Raises UserError where the workers' mini-batches would not fit into the shared memory: it kills them with a bus error.
+
+    batch: images of a mini-batch; processes: training processes on this machine. Systems without the folder have no such limit.
+    """
+    if workers == 0 or not os.path.isdir(folder):
+        return
+    channels = 6 if data_spec(cfg).task == "change" else 3
+    pixel = 4 * channels + 2 if semi else channels + 1  # bytes: labelled, weak and two strong images, mask and ignore map
+    need = processes * workers * PREFETCH * batch * pixel * cfg.crop_size**2
+    found = os.statvfs(folder)
+    free = found.f_bavail * found.f_frsize
+    if free < need:
+        raise UserError(
+            f"{folder}: found {free / 2**20:.0f} MiB free, expected {need / 2**20:.0f} MiB for the mini-batches of {processes} x {workers} "
+            f"loader processes; start the container with docker run --shm-size={max(1, -(-2 * need // 2**30))}g, or set num_workers=0"
+        )
+
+
 def training_sources(cfg: Config, spec: DatasetSpec, semi: bool) -> dict[str, Sources]:
     """The labelled list (x) and, semi-supervised, the unlabelled ones (u), each with its root."""
     sources = {"x": Sources([Source(spec, cfg.data_root, ImageList(cfg.labeled_id_path, spec.task, masks=True))])}
@@ -111,10 +133,12 @@ def open_data(cfg: Config, world: World, semi: bool, log: logging.Logger) -> Dat
         )
     validation = validation_source(cfg, spec)
     workers = loader_workers(cfg, world)
+    check_shared_memory(cfg, batch, semi, workers, world.local_size)
     loader = DataLoader(
         TrainSet(sources, cfg.crop_size, cfg.seed, cfg.bad_images == "skip"),
         batch_sampler=sampler,
         num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
         collate_fn=collate,
         worker_init_fn=ignore_in_worker,
         persistent_workers=workers > 0,

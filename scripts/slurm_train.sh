@@ -1,10 +1,12 @@
 #!/bin/sh
-# Submits scripts/train.sh to Slurm: on one node for up to 8 GPUs, else on as many nodes as needed with the same number on each.
+# Submits scripts/train.sh to Slurm: on one node as far as its GPUs go, else on as many nodes as needed with the same number on each.
 #
 #   sh scripts/slurm_train.sh <num_gpu> <port> <partition> [arguments for the method...]
 #   dataset=cityscapes split=1_16 sbatch_args="--time=24:00:00 --account=vision" sh scripts/slurm_train.sh 4 29500 gpu
 #
-# Environment as for train.sh, and: sbatch_args (more options for sbatch; they win over the script's), cpus_per_gpu (8).
+# Environment as for train.sh, and: sbatch_args (more options for sbatch; they win over the script's), gpus_per_node (8: as many as a
+# node has), cpus_per_gpu (8), gres (gpu:<number on each node>; e.g. gpu:a100:4; none: no GPU is asked for, one process per "GPU" then
+# runs on CPUs). stage_data is expanded on the first node: stage_data='$TMPDIR/data' in single quotes.
 # --dry-run, anywhere: prints the batch script. The job's log is slurm-JOB.log under the save path. 120 s before the time limit, and
 # when it is preempted or its node fails, the job goes back into the queue, and continues from its last checkpoint.
 
@@ -23,9 +25,14 @@ esac
 num_gpu=$1 port=$2 partition=$3
 shift 3
 run_settings
-nodes=$(((num_gpu + 7) / 8))
+positive "${gpus_per_node:=8}" || fail "gpus_per_node: found '$gpus_per_node', expected a number of at least 1"
+nodes=$(((num_gpu + gpus_per_node - 1) / gpus_per_node))
 per_node=$((num_gpu / nodes))
-[ $((per_node * nodes)) -eq "$num_gpu" ] || fail "num_gpu: $num_gpu GPUs do not spread evenly over $nodes nodes of at most 8; use a multiple of $nodes"
+[ $((per_node * nodes)) -eq "$num_gpu" ] ||
+    fail "num_gpu: $num_gpu GPUs do not spread evenly over $nodes nodes of at most $gpus_per_node; use a multiple of $nodes"
+gres=${gres:-gpu:$per_node}
+# a line of the job that starts otherwise is a comment
+[ "$gres" = none ] && gres_line="# no GPU" || gres_line="#SBATCH --gres=$gres"
 positive "${cpus_per_gpu:=8}" || fail "cpus_per_gpu: found '$cpus_per_gpu', expected a number of at least 1"
 
 # quote WORD...: the words as the shell reads them back
@@ -45,7 +52,7 @@ batch_script() {
 #SBATCH --partition=$partition
 #SBATCH --nodes=$nodes
 #SBATCH --ntasks-per-node=1
-#SBATCH --gres=gpu:$per_node
+$gres_line
 #SBATCH --cpus-per-task=$((per_node * cpus_per_gpu))
 #SBATCH --chdir="$root"
 #SBATCH --output="$(printf '%s' "$save_path" | sed 's/%/%%/g')/slurm-%j.log"
@@ -61,9 +68,11 @@ split=$(quote "$split")
 exp=$(quote "$exp")
 config=$(quote "$config")
 save_path=$(quote "$save_path")
+stage_data="$stage_data"
+MAX_RESTARTS=${MAX_RESTARTS:-0}
 # srun does not take the job's CPUs per task by itself; the workers count their CPUs by SLURM_CPUS_PER_TASK
 SRUN_CPUS_PER_TASK=\$SLURM_CPUS_PER_TASK
-export MASTER_ADDR NNODES dataset method split exp config save_path SRUN_CPUS_PER_TASK
+export MASTER_ADDR NNODES MAX_RESTARTS dataset method split exp config save_path stage_data SRUN_CPUS_PER_TASK
 
 # the time limit is near: srun passes the signal on, and the training saves and ends with 75
 trap 'echo "time limit: saving"; kill -USR1 "\$training"' USR1

@@ -49,6 +49,7 @@ class Config:
     shards: int | None = None  # GPUs the recipe is defined for; null is the number of processes
     seed: int = 0
     device: str = "auto"  # auto | cpu | cuda | mps
+    grad_compression: str = "none"  # how gradients travel between processes: none (float32) | bf16: half the bytes, rounded
     num_workers: int | None = None  # loader processes of each training process; null follows the CPUs
     save_every: float | None = None  # minutes between saves inside an epoch; null is the larger of 5 and 100 times a save's duration
     resume: str = "auto"  # auto: refuses a checkpoint of other settings, lists or encoder | force: goes on from it all the same
@@ -79,6 +80,7 @@ class Config:
             "eval_mode": (None, "original", "sliding_window"),
             "task": (None, "segmentation", "change"),
             "device": ("auto", "cpu", "cuda", "mps"),
+            "grad_compression": ("none", "bf16"),
             "resume": ("auto", "force"),
             "bad_images": ("stop", "skip"),
         }

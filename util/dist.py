@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+from torch.nn.parallel import DistributedDataParallel
 
 from util.error import UserError
 
@@ -75,14 +77,45 @@ def _pick_device(wanted: str, local_rank: int, local_size: int) -> torch.device:
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() and local_size == 1 else "cpu"
     if wanted == "cuda":
-        count = torch.cuda.device_count()
-        if count < local_size:
-            raise UserError(f"device: found {count} GPU(s), expected {local_size}, one per process; start fewer or set device=cpu")
+        _check_gpus(torch.cuda.device_count(), local_size)
         torch.cuda.set_device(local_rank)
         return torch.device("cuda", local_rank)
     if wanted == "mps" and not torch.backends.mps.is_available():
         raise UserError("device: no Apple GPU found; set device=auto or device=cpu")
     return torch.device(wanted)
+
+
+def _check_gpus(found: int, wanted: int) -> None:
+    """Raises UserError where there are fewer GPUs than processes, with what may have hidden some."""
+    if found >= wanted:
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    limit = "" if visible is None else f" (CUDA_VISIBLE_DEVICES is {visible!r})"
+    if found == 0:
+        why = "this PyTorch is built without CUDA" if torch.version.cuda is None else "nvidia-smi shows what the driver sees"
+        raise UserError(f"device: found 0 GPUs{limit}, expected {wanted}; {why}; set device=cpu to train without")
+    raise UserError(
+        f"device: found {found} GPU(s){limit}, expected {wanted}, one per process; start {found} or fewer: the recipe stays the same"
+    )
+
+
+def average_gradients(model: nn.Module, world: World, compression: str = "none") -> nn.Module:
+    """The model so that a backward pass averages its gradients over the processes, in buckets, while it goes on; itself for one process.
+
+    compression: none | bf16, what the gradients are rounded to on their way (half the bytes).
+    """
+    if world.size == 1:
+        return model
+    devices = [world.device] if world.device.type == "cuda" else None
+    wrapped = DistributedDataParallel(model, devices, gradient_as_bucket_view=True)  # the models have no buffers to broadcast
+    if compression == "bf16":
+        # by a function of our own: PyTorch refuses its name where there is no NCCL, though gloo adds bfloat16 as well
+        wrapped.register_comm_hook(None, _as_bf16)
+    return wrapped
+
+
+def _as_bf16(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    return bf16_compress_hook(group, bucket)
 
 
 def cpu_count() -> int:

@@ -1,9 +1,11 @@
 """The one error type for a user's mistake, and the one place where it is printed."""
 
+import json
 import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 
 class UserError(Exception):
@@ -50,9 +52,18 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _output_is_closed():
             sys.exit(141)  # what a shell says of a command that ends by SIGPIPE
+        leave_cause(error)
         if not first:
             time.sleep(3)
         raise
+
+
+def leave_cause(error: BaseException) -> None:
+    """Writes the file in which torchrun looks for what ended a worker; nothing without torchrun."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if path:
+        text = f"{type(error).__name__}: {reason(error)}"[:500]
+        Path(path).write_text(json.dumps({"message": text, "timestamp": int(time.time())}), encoding="utf-8")
 
 
 def _output_is_closed() -> bool:

@@ -3,7 +3,8 @@
     python -m util.launch --nproc_per_node=4 --master_addr=localhost --master_port=29500 METHOD.py ...
 
 takes torchrun's options. What it adds: a busy port is told before anything starts, `--master_port=0` picks a free one, the exit
-code is the failed worker's own, and a user's mistake stays the one line that the worker printed.
+code is the failed worker's own, its cause is the last line, and a user's mistake stays the one line that the worker printed.
+Several nodes meet at master_addr:master_port, which the one with --node_rank=0 opens; --max_restarts works on one and on several.
 """
 
 import logging
@@ -16,14 +17,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.elastic.rendezvous import RendezvousError, RendezvousTimeoutError
 
 from util.dist import cpu_count
+from util.elastic import FINAL, JOIN, describe, first_failure, prepare, signal_name
 from util.error import UserError, run
-from util.signals import INTERRUPTED, REQUEUE, STOP_FILE, set_handler
+from util.signals import STOP_FILE, set_handler
 
 
 def bind(port: int) -> int:
@@ -48,13 +52,6 @@ def choose_port(port: int, nodes: int = 1, node_rank: int = 0) -> int:
         return bind(port)
     except OSError as error:
         raise UserError(f"port: {port} cannot be used ({os.strerror(error.errno or 0)}); {bind(0)} is free") from None
-
-
-def signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
 
 
 @contextmanager
@@ -85,8 +82,11 @@ def main(argv: list[str]) -> None:
     args = torchrun.parse_args(argv)
     if not (args.module or args.no_python or Path(args.training_script).is_file()):
         raise UserError(f"{args.training_script}: no such file; expected a method such as unimatch_v2.py")
-    if args.master_port is not None:
-        args.master_port = choose_port(args.master_port, torchrun.parse_min_max_nnodes(args.nnodes)[1], args.node_rank)
+    nodes = torchrun.parse_min_max_nnodes(args.nnodes)[1]
+    if not (args.standalone or args.rdzv_endpoint):
+        args.master_addr = args.master_addr or "localhost"
+        args.master_port = choose_port((29500 if nodes > 1 else 0) if args.master_port is None else args.master_port, nodes, args.node_rank)
+        prepare(args, nodes)
     # torchrun would give each of several workers one thread
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cpu_count() // torchrun.determine_local_world_size(args.nproc_per_node))))
     # torchrun's own reports of what the workers have already said; LOGLEVEL asks for them
@@ -97,16 +97,23 @@ def main(argv: list[str]) -> None:
         with forwarded_signals():
             torchrun.run(args)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode < 0:
-            print(f"error: rank {rank} was ended by {signal_name(-failure.exitcode)}", file=sys.stderr, flush=True)
-            sys.exit(128 - failure.exitcode)
-        if failure.exitcode not in (2, REQUEUE, INTERRUPTED):  # of these the worker's one line says all
-            print(f"error: rank {rank} ended with exit code {failure.exitcode}", file=sys.stderr, flush=True)
+        rank, failure = first_failure(error.failures)
+        if failure.exitcode not in FINAL:  # of these the worker's one line says all
+            elsewhere = " (where another node's worker ended first, the cause is there)" if nodes > 1 and failure.exitcode > 0 else ""
+            end(describe(rank, failure) + elsewhere, failure.exitcode if failure.exitcode > 0 else 128 - failure.exitcode)
         sys.exit(failure.exitcode)
     except SignalException as error:
-        print(f"error: stopped by {signal_name(int(error.sigval))}", file=sys.stderr, flush=True)
-        sys.exit(128 + int(error.sigval))
+        end(f"stopped by {signal_name(int(error.sigval))}", 128 + int(error.sigval))
+    except RendezvousTimeoutError:
+        end(f"not all of {nodes} nodes came to {args.rdzv_endpoint} within {JOIN} s; start the same command on each of them", 1)
+    except RendezvousError as error:
+        end(f"the other nodes at {args.rdzv_endpoint} have ended or cannot be reached ({type(error).__name__}); the cause is there", 1)
+
+
+def end(message: str, code: int) -> NoReturn:
+    """Ends with the message as the last line."""
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(code)
 
 
 if __name__ == "__main__":

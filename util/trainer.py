@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -29,7 +29,7 @@ from model.semseg.dpt import DPT
 from model.weights import default_path
 from util import checkpoint, resume
 from util.config import Config, parse_command
-from util.dist import World, deterministic, processes
+from util.dist import World, average_gradients, deterministic, processes
 from util.ema import ema_update_, make_teacher
 from util.error import StoppedError, UserError
 from util.evaluation import evaluate, validation_loader
@@ -68,10 +68,8 @@ class Trainer:
         if cfg.lock_backbone:
             self.student.backbone.requires_grad_(False)
         self.teacher = make_teacher(self.student) if semi else None
-        self.net: nn.Module = self.student  # what the method calls: the student, or its wrapper that averages gradients
-        if world.size > 1:
-            devices = [world.device] if world.device.type == "cuda" else None
-            self.net = DistributedDataParallel(self.student, devices, broadcast_buffers=False, gradient_as_bucket_view=True)
+        # what the method calls: the student, or its wrapper that averages gradients
+        self.net = average_gradients(self.student, world, cfg.grad_compression)
         # all parameters, frozen ones too: the authors' optimiser states count them by place
         encoder = list(self.student.backbone.parameters())
         decoder = [p for name, p in self.student.named_parameters() if "backbone" not in name]

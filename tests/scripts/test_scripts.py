@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.conftest import make_tiny
 from util.launch import choose_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -207,6 +208,50 @@ def test_test_sh_stops_at_the_first_failing_tool(repo: Path, tmp_path: Path) -> 
     done = sh(repo / "scripts/test.sh", path=tools(tmp_path / "bin", python3=fake))
     assert done.returncode == 7
     assert log.read_text() == "-m ruff check .\n-m ruff format --check .\n-m mypy\n"
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ({"NNODES": "two"}, "NNODES: found 'two'"),
+        ({"NNODES": "2", "NODE_RANK": "0"}, "NNODES: found 2 without NODE_RANK (0 to 1, another on each node) and MASTER_ADDR"),
+        ({"MAX_RESTARTS": "-1"}, "MAX_RESTARTS: found '-1'"),
+    ],
+)
+def test_train_names_what_several_nodes_need(repo: Path, env: dict[str, str], words: str) -> None:
+    done = sh(repo / "scripts/train.sh", "1", "29500", **env)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_slurm_job_without_gpus_and_with_few_on_each_node() -> None:
+    args = ("4", "29500", "cpu", "--dry-run")
+    done = sh(ROOT / "scripts/slurm_train.sh", *args, gres="none", gpus_per_node="2", cpus_per_gpu="1", stage_data="$TMPDIR/data")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--gres" not in done.stdout
+    assert "#SBATCH --nodes=2\n" in done.stdout
+    assert 'stage_data="$TMPDIR/data"\n' in done.stdout, "expanded on the node"
+    named = sh(ROOT / "scripts/slurm_train.sh", *args, gres="gpu:a100:4", gpus_per_node="4").stdout
+    assert "#SBATCH --gres=gpu:a100:4\n" in named
+
+
+def test_train_reads_a_copy_of_the_data_and_copies_once(tmp_path: Path) -> None:
+    """The real scripts and a real short run, from another folder, with spaces in every path; then only the copy is there."""
+    data = make_tiny(tmp_path / "shared disk")
+    target = tmp_path / "node's disk"
+    extra = [f"--labeled-id-path={data.root}/labeled.txt", f"--unlabeled-id-path={data.root}/unlabeled.txt", "--set", "epochs=1"]
+    env = {"config": str(data.config), "save_path": str(tmp_path / "my run"), "stage_data": str(target), "OMP_NUM_THREADS": "1"}
+    done = sh(ROOT / "scripts/train.sh", "2", "0", *extra, **env)
+    assert done.returncode == 0, done.stderr
+    assert f"{target}: 32 files, 32 of them copied now" in done.stderr, "6 + 4 pairs of image and mask, 12 images"
+    assert f"'data_root': \"{target}\"" in (tmp_path / "my run/train.log").read_text()
+    again = sh(ROOT / "scripts/train.sh", "1", "0", *extra, **env | {"save_path": str(tmp_path / "second")})
+    assert f"{target}: 32 files, 0 of them copied now" in again.stderr
+    (data.root / "images/7.jpg").unlink()
+    missing = sh(ROOT / "scripts/train.sh", "1", "0", *extra, **env)
+    assert missing.returncode == 2
+    assert missing.stderr.splitlines()[-1].startswith(f"error: {data.root}/images/7.jpg: no such file")
 
 
 # stands in for the launcher and a method: the run's files at once, from a checkpoint that lies ready

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from util.dist import World, cpu_count, processes
+from util.dist import World, _check_gpus, cpu_count, processes
 from util.error import UserError
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -53,3 +53,13 @@ def test_shards_are_spread_without_gap_or_overlap() -> None:
     for size in (1, 2, 4):
         owned = [shard for rank in range(size) for shard in World(rank, size).own_shards(4)]
         assert owned == [0, 1, 2, 3]
+
+
+def test_too_few_gpus_say_what_may_hide_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(UserError, match=r"device: found 2 GPU\(s\), expected 4, one per process; start 2 or fewer"):
+        _check_gpus(2, 4)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(UserError, match=r"device: found 0 GPUs \(CUDA_VISIBLE_DEVICES is ''\), expected 1; .*; set device=cpu"):
+        _check_gpus(0, 1)
+    _check_gpus(4, 4)

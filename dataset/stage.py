@@ -1,0 +1,83 @@
+"""Copies the images and masks that a run reads to another folder: a disk in the compute node that is faster than the shared one.
+
+    python -m dataset.stage FOLDER --config ... --labeled-id-path ... [--unlabeled-id-path ...] --save-path ... [--set ...]
+
+takes a method's command line after the folder and prints the settings (data_root, data_root_u) under which that run finds the copy.
+scripts/train.sh does both where the environment has stage_data. A file that is there with the same size and time is left alone.
+"""
+
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from dataset.change import date_paths, label_path
+from dataset.loader import data_spec, training_sources, validation_source
+from dataset.semi import ImageList, Source, inside
+from util.config import Config, parse_command
+from util.error import UserError, reason, run
+from util.files import write_atomic
+
+THREADS = 16  # many files at a time: the time goes into waiting for a shared file system
+
+
+def copy(source: Path, target: Path) -> int:
+    """Copies a file with its time, whole or not at all, unless it is there. Returns the bytes copied. Raises UserError."""
+    try:
+        found = source.stat()
+        if target.exists() and (target.stat().st_size, target.stat().st_mtime_ns) == (found.st_size, found.st_mtime_ns):
+            return 0
+        with open(source, "rb") as file:
+            write_atomic(target, lambda out: shutil.copyfileobj(file, out), sync=False)
+        shutil.copystat(source, target)
+    except FileNotFoundError:
+        raise UserError(f"{source}: no such file; check data_root and the list") from None
+    except OSError as error:
+        raise UserError(f"{target}: cannot be copied from {source} ({reason(error)}); make room, or go without stage_data") from error
+    return found.st_size
+
+
+def needed(ids: ImageList, masks: bool) -> Iterator[str]:
+    """The paths that a list's images, and masks where they are read, have below the data root."""
+    for entry in (ids[i] for i in range(len(ids))):
+        if ids.task == "change":
+            yield from date_paths(entry.image)
+        else:
+            yield entry.image
+        if masks:
+            yield label_path(entry.image) if ids.task == "change" else str(entry.mask)
+
+
+def stage(cfg: Config, folder: Path) -> list[str]:
+    """Copies what the run of `cfg` reads to below `folder`. Returns the settings that lead there. Raises UserError."""
+    spec, folder = data_spec(cfg), folder.resolve()
+    sources = training_sources(cfg, spec, cfg.unlabeled_id_path is not None)
+    unlabeled = sources["u"].parts if "u" in sources else []
+    with_masks = [*sources["x"].parts, validation_source(cfg, spec)]
+    if cfg.test_id_path:
+        with_masks.append(Source(spec, cfg.data_root, ImageList(cfg.test_id_path, spec.task, masks=True)))
+    places = {cfg.data_root: folder}  # another root gets a folder of its own: names may be the same
+    for part in unlabeled:
+        places.setdefault(part.root, folder / f"unlabeled{len(places)}")
+    parts = [(part, True) for part in with_masks] + [(part, False) for part in unlabeled]
+    jobs = sorted({(part.root, path) for part, masks in parts for path in needed(part.ids, masks)})
+    with ThreadPoolExecutor(THREADS) as pool:
+        sizes = list(pool.map(lambda job: copy(Path(inside(*job)), Path(inside(str(places[job[0]]), job[1]))), jobs))
+    copied = [size for size in sizes if size]
+    print(f"{folder}: {len(sizes)} files, {len(copied)} of them copied now ({sum(copied) / 1e6:.1f} MB)", file=sys.stderr)
+    roots = [str(places[part.root]) for part in unlabeled]
+    settings = [f"data_root={json.dumps(str(folder))}"]  # quoted, so that YAML reads any path as a string
+    return settings + [f"data_root_u={json.dumps(roots[0] if len(roots) == 1 else roots)}"] if len(places) > 1 else settings
+
+
+def main(argv: list[str]) -> None:
+    if not argv or argv[0].startswith("-"):
+        raise UserError("usage: python -m dataset.stage FOLDER [a method's command line]; found no folder")
+    cfg = parse_command(argv[1:], __doc__, any(word.startswith("--unlabeled-id-path") for word in argv))
+    print("\n".join(stage(cfg, Path(argv[0]))))
+
+
+if __name__ == "__main__":
+    run(main)

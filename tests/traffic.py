@@ -1,0 +1,56 @@
+"""One process of test_traffic.py: notes what two optimiser steps and an evaluation send, down to the transport's own events."""
+
+import json
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+import unimatch_v2
+from tests.conftest import Tiny
+from util import trainer
+from util.config import parse_command
+from util.dist import processes
+from util.signals import StopSignals
+
+seen: dict[str, Any] = {}
+
+
+def counted(name: str, function: Any) -> Any:
+    """The function, noting how often it makes the transport do what: C++ reducers and Python calls alike."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        with profile(activities=[ProfilerActivity.CPU]) as events:
+            result = function(*args, **kwargs)
+        seen[name] = Counter(event.name for event in events.events() if event.name.startswith("gloo:"))
+        return result
+
+    return call
+
+
+def main(data: str, out: str) -> None:
+    evaluate = trainer.evaluate
+    with processes("cpu") as world, StopSignals() as signals:
+        for compression in ("none", "bf16"):
+            folder = Path(out) / compression
+            folder.mkdir(parents=True, exist_ok=True)
+            world.wait()
+            args = Tiny(Path(data)).args(folder, "shards=4", "batch_size=1", "epochs=1", f"grad_compression={compression}")
+            run = trainer.Run(parse_command(args, None, True), unimatch_v2.step, True, world, signals)
+            run.trainer.update = counted(f"update {compression}", run.trainer.update)  # type: ignore[method-assign]
+            trainer.evaluate = counted(f"evaluate {compression}", evaluate)
+            run.fit()
+            grads = torch.cat([p.grad.flatten() for p in run.trainer.student.parameters() if p.grad is not None])
+            seen[f"rounded {compression}"] = bool(torch.equal(grads, grads.bfloat16().float()))
+        if world.main:
+            (Path(out) / "seen.json").write_text(json.dumps(seen))
+        world.wait()
+        os._exit(0)  # two wrapped models in one process: taking them down waits for each other
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
