@@ -17,7 +17,7 @@ from dataset.spec import DatasetSpec
 from util.config import Config
 from util.dist import World, cpu_count
 from util.error import UserError
-from util.signals import ignore_in_worker
+from util.signals import start_worker
 
 SHARED_MEMORY = "/dev/shm"  # where loader processes leave their mini-batches
 PREFETCH = 2  # mini-batches that each loader process has ready
@@ -140,7 +140,7 @@ def open_data(cfg: Config, world: World, semi: bool, log: logging.Logger) -> Dat
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
         collate_fn=collate,
-        worker_init_fn=ignore_in_worker,
+        worker_init_fn=start_worker,
         persistent_workers=workers > 0,
         pin_memory=world.device.type == "cuda",
     )

@@ -13,7 +13,7 @@ from dataset.semi import Source, ValSet, batches, collate
 from model.backbone.dinov2 import PATCH
 from util import metric
 from util.dist import World
-from util.signals import ignore_in_worker
+from util.signals import start_worker
 
 WINDOWS = 4  # windows of an image that go through the model at once
 
@@ -86,7 +86,7 @@ def probabilities(scores: Tensor, mode: str, augmented: bool = False) -> Tensor:
 def validation_loader(source: Source, world: World, workers: int) -> DataLoader:
     """Every image of the list exactly once, spread over the processes, decoded ahead by `workers` processes."""
     own = range(world.rank, len(source.ids), world.size)
-    options: dict[str, Any] = {"worker_init_fn": ignore_in_worker, "pin_memory": world.device.type == "cuda"}
+    options: dict[str, Any] = {"worker_init_fn": start_worker, "pin_memory": world.device.type == "cuda"}
     return DataLoader(ValSet(source), batch_size=1, sampler=list(own), num_workers=workers, collate_fn=collate, **options)
 
 

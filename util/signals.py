@@ -6,6 +6,9 @@ launcher is gone.
 
 from __future__ import annotations
 
+import atexit
+import functools
+import multiprocessing
 import os
 import signal
 import threading
@@ -60,6 +63,12 @@ def set_handler(handler: Any) -> dict[int, Any]:
     return {number: signal.signal(number, handler) for number in _NUMBERS} if main else {}
 
 
-def ignore_in_worker(worker: int = 0) -> None:
-    """Start-up of a loader worker: the signals go to every process of a job, and the training process still needs its workers."""
-    set_handler(signal.SIG_IGN)
+def _start_worker(leaving: Any, worker: int) -> None:
+    """A loader worker ignores the signals while its training process still needs it, and ends by them when that one is leaving."""
+    set_handler(lambda *_: os._exit(0) if leaving.value else None)
+
+
+_leaving = multiprocessing.RawValue("b", 0)
+atexit.register(setattr, _leaving, "value", 1)  # runs before multiprocessing ends the workers with SIGTERM
+# For DataLoader's worker_init_fn: the signals go to every process of a job.
+start_worker = functools.partial(_start_worker, _leaving)
