@@ -54,7 +54,8 @@ def test_the_estimate_is_close_to_what_a_mini_batch_has(tiny: Tiny, monkeypatch:
     from dataset.spec import get_spec
 
     cfg = load_config(str(tiny.config))
-    sources = {s: Sources([Source(get_spec("demo"), cfg.data_root, ImageList(f"{tiny.root}/{n}.txt", "segmentation", s == "x"))]) for s, n in
+    spec = get_spec("demo")
+    sources = {s: Sources([Source(spec, cfg.data_root, ImageList(f"{tiny.root}/{n}.txt", spec.task, s == "x"))]) for s, n in
                {"x": "labeled", "u": "unlabeled"}.items()}  # fmt: skip
     batch = collate([TrainSet(sources, 28, 0)[(("x", 0, i, i), ("u", 0, i, i))] for i in range(2)])
     real = sum(value.nbytes for value in batch.values() if hasattr(value, "nbytes"))  # type: ignore[union-attr]
