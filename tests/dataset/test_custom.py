@@ -282,7 +282,7 @@ ROWS: dict[str, tuple[dict[str, Any], Callable[[], Any] | None, tuple[str, ...]]
     "ignore_index is mapped": (
         {"label_map": {0: 0, 1: 1, 9: 2}, "ignore_index": 9}, None, ("ignore_index", "found 9", "'car'"),
     ),
-    "ignore_index negative": ({"ignore_index": -1}, None, ("ignore_index", "found -1", "leave the key out")),
+    "ignore_index negative": ({"ignore_index": -1}, None, ("ignore_index", "found -1", "0 or more")),
     "ignore_index of the loss": (
         {"criterion": {"name": "CELoss", "kwargs": {"ignore_index": 0}}}, None, ("criterion.kwargs.ignore_index", "found 0", "255"),
     ),

@@ -23,7 +23,7 @@ _ITER = re.compile(rf"Iters: (\d{{1,9}})(?:, [\w ]{{1,40}}: {_NUMBER})+")
 _CLASSIFY_ITER = re.compile(rf"Epoch (\d{{1,7}}), Iter: (\d{{1,9}})/\d+(?:, [\w ]{{1,40}}: {_NUMBER} \({_NUMBER}\))+")
 _EVALUATION = re.compile(rf"\*+ Evaluation[ \w]{{0,40}}\*+ >+ ([^:]{{1,200}}): {_FIGURE}(?:[,:] EMA(?: \([^()]*\))?: {_FIGURE})?")
 _CLASSIFY_EVALUATION = re.compile(rf"<=+ Evaluation =+> Epoch: (\d{{1,7}}), (Acc|EMA)@1 {_FIGURE}(?: [\w@]+ {_FIGURE})*")
-_LOADED = re.compile(r"\*+ Load from checkpoint at epoch (\d{1,7})(?!\d)")
+_LOADED = re.compile(r"\*+ Load from checkpoint at epoch (-1|\d{1,7})(?!\d)(?:, (\d{1,9}) steps of the next)?")
 _PARAMS = re.compile(r"\w+ params: [\d.]+[KMGB]?")
 # ours beside the published shapes: precision, recall and F1 of change detection; the final test of best.pth
 _CHANGED_CLASS = re.compile(rf"Changed class: precision {_FIGURE}.*")
@@ -41,9 +41,9 @@ _HEADER_MORE = re.compile(r"""\s+['"\[({\d-]""")
 class Line:
     """What one line says. kind: header, more (header continued), epoch, iter, eval, loaded, test, info, blank, unread.
 
-    number: the epoch (epoch, loaded, classification) or None; index: the iteration; header: its keys as text; figures: percentages;
-    test: the line of the final test as it is; rest: what stands behind the record without a line end, such as the message of a
-    program that ended the run.
+    number: the epoch (epoch, loaded, classification) or None; index: the iteration (loaded: the steps done in the next epoch);
+    header: its keys as text; figures: percentages; test: the line of the final test as it is; rest: what stands behind the record
+    without a line end, such as the message of a program that ended the run.
     """
 
     kind: str
@@ -107,7 +107,7 @@ def _read_message(message: str) -> Line:
     elif found := _EVALUATION.match(message):
         line = _evaluation(found[1], found[2], found[3])
     elif found := _LOADED.match(message):
-        line = Line("loaded", number=int(found[1]))
+        line = Line("loaded", number=int(found[1]), index=int(found[2] or 0))
     elif found := _TEST.fullmatch(message):
         line = Line("test", test=found[0])
     elif found := _PARAMS.match(message) or _CHANGED_CLASS.fullmatch(message):

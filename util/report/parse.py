@@ -30,7 +30,8 @@ _NOT_SETTINGS = {
 class Run:
     """One training run as its log tells it. Epochs count from 0, figures are percentages as printed; None: the log does not say.
 
-    epochs: planned; epochs_done: distinct epochs whose figure is in the log; complete: the last planned epoch is among them.
+    epochs: planned; epochs_done: distinct epochs whose figure is in the log (`eval_every` above 1: all up to the last figure);
+    complete: the last planned epoch is among them.
     statistic: which figure `best` and `last` are: ema_miou, miou, changed_iou, ema_acc1 or acc1.
     best: its maximum (ties: the later epoch, `best_epoch`); accuracy: change detection's overall accuracy of that same epoch.
     nan_iterations: iteration lines with a nan; sec_per_iter: median between neighbouring iteration lines of an epoch.
@@ -127,6 +128,8 @@ def _summarise(sessions: list[Session], path: Path, name: str) -> Run:
     measured = {epoch: figures for epoch, figures in epochs.items() if statistic in figures}
     best, last = _best_epoch(measured, statistic), max(measured, default=None)
     planned = _integer(headers[-1].get("epochs"))
+    # a run that is evaluated only now and then has done all epochs up to its last figure
+    done = last + 1 if last is not None and (_integer(headers[-1].get("eval_every")) or 1) > 1 else len(measured)
     intervals = [interval for session in sessions for interval in session.intervals]
     return Run(
         log=name,
@@ -136,7 +139,7 @@ def _summarise(sessions: list[Session], path: Path, name: str) -> Run:
         backbone=identity.backbone,
         task=task,
         epochs=planned,
-        epochs_done=len(measured),
+        epochs_done=done,
         complete=bool(planned) and last is not None and last + 1 >= (planned or 0),
         resumed=any(session.loaded or session.first_epoch for session in sessions),
         statistic=statistic,
@@ -148,7 +151,7 @@ def _summarise(sessions: list[Session], path: Path, name: str) -> Run:
         sec_per_iter=round(statistics.median(intervals), 4) if intervals else None,
         ngpus=_integer(headers[-1].get("ngpus")),
         seed=identity.seed,
-        notes=notes + _notes(sessions, len(measured), last),
+        notes=notes + _notes(sessions, done, last),
         settings={key: value for key, value in headers[-1].items() if key not in _NOT_SETTINGS},
     )
 

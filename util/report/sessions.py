@@ -46,6 +46,8 @@ class Session:
             self._expected = 0
         elif line.kind == "loaded":
             self.loaded, self._expected = True, (line.number or 0) + 1
+            if line.index:  # in the middle of an epoch, whose line stands before the stop
+                self._begin_epoch((line.number or 0) + 1)
         elif line.kind == "epoch":
             self._begin_epoch(line.number or 0)
         elif line.kind == "iter":

@@ -60,7 +60,7 @@ def test_tensorboard_has_what_people_watch(run: Path) -> None:
     board.Reload()
     tags = board.Tags()
     assert {"train/loss_all", "train/grad_norm", "train/lr", "train/images_per_second", "eval/mIoU_ema"} <= set(tags["scalars"])
-    assert sorted(tags["images"]) == ["samples/0", "samples/1", "samples/2"]
+    assert sorted(tags["images"]) == ["data/labeled", "data/unlabeled", "samples/0", "samples/1", "samples/2"]
     assert [event.step for event in board.Images("samples/0")] == [0, 1]
     shares = [event.value for k in CLASSES for event in board.Scalars(f"pseudo_labels/{k}") if event.step == 1]
     assert len(shares) == 6

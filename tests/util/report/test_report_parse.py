@@ -270,3 +270,29 @@ def test_final_test_is_told_beside_the_figure_of_the_list_that_chose_the_epoch(r
     assert (run.best, run.unread_lines) == (80.0, 0)
     assert run.notes == [f"the figure here is of the list that chose the epoch. {tests[0]}; {tests[1]}"]
     assert read(log.record(tests[0][:-20]).text).unread_lines == 1, "a line that was cut is no figure"
+
+
+def test_epochs_between_evaluations_count_as_done(tmp_path: Path) -> None:
+    log = LogWriter().header(epochs=10, eval_every=5)
+    for epoch, score in ((4, "50.00"), (9, "60.00")):
+        log.epoch(epoch, score)
+    path = tmp_path / "train.log"
+    path.write_text(log.text)
+    (run,) = read_log(path)
+    assert (run.epochs_done, run.complete, run.best_epoch, run.notes) == (10, True, 9, [])
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+def test_a_run_resumed_in_the_middle_of_an_epoch(tmp_path: Path, epoch: int) -> None:
+    log = LogWriter().header(epochs=2)
+    for done in range(epoch):
+        log.epoch(done)
+    log.begin(epoch).iterations()
+    log.header(epochs=2).record(f"************ Load from checkpoint at epoch {epoch - 1}, 40 steps of the next")
+    log.iterations()
+    whole = LogWriter(hour=13).epoch(epoch).text
+    figures = whole[whole.index("***** Evaluation") - len("[2024-08-21 12:59:30,756][    INFO] ") :]
+    path = tmp_path / "train.log"
+    path.write_text(log.text + figures)
+    (run,) = read_log(path)
+    assert (run.epochs_done, run.resumed, run.notes, run.unread_lines) == (epoch + 1, True, [], 0)
