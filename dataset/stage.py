@@ -69,7 +69,7 @@ def stage(cfg: Config, folder: Path) -> list[str]:
     print(f"{folder}: {len(sizes)} files, {len(copied)} of them copied now ({sum(copied) / 1e6:.1f} MB)", file=sys.stderr)
     roots = [str(places[part.root]) for part in unlabeled]
     settings = [f"data_root={json.dumps(str(folder))}"]  # quoted, so that YAML reads any path as a string
-    return settings + [f"data_root_u={json.dumps(roots[0] if len(roots) == 1 else roots)}"] if len(places) > 1 else settings
+    return [*settings, f"data_root_u={json.dumps(roots[0] if len(roots) == 1 else roots)}"] if len(places) > 1 else settings
 
 
 def main(argv: list[str]) -> None:

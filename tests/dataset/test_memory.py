@@ -50,11 +50,12 @@ def test_need_grows_with_workers_and_processes(
 
 
 def test_the_estimate_is_close_to_what_a_mini_batch_has(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from dataset.semi import ImageList, Source, TrainSet, collate
+    from dataset.semi import ImageList, Source, Sources, TrainSet, collate
     from dataset.spec import get_spec
 
     cfg = load_config(str(tiny.config))
-    sources = {s: Source(get_spec("demo"), cfg.data_root, ImageList(f"{tiny.root}/{n}.txt", "segmentation", s == "x")) for s, n in
+    spec = get_spec("demo")
+    sources = {s: Sources([Source(spec, cfg.data_root, ImageList(f"{tiny.root}/{n}.txt", spec.task, s == "x"))]) for s, n in
                {"x": "labeled", "u": "unlabeled"}.items()}  # fmt: skip
     batch = collate([TrainSet(sources, 28, 0)[(("x", 0, i, i), ("u", 0, i, i))] for i in range(2)])
     real = sum(value.nbytes for value in batch.values() if hasattr(value, "nbytes"))  # type: ignore[union-attr]
