@@ -18,7 +18,7 @@ from dataset.spec import get_spec
 from util.error import UserError, run
 from util.files import write_atomic
 
-PARTS = {"train": 240, "val": 60}  # images of the segmentation set
+PARTS = {"train": 480, "val": 60}  # images of the segmentation set
 SIDES = (128, 176)  # px, both sides of an image, inclusive
 CHANGE_PARTS = {"train": 240, "val": 40, "test": 60}  # pairs of the change set
 CHANGE_SIDES = (112, 140)

@@ -1,7 +1,7 @@
 """Scenes of textured objects in clutter: what the procedural data sets of dataset/demo.py are made of.
 
-Objects are vivid and clutter is near grey, so that it is quickly learned where an object is; which one it is takes longer, for its
-class is its outline only: colours, texture, size, rotation and stretch are drawn from the same distributions for all classes.
+Objects are of warm colours and clutter is near grey, so that it is quickly learned where an object is. Which one it is takes longer:
+the class is the outline only; colours, texture, size, rotation and stretch come from the same distributions for all classes.
 Images are float32 arrays (height, width, 3) in [0, 255]; class ids are those of `demo` in dataset/spec.py.
 """
 
@@ -16,7 +16,6 @@ from PIL import Image, ImageDraw
 Array = NDArray[np.float32]
 
 DIAMETERS = (45.0, 85.0)  # px
-CONTRAST = 0.35  # of an object's texture: how far its first colour is mixed with the second
 SUPERSAMPLE = 3  # an outline is sampled at SUPERSAMPLE^2 points per pixel
 
 
@@ -91,12 +90,9 @@ def muted(rng: Generator) -> Array:
     return (rng.uniform(60, 190) + rng.uniform(-15, 15, 3)).astype(np.float32)
 
 
-def vivid(rng: Generator) -> Array:
-    """An RGB colour far from grey: what an object is painted with, so that it can be told from the clutter."""
-    while True:
-        colour = rng.uniform(0, 255, 3).astype(np.float32)
-        if np.ptp(colour) > 100:
-            return colour
+def warm(rng: Generator) -> Array:
+    """An RGB colour of objects: narrowly spread, so that a colour cannot stand for one of the few labelled objects."""
+    return (np.array((205, 110, 60)) + rng.uniform(-35, 35, 3)).astype(np.float32)
 
 
 def background(rng: Generator, height: int, width: int) -> Array:
@@ -134,10 +130,10 @@ def place(rng: Generator, height: int, width: int, count: int) -> list[Thing]:
 
 
 def surface(thing: Thing, height: int, width: int) -> Array:
-    """(height, width, 3) look of an object: two vivid colours, mixed by a texture."""
+    """(height, width, 3) look of an object: a light and a dark colour, mixed by a texture."""
     rng = default_rng(thing.seed)
-    first, second = vivid(rng), vivid(rng)
-    return first + CONTRAST * texture(rng, height, width)[..., None] * (second - first)
+    light, dark = warm(rng), 0.7 * warm(rng)
+    return light + texture(rng, height, width)[..., None] * (dark - light)
 
 
 def render(scene: Array, things: list[Thing]) -> tuple[Array, NDArray[np.uint8]]:

@@ -147,10 +147,10 @@ SPECS: dict[str, DatasetSpec] = {
         DatasetSpec("coco", _COCO, bit_palette(81), supervised_length=30000),
         DatasetSpec("levir", supervised_length=3000, **CHANGE),
         DatasetSpec("whu", supervised_length=3000, **CHANGE),
-        # 367 and 240 images: a supervised epoch then sees as many labelled images as a semi-supervised one
+        # camvid and the demos: a supervised epoch then sees as many labelled images as a semi-supervised one
         DatasetSpec("camvid", _CAMVID, _CAMVID_PALETTE, supervised_length=367),
         # a random encoder learns one range of sizes sooner than two octaves of them
-        DatasetSpec("demo", _DEMO, bit_palette(6), supervised_length=240, scale=(0.75, 1.5)),
+        DatasetSpec("demo", _DEMO, bit_palette(6), supervised_length=480, scale=(0.75, 1.5)),
         DatasetSpec("demo_change", supervised_length=240, **CHANGE),
     )
 }

@@ -10,14 +10,13 @@
 . "$(dirname -- "$0")/setup.sh"
 seed=${seed:-0}
 case ${task:-segmentation} in
-segmentation) dataset=demo draw= ;;
-change) dataset=demo_change draw=--change ;;
+segmentation) dataset=demo split=1_10 draw= ;;
+change) dataset=demo_change split=1_20 draw=--change ;;
 *) fail "task: found '$task', expected segmentation or change" ;;
 esac
 config=configs/$dataset.yaml
 # runs of other settings have folders of their own, so that none continues another
 name=dinov2_tiny_seed$seed${epochs:+_epochs$epochs}
-split=1_20
 positive "${epochs:-1}" || fail "epochs: found '$epochs', expected a number of at least 1"
 setup requirements.txt
 

@@ -79,6 +79,7 @@ def make_tiny(root: Path) -> Tiny:
         "conf_thresh": 0.2,
         "num_workers": 0,
         "nclass": 6,
+        "supervised_length": 240,
     }
     (root / "tiny.yaml").write_text(yaml.safe_dump(values))
     return Tiny(root)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import Tiny
-from util import evaluation, trainer
+from util import evaluation, samples, trainer
 from util.config import parse_command
 from util.dist import World, processes
 from util.error import StoppedError
@@ -78,6 +78,7 @@ def main(data: str, out: str) -> None:
                 patch.object(trainer, "make_batch", lambda *a: to_double(make_batch(*a))),
                 patch.object(trainer, "start_model", lambda *a, **k: start_model(*a, **k).double()),
                 patch.object(evaluation, "normalize", lambda img: normalize(img).double()),
+                patch.object(samples, "normalize", lambda img: normalize(img).double()),
             ):
                 args = tiny.args(Probe.folder / "float64", *settings)
                 fit(name, world, args, STOP_AT)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from util.error import UserError, reason
 from util.files import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -64,4 +65,7 @@ def add_start(folder: Path, device: torch.device, processes: int) -> None:
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     start = {"time": time.strftime("%Y-%m-%d %H:%M:%S%z"), "command": sys.argv, "processes": processes, "device": str(device), "gpu": gpu}
     starts.append(start | {"platform": platform.platform(), "versions": versions()} | revision())
-    write_atomic(path, lambda file: file.write(json.dumps(starts, indent=1).encode()))
+    try:
+        write_atomic(path, lambda file: file.write(json.dumps(starts, indent=1).encode()))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({reason(error)}); make room or give another --save-path") from error
