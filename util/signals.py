@@ -28,15 +28,16 @@ class StopSignals:
     def __init__(self) -> None:
         self._signal: int | None = None
         self._old: dict[int, Any] = {}
-        self._parent = os.getppid()
         self._file = os.environ.get(STOP_FILE)
+        # only a launcher is missed: a run of its own outlives the shell that started it (nohup)
+        self._parent = os.getppid() if self._file or "TORCHELASTIC_RUN_ID" in os.environ else None
 
     @property
     def caught(self) -> bool:
         """Whether this process was asked to stop, or its launcher is gone and nobody would see it end."""
         if self._signal is None and self._file and os.path.exists(self._file):
             self._signal = int(Path(self._file).read_text() or signal.SIGTERM)
-        return self._signal is not None or os.getppid() != self._parent
+        return self._signal is not None or self._parent not in (None, os.getppid())
 
     @property
     def code(self) -> int:

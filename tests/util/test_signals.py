@@ -99,11 +99,20 @@ def test_a_dead_rank_ends_the_others_with_the_cause_on_the_last_line(tiny: Tiny,
 
 
 def test_ranks_whose_launcher_is_gone_save_and_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
     signals = StopSignals()
     assert not signals.caught
-    monkeypatch.setattr(os, "getppid", lambda: 1)
+    another = os.getppid() + 1
+    monkeypatch.setattr(os, "getppid", lambda: another)
     assert signals.caught
     assert signals.code == REQUEUE
+
+
+def test_a_run_without_a_launcher_outlives_the_shell_that_started_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    signals = StopSignals()
+    another = os.getppid() + 1
+    monkeypatch.setattr(os, "getppid", lambda: another)
+    assert not signals.caught
 
 
 def test_the_launchers_file_is_a_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
