@@ -20,6 +20,8 @@ name=dinov2_tiny_seed$seed${epochs:+_epochs$epochs}
 positive "${epochs:-1}" || fail "epochs: found '$epochs', expected a number of at least 1"
 setup requirements.txt
 
+# one core computes, the other one loads images
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 "$PYTHON" -m dataset.demo $draw || exit
 set --
 for method in supervised fixmatch unimatch_v2; do
