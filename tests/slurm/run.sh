@@ -127,7 +127,7 @@ answer=$(dataset=demo split=1_20 config=$folder/demo.yaml save_path=$folder/run 
     cpus_per_gpu=1 sh scripts/slurm_train.sh 2 "$4" cpu) || stuck "sbatch refuses the job"
 echo "$answer"
 job=${answer##* }
-wait_for 90 logged "Iters: 7," || stuck "the job does not train"
+wait_for 90 logged "Iters: [1-9]" || stuck "the job does not train"
 scontrol requeue "$job" || stuck "the job cannot be requeued"
 wait_for 40 requeued || stuck "the job is not back in the queue"
 echo "preempted: $(squeue --noheader --format='job %i %T %r' --job "$job")"
