@@ -1,0 +1,66 @@
+"""Times of alternatives, taken turn by turn in one run so that a busy machine slows all of them alike, and the rows of the table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import torch
+
+AT_LEAST, AT_MOST = ">=", "<="
+
+
+@dataclass(frozen=True)
+class Row:
+    """One figure of the table. `goal`: (">=" or "<=", bound), None for a figure that is only reported. low, high: over the rounds."""
+
+    figure: str
+    value: float
+    unit: str  # "x literal", "GB", "ms", "%"
+    goal: tuple[str, float] | None = None
+    low: float | None = None
+    high: float | None = None
+    note: str = ""
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the goal is reached; None without one."""
+        if self.goal is None:
+            return None
+        sign, bound = self.goal
+        return self.value >= bound if sign == AT_LEAST else self.value <= bound
+
+
+def wait_for(device: torch.device) -> None:
+    """Returns when the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def seconds(
+    alternatives: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device | None = None, warm: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each alternative in each round: every round runs all of them, one after the other, after `warm` rounds that do not count."""
+    device = device or torch.device("cpu")
+    times: dict[str, list[float]] = {name: [] for name in alternatives}
+    for i in range(warm + rounds):
+        for name, call in alternatives.items():
+            wait_for(device)
+            begin = time.perf_counter()
+            call()
+            wait_for(device)
+            if i >= warm:
+                times[name].append(time.perf_counter() - begin)
+    return times
+
+
+def ratio(figure: str, literal: list[float], ours: list[float], goal: tuple[str, float] | None = None, note: str = "") -> Row:
+    """How many times as fast as the literal way: the median over the rounds of literal / ours, with the smallest and the largest."""
+    parts = [a / b for a, b in zip(literal, ours, strict=True)]
+    times = f"{1000 * median(literal):.4g} -> {1000 * median(ours):.4g} ms"
+    return Row(figure, median(parts), "x literal", goal, min(parts), max(parts), f"{times}{', ' + note if note else ''}")
