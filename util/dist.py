@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from util.error import UserError
+from util.error import UserError, reason
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,17 @@ def cpu_count() -> int:
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
     return min(count, int(slurm)) if slurm.isdigit() and int(slurm) > 0 else count
+
+
+def check_compiler(device: torch.device) -> None:
+    """Raises UserError where torch.compile cannot work: it needs a C++ compiler, and Triton for a GPU."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # whatever the first missing part leads to
+        raise UserError(
+            f"compile: PyTorch cannot compile for {device} here ({reason(error)}); "
+            f"install a C++ compiler (Debian, Ubuntu: g++) and, for a GPU, Triton, or set compile=false"
+        ) from error
 
 
 @contextmanager
