@@ -96,7 +96,8 @@ class DPT(nn.Module):
     def __init__(self, spec: EncoderSpec, nclass: int) -> None:
         super().__init__()
         self.backbone = DINOv2(spec)
-        self.head = DPTHead(spec, nclass)
+        # the encoder's maps lie channels last: convolutions that do too need not turn them round
+        self.head = DPTHead(spec, nclass).to(memory_format=torch.channels_last)
 
     def compile_parts(self) -> None:
         """Has torch.compile replace what the encoder's blocks and the decoder do, in place: parameter names stay."""
