@@ -34,7 +34,8 @@ NOTHING = ("empty", "new_empty", "detach", "_unsafe_view")
 class Footprint:
     """Bytes of one training process. activations: what autograd holds between forward and backward pass, one shard at a time.
     temporary: what the fullest moment of the step needs besides: of a backward pass, or of AdamW's update if that is more.
-    moved (no part of the total): what the operations between the products of one shard's step read and write, not compiled."""
+    No part of the total: moved, what the operations between the products of one shard's step read and write, not compiled; and
+    operations, how many of any kind it starts on the GPU."""
 
     weights: int
     teacher: int
@@ -44,6 +45,7 @@ class Footprint:
     activations: int
     temporary: int
     moved: int
+    operations: int
 
     @property
     def total(self) -> int:
@@ -52,11 +54,12 @@ class Footprint:
 
 
 class Meter(TorchDispatchMode):
-    """Follows the storages that operations allocate inside it: bytes `live` now and at the fullest moment (`peak`), and `moved`."""
+    """Follows the storages that operations allocate inside it: bytes `live` now and at the fullest moment (`peak`), bytes
+    `moved`, number of `operations`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.live = self.peak = self.moved = 0
+        self.live = self.peak = self.moved = self.operations = 0
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -64,8 +67,11 @@ class Meter(TorchDispatchMode):
         older = {x.untyped_storage()._cdata for x in given}
         out = func(*args, **(kwargs or {}))
         made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
-        if made and not func.is_view and not func.overloadpacket.__name__.startswith((*PRODUCTS, *NOTHING)):
-            self.moved += sum(min(x.nbytes, x.untyped_storage().nbytes()) for x in (*given, *made))  # an expanded one is read once
+        name = func.overloadpacket.__name__
+        if made and not func.is_view and not name.startswith(NOTHING):
+            self.operations += 1
+            if not name.startswith(PRODUCTS):
+                self.moved += sum(min(x.nbytes, x.untyped_storage().nbytes()) for x in (*given, *made))  # an expanded one is read once
         for tensor in made:
             self._add(tensor.untyped_storage(), older)
         return out
@@ -151,4 +157,5 @@ def footprint(cfg: Config, spec: DatasetSpec, method: str, settings: Settings, s
         activations=held,
         temporary=max(meter.peak, update) - held,
         moved=meter.moved,
+        operations=meter.operations,
     )

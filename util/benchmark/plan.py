@@ -19,7 +19,7 @@ from dataset.custom import spec_of
 from util.benchmark.cards import CARDS, PRECISIONS, get_card
 from util.benchmark.footprint import GIB, Footprint, footprint
 from util.benchmark.recipe import IMAGE_SIZES, Recipe, find_lengths
-from util.benchmark.scaling import CORES, EFFICIENCY, MANY, Cluster, Cost, Row, cost, table, verdict
+from util.benchmark.scaling import CORES, EFFICIENCY, LAUNCH, MANY, Cluster, Cost, Row, cost, table, verdict
 from util.benchmark.work import IMAGES, Part, Settings, check_method, settings
 from util.config import load_config
 from util.error import UserError, reason
@@ -205,7 +205,8 @@ def _time(plan: Plan) -> list[str]:
     divisors = ", ".join(str(n) for n in range(1, shards + 1) if shards % n == 0)
     return [
         f"Time on {card.name}. Floor: these operations at the peak rate. Estimate: with the memory traffic between them at "
-        f"{card.bandwidth:g} GB/s, all at {plan.cluster.efficiency:g} of the data sheet's figures (assumed), not compiled",
+        f"{card.bandwidth:g} GB/s, all at {plan.cluster.efficiency:g} of the data sheet's figures, and at least {1e6 * LAUNCH:g} us "
+        "for each operation (both assumed); not compiled",
         "",
         *lines_of([*head, *(f"hours on {gpus}" for gpus in FEW)], body),
         "",

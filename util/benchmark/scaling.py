@@ -11,6 +11,7 @@ from util.benchmark.recipe import Recipe
 from util.benchmark.work import Part
 
 EFFICIENCY = 0.7  # an assumption, no measurement: the share of a card's peak rate and bandwidth that a run reaches
+LAUNCH = 6e-6  # an assumption: seconds that PyTorch takes on the CPU to start one operation
 UPDATE = 100  # bytes that AdamW (about 80, one pass over all parameters for each of its operations) and EMA (20) move for a parameter
 LINK_SHARE = 0.7  # share of a link's nominal rate that an all-reduce reaches
 BUCKET = 25 * 2**20  # bytes of DDP's last bucket of gradients, which no backward pass is left to hide
@@ -74,11 +75,13 @@ def product_seconds(work: Mapping[Part, int], card: Card, precision: str) -> flo
 
 
 def cost(recipe: Recipe, cluster: Cluster, precision: str, used: Footprint) -> Cost:
-    """The estimate: products at the peak rate, then what lies between them at the peak bandwidth, both at the cluster's efficiency.
-    The forward passes of an evaluation are taken to come as near to their products as a step does."""
+    """The estimate: products at the peak rate, then what lies between them at the peak bandwidth, both at the cluster's efficiency; or
+    the time to start all of these operations, where a small model waits for that. The forward passes of an evaluation are taken to
+    come as near to their products as a step does.
+    """
     card = cluster.card
     floor = product_seconds(recipe.work, card, precision)
-    shard = (floor + used.moved / (1e9 * card.bandwidth)) / cluster.efficiency
+    shard = max((floor + used.moved / (1e9 * card.bandwidth)) / cluster.efficiency, used.operations * LAUNCH)
     backward = product_seconds({p: n for p, n in recipe.work.items() if p.phase != "forward"}, card, precision)
     update = used.gradients / 4 * UPDATE / (1e9 * card.bandwidth) / cluster.efficiency
     evaluation = recipe.evaluations * product_seconds(recipe.evaluation_work, card, precision)

@@ -102,12 +102,12 @@ def test_meter_follows_allocations() -> None:
         assert (meter.live, meter.peak) == (400, 800)
         assert meter.moved == 2400
         z @ z.T
-    assert meter.moved == 2400  # a product
+    assert (meter.moved, meter.operations) == (2400, 4)  # a product
 
 
 def test_total_is_the_sum() -> None:
-    assert Footprint(1, 2, 4, 8, 16, 32, 64, moved=1000).total == 127
-    assert fits(Footprint(int(70 * GIB), 0, 0, 0, 0, 0, 0, 0), Cluster(get_card("H100")))
+    assert Footprint(1, 2, 4, 8, 16, 32, 64, moved=1000, operations=1000).total == 127
+    assert fits(Footprint(int(70 * GIB), 0, 0, 0, 0, 0, 0, 0, 0), Cluster(get_card("H100")))
 
 
 @pytest.mark.gpu

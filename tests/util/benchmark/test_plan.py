@@ -88,11 +88,13 @@ def test_evaluation_counts_models_and_windows() -> None:
 
 
 def test_estimate_is_products_and_traffic() -> None:
-    used = Footprint(0, 0, 400, 0, 0, 0, 0, moved=3350 * 10**9)  # a second of an H100's bandwidth
+    used = Footprint(0, 0, 400, 0, 0, 0, 0, moved=3350 * 10**9, operations=1000)  # a second of an H100's bandwidth
     found = cost(pascal(), Cluster(get_card("h100"), efficiency=0.5), "bf16", used)
     assert found.floor == pytest.approx(sum(pascal().work.values()) / 989.4e12)
     assert found.shard == pytest.approx(2 * (found.floor + 1))
     assert found.sent == 400
+    slow = cost(pascal(), Cluster(get_card("h100"), efficiency=0.5), "bf16", replace(used, operations=10**6))
+    assert slow.shard == pytest.approx(6)  # a million operations to start
     compressed = cost(pascal(grad_compression="bf16"), Cluster(get_card("h100")), "bf16", used)
     assert compressed.sent == 200
 
