@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import weakref
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import checkpoint
 
 from dataset.batch import Batch
 from dataset.spec import DatasetSpec
@@ -21,6 +19,7 @@ from model.semseg.dpt import DPT
 from util.benchmark.work import IMAGES, Settings, channels, meta_model
 from util.config import Config
 from util.ema import make_teacher
+from util.precision import SIXTEEN_BIT, autocast
 
 GIB = 2**30
 
@@ -33,7 +32,7 @@ NOTHING = ("empty", "new_empty", "detach", "_unsafe_view")
 @dataclass(frozen=True)
 class Footprint:
     """Bytes of one training process. activations: what autograd holds between forward and backward pass, one shard at a time.
-    temporary: what the fullest moment of the step needs besides: of a backward pass, or of AdamW's update if that is more.
+    temporary: what the fullest moment of the backward pass needs besides; AdamW's fused update needs nothing.
     No part of the total: moved, what the operations between the products of one shard's step read and write, not compiled; and
     operations, how many of any kind it starts on the GPU."""
 
@@ -107,16 +106,14 @@ def measure_step(
     """(held, meter) of one shard: bytes alive when the forward pass is done, and the whole step's figures, besides weights, gradients
     and mini-batch. The student's parameters have gradients already, as from the second shard on."""
     step = importlib.import_module(method).step
-    if settings.checkpointing:
-        for block in student.backbone.blocks:
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+    student.backbone.checkpointing = settings.checkpointing
     for p in student.parameters():
         if p.requires_grad:
             p.grad = torch.zeros_like(p)
     batch = empty_batch(cfg, spec, method, student.backbone.width)
     labels_by = student if (cfg.teacher or spec.teacher) == "student" else teacher
     with Meter() as meter:
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings.precision in ("bf16", "fp16")):
+        with autocast("bf16" if settings.precision in SIXTEEN_BIT else "fp32", torch.device("cpu")):
             loss, _ = step(student.train(), labels_by, batch, cfg)
         held = meter.live
         loss.backward()
@@ -147,7 +144,6 @@ def footprint(cfg: Config, spec: DatasetSpec, method: str, settings: Settings, s
         held, meter = measure_step(cfg, spec, method, settings, student, teacher)
         batch = empty_batch(cfg, spec, method, student.backbone.width)
         size = sum(x.nbytes for x in vars(batch).values() if isinstance(x, Tensor))
-    update = trained  # AdamW over all parameters at once lays the square roots of the second moments beside them
     return Footprint(
         weights=weights,
         teacher=weights if teacher is not None else 0,
@@ -155,7 +151,7 @@ def footprint(cfg: Config, spec: DatasetSpec, method: str, settings: Settings, s
         adam=2 * trained,
         batches=2 * shards * size,  # of this step and, until it is done, of the one before
         activations=held,
-        temporary=max(meter.peak, update) - held,
+        temporary=meter.peak - held,
         moved=meter.moved,
         operations=meter.operations,
     )

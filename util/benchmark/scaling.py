@@ -12,7 +12,7 @@ from util.benchmark.work import Part
 
 EFFICIENCY = 0.7  # an assumption, no measurement: the share of a card's peak rate and bandwidth that a run reaches
 LAUNCH = 6e-6  # an assumption: seconds that PyTorch takes on the CPU to start one operation
-UPDATE = 100  # bytes that AdamW (about 80, one pass over all parameters for each of its operations) and EMA (20) move for a parameter
+UPDATE = 48  # bytes that AdamW in one kernel (28) and EMA (20) move for a parameter
 LINK_SHARE = 0.7  # share of a link's nominal rate that an all-reduce reaches
 BUCKET = 25 * 2**20  # bytes of DDP's last bucket of gradients, which no backward pass is left to hide
 MANY = (1, 2, 4, 8, 16, 32, 64)

@@ -51,8 +51,8 @@ class Settings(NamedTuple):
 
 
 def settings(cfg: Config) -> Settings:
-    """PyTorch's default precision and no checkpointing where the config has no such keys."""
-    return Settings(getattr(cfg, "precision", "fp32"), getattr(cfg, "activation_checkpointing", False))
+    """Those of a config."""
+    return Settings(cfg.precision, cfg.activation_checkpointing)
 
 
 def check_method(method: str) -> None:
