@@ -49,6 +49,16 @@ def draw_photometry(rng: np.random.Generator, grey: float) -> Photometry:
     return Photometry(jitter, is_grey, blur)
 
 
+def strong_views(weak: Tensor, drawn: Tensor) -> Tensor:
+    """Both strong views of B weak crops: uint8 (B, C, S, S) -> (B, 2, C, S, S) on the same device; C is 3 or 6 (two dates).
+
+    drawn: float64 (B, 2, dates, 10) on the CPU, the packed Photometry of each view and date.
+    """
+    dates = weak.unflatten(1, (-1, 3))[:, None].expand(-1, 2, -1, -1, -1, -1)  # (B, 2, dates, 3, S, S)
+    views = [Photometry.unpack(row) for row in drawn.flatten(0, 2).tolist()]
+    return apply_photometry(dates.flatten(0, 2), views).view(dates.shape).flatten(2, 3)
+
+
 def apply_photometry(images: Tensor, views: Sequence[Photometry]) -> Tensor:
     """The strong views of N crops: uint8 (N, 3, H, W) -> the same shape, one of `views` for each crop.
 

@@ -1,20 +1,10 @@
-"""Geometry and photometry of a training sample (spec.md 2.2 and 2.3): parameters are drawn first, then applied."""
+"""Geometry of a training sample and its CutMix boxes (spec.md 2.2 and 2.3): parameters are drawn first, then applied."""
 
 import math
-import sys
-import types
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageFilter
-
-try:
-    import torchvision.transforms.v2.functional as tvf
-except RuntimeError:
-    # torchvision's wheel was built for another PyTorch build (its GPU wheel beside a CPU-only torch): its compiled operators do not
-    # load and their registration fails. The transforms need none of them, so leave the registration out.
-    sys.modules["torchvision._meta_registrations"] = types.ModuleType("torchvision._meta_registrations")
-    import torchvision.transforms.v2.functional as tvf
+from PIL import Image
 
 Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 
@@ -103,46 +93,6 @@ def ignore_map(geometry: Geometry, crop: int) -> np.ndarray:
     out = np.full((crop, crop), 255, dtype=np.uint8)
     out[:rows, :cols] = 0
     return _flip(out, geometry)
-
-
-@dataclass(frozen=True)
-class Photometry:
-    """One strong view: `jitter` is (adjustment, factor) in the order they are applied, `blur` PIL's Gaussian radius in pixels."""
-
-    jitter: tuple[tuple[str, float], ...]
-    grey: bool
-    blur: float | None
-
-
-def draw_photometry(rng: np.random.Generator, grey: float) -> Photometry:
-    """Draws a strong view (spec.md 2.3); `grey` is the probability of greyscale."""
-    jitter: tuple[tuple[str, float], ...] = ()
-    if rng.random() < 0.8:
-        factors = [(name, float(rng.uniform(0.5, 1.5))) for name in ("brightness", "contrast", "saturation")]
-        factors.append(("hue", float(rng.uniform(-0.25, 0.25))))
-        jitter = tuple(factors[i] for i in rng.permutation(4))
-    is_grey = bool(rng.random() < grey)
-    blur = float(rng.uniform(0.1, 2.0)) if rng.random() < 0.5 else None
-    return Photometry(jitter, is_grey, blur)
-
-
-_ADJUST = {
-    "brightness": tvf.adjust_brightness,
-    "contrast": tvf.adjust_contrast,
-    "saturation": tvf.adjust_saturation,
-    "hue": tvf.adjust_hue,
-}
-
-
-def apply_photometry(image: Image.Image, view: Photometry) -> Image.Image:
-    """The strong view of an RGB crop."""
-    for name, factor in view.jitter:
-        image = _ADJUST[name](image, factor)
-    if view.grey:
-        image = tvf.rgb_to_grayscale(image, num_output_channels=3)
-    if view.blur is not None:
-        image = image.filter(ImageFilter.GaussianBlur(view.blur))
-    return image
 
 
 def draw_box(rng: np.random.Generator, crop: int) -> Box:
