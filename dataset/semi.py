@@ -94,7 +94,7 @@ def open_image(root: str, path: str) -> Image.Image:
     image = _open(root, path)
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def open_mask(spec: DatasetSpec, root: str, path: str, size: tuple[int, int]) -> np.ndarray:
@@ -109,13 +109,15 @@ def open_mask(spec: DatasetSpec, root: str, path: str, size: tuple[int, int]) ->
         raise UserError(f"{path}: found mode {image.mode}, expected one channel of class ids (8-bit grey or palette); convert the mask")
     if image.size != size:
         raise UserError(f"{path}: mask is {image.size}, its image {size} (width, height); expected the same size, correct one of them")
-    values = np.asarray(image)
-    table = spec.label_table
-    worst = int(values.max())
-    ids = table[values] if worst < len(table) else None
+    values = np.array(image)
+    found = np.unique(values) if image.mode.startswith("I") else np.flatnonzero(image.histogram())
+    table, worst = spec.label_table, int(found[-1])
+    ids = table[found] if worst < len(table) else None
     if ids is None or (ids < 0).any():
-        raise _illegal_label(spec, path, worst if ids is None else int(values[ids < 0][0]), worst)
-    return ids.astype(np.uint8)
+        raise _illegal_label(spec, path, worst if ids is None else int(found[ids < 0][0]), worst)
+    if np.array_equal(ids, found):
+        return values.astype(np.uint8, copy=False)
+    return table.astype(np.uint8)[values]
 
 
 def _illegal_label(spec: DatasetSpec, path: str, found: int, worst: int) -> UserError:
@@ -182,7 +184,7 @@ class TrainSet(Dataset):
         mask = source.mask(entry, images[0].size)
         geometry = draw_geometry(rng, *images[0].size, self.crop, source.spec.scale)
         return {
-            "img_x": _tensor([crop_image(image, geometry, self.crop) for image in images]),
+            "img_x": torch.cat([crop_image(image, geometry, self.crop) for image in images]),
             "mask_x": torch.from_numpy(crop_mask(mask, geometry, self.crop, IGNORE)),
             "name_x": entry.image,
         }
@@ -190,7 +192,7 @@ class TrainSet(Dataset):
     def unlabeled(self, source: Source, entry: Entry, rng: np.random.Generator) -> dict[str, Any]:
         images = source.images(entry)
         geometry = draw_geometry(rng, *images[0].size, self.crop, source.spec.scale)
-        weak = _tensor([crop_image(image, geometry, self.crop) for image in images])
+        weak = torch.cat([crop_image(image, geometry, self.crop) for image in images])
         sample = {"img_u_w": weak, "ignore_u": torch.from_numpy(ignore_map(geometry, self.crop)), "name_u": entry.image}
         drawn = []
         for view in (1, 2):
