@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from types import MethodType
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,7 +53,7 @@ class LiteralLoop:
 
     def update(self, batch: Batch) -> dict[str, float]:
         """batch: images (B, 3, S, S) float, normalised on the host. Returns the stats as numbers."""
-        moved = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in vars(batch).items()}
+        moved: dict[str, Any] = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in vars(batch).items()}
         loss, stats = self.step(self.student, self.teacher, Batch(**moved), self.cfg)
         self.optimizer.zero_grad()
         loss.backward()
@@ -82,10 +83,8 @@ def literal_evaluation(
                 pred = predict(model, img[None].to(device), "original", 0).argmax(dim=1)[0].cpu().numpy()
             true = mask.numpy()
             pred[true == 255] = 255
-            bins = {"bins": nclass, "range": (0, nclass)}
-            both, _ = np.histogram(pred[pred == true], **bins)
-            areas = np.histogram(pred, **bins)[0] + np.histogram(true, **bins)[0]
+            both, of_pred, of_true = (np.histogram(ids, nclass, (0, nclass))[0] for ids in (pred[pred == true], pred, true))
             intersection += both
-            union += areas - both
+            union += of_pred + of_true - both
         scores.append(100 * intersection / (union + 1e-10))
     return scores

@@ -8,11 +8,13 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from dataset.batch import Batch, make_batch, normalize
+from dataset.batch import make_batch
+from dataset.photometry import draw_photometry
 from model import build_model
 from model.dropout import complementary_factors
 from unimatch_v2 import step
@@ -24,6 +26,13 @@ from util.ema import ema_update_
 from util.precision import autocast, matmul_precision
 from util.trainer import Trainer
 
+# fused attention on CPUs, which PyTorch's counter does not know
+FUSED_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *rest, **named: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *rest, **named: sdpa_backward_flop_count(
+        grad, q, k, v
+    ),
+}
 STEPS_IN_ALL = 1000  # of the learning rate schedule; any number would do
 GOAL = (AT_LEAST, 6.0)  # of bf16 with compile on a GPU
 CPU_GOAL = (AT_LEAST, 1.0)
@@ -41,11 +50,12 @@ def host_batch(cfg: Config, nclass: int) -> dict[str, Any]:
     return raw
 
 
-def literal_batch(raw: dict[str, Any], drop: Tensor) -> Batch:
-    """The same mini-batch with one normalised float tensor a view, on the host."""
-    cpu = torch.device("cpu")
-    batch = make_batch(raw, cpu, drop)
-    return replace(batch, **{name: normalize(value) for name, value in raw.items() if name.startswith("img")})
+def unmade_views(raw: dict[str, Any]) -> dict[str, Any]:
+    """The mini-batch as `views: device` has it: what the strong views are to become instead of their pixels."""
+    rng, count = np.random.default_rng(0), len(raw["img_x"])
+    drawn = [[[draw_photometry(rng, 0.2).pack()] for _ in range(2)] for _ in range(count)]
+    rest = {name: value for name, value in raw.items() if name not in ("img_u_s1", "img_u_s2")}
+    return rest | {"photometry": torch.tensor(drawn, dtype=torch.float64)}
 
 
 class Alternatives:
@@ -60,7 +70,7 @@ class Alternatives:
 
     def literal(self) -> Callable[[], Any]:
         loop = LiteralLoop(self.cfg, self.model, step, STEPS_IN_ALL, self.device)
-        batch = literal_batch(self.raw, self.drop)
+        batch = make_batch(self.raw, torch.device("cpu"), self.drop)  # one normalised float tensor a view, on the host
         return lambda: loop.update(batch)
 
     def trainer(self, **settings: Any) -> Trainer:
@@ -70,10 +80,11 @@ class Alternatives:
 
     def ours(self, **settings: Any) -> Callable[[], Any]:
         trainer = self.trainer(**settings)
+        raw = unmade_views(self.raw) if self.device.type == "cuda" else self.raw  # `views: auto`
 
         def update() -> None:
             with matmul_precision(trainer.cfg.precision, self.device):
-                trainer.update([make_batch(self.raw, self.device, self.drop)])
+                trainer.update([make_batch(raw, self.device, self.drop)])
 
         return update
 
@@ -161,7 +172,7 @@ def _sum(tensors: Sequence[Tensor]) -> Tensor:
 
 def _operations(call: Callable[[], Any]) -> int:
     """Floating-point operations of matrix products, convolutions and attention in a call."""
-    with FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False, custom_mapping=FUSED_ATTENTION) as counter:
         call()
     return counter.get_total_flops()
 

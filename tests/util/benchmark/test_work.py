@@ -3,30 +3,22 @@
 from dataclasses import replace
 
 import pytest
-import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode
 
 from dataset.custom import spec_of
 from tests.util.benchmark.recipes import recipe
 from util.benchmark.footprint import hollow_models, measure_step
+from util.benchmark.step import FUSED_ATTENTION
 from util.benchmark.work import Part, Settings, step_work
 from util.config import Config
 from util.error import UserError
-
-# fused attention on CPUs, which PyTorch's counter does not know
-FUSED = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *rest, **named: sdpa_flop_count(q, k, v),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *rest, **named: sdpa_backward_flop_count(
-        grad, q, k, v
-    ),
-}
 
 
 def counted(cfg: Config, method: str, settings: Settings) -> int:
     spec, mode = spec_of(cfg), FakeTensorMode()
     student, teacher = hollow_models(cfg, spec, method, mode)
-    with mode, FlopCounterMode(display=False, custom_mapping=FUSED) as counter:
+    with mode, FlopCounterMode(display=False, custom_mapping=FUSED_ATTENTION) as counter:
         measure_step(cfg, spec, method, settings, student, teacher)
     return counter.get_total_flops()
 
