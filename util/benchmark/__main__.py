@@ -25,7 +25,7 @@ from util.benchmark.measure import Row
 from util.cli import Parser
 from util.config import Config, load_config
 from util.dist import cpu_count, processes
-from util.error import run
+from util.error import UserError, reason, run
 from util.files import write_atomic
 from util.provenance import versions
 
@@ -92,7 +92,12 @@ def measure(args: argparse.Namespace) -> None:
         found = machine(world.device)
         names = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
         print(f"{found['gpu'] or 'no GPU'}; {found['cpu']}, {found['cores']} cores, {found['threads']} threads; {names}\n", flush=True)
-        rows = [row for kind in args.kinds for row in MEASURE[kind](args, world.device)]
+        try:
+            rows = [row for kind in args.kinds for row in MEASURE[kind](args, world.device)]
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"{found['gpu']}: its memory does not hold the literal step ({reason(error)}); try --set batch_size=1"
+            ) from error
     print(table(rows))
     missed = [row.figure for row in rows if row.met is False]
     if args.json:
@@ -111,7 +116,7 @@ def main(argv: list[str]) -> None:
         command.add_argument("--config", help="the recipe to measure; without it the one that the goals are about")
         command.add_argument("--set", action="append", metavar="KEY=VALUE", help="change a config key; may be repeated")
         command.add_argument("--device", default="auto", help="auto, cpu, cuda or mps")
-        command.add_argument("--rounds", type=int, default=5, help="measurements of each alternative, taken in turn (default: 5)")
+        command.add_argument("--rounds", type=int, default=3, help="measurements of each alternative, taken in turn (default: 3)")
         command.add_argument("--json", metavar="FILE", help="the figures as a file")
         command.set_defaults(run=measure, kinds=KINDS if name == "all" else (name,))
     command = commands.add_parser("plan", help="hours, memory and scaling of a run, calculated before it", description=plan.__doc__)
