@@ -95,9 +95,7 @@ def measure(args: argparse.Namespace) -> None:
         try:
             rows = [row for kind in args.kinds for row in MEASURE[kind](args, world.device)]
         except torch.OutOfMemoryError as error:
-            raise UserError(
-                f"{found['gpu']}: its memory does not hold the literal step ({reason(error)}); try --set batch_size=1"
-            ) from error
+            raise UserError(f"{found['gpu']}: too little memory for the literal step ({reason(error)}); --set batch_size=1") from error
     print(table(rows))
     missed = [row.figure for row in rows if row.met is False]
     if args.json:

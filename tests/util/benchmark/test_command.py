@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.conftest import command
@@ -12,18 +13,8 @@ from util.benchmark import __main__, step
 from util.benchmark.loop import busy
 from util.benchmark.measure import AT_LEAST, AT_MOST, Row, ratio, seconds
 
-SMALL = (
-    "--config",
-    "configs/pascal.yaml",
-    "--set",
-    "backbone=dinov2_tiny",
-    "--set",
-    "crop_size=28",
-    "--set",
-    "batch_size=1",
-    "--rounds",
-    "1",
-)
+SETTINGS = ("backbone=dinov2_tiny", "crop_size=28", "batch_size=1")
+SMALL = ["--config", "configs/pascal.yaml", "--rounds", "1", *(part for setting in SETTINGS for part in ("--set", setting))]
 
 
 def test_step_prints_its_table_and_writes_it(tmp_path: Path) -> None:
@@ -78,7 +69,7 @@ class Reads(TorchDispatchMode):
         super().__init__()
         self.seen: list[str] = []
 
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         if name.startswith(self.WAITING):
             self.seen.append(name)
@@ -88,8 +79,6 @@ class Reads(TorchDispatchMode):
 def test_a_step_with_views_made_on_the_device_reads_nothing_but_its_norm() -> None:
     criterion = {"name": "OHEM", "kwargs": {"ignore_index": 255, "thresh": 0.7, "min_kept": 500}}
     cfg = recipe("pascal", backbone="dinov2_tiny", crop_size=56, batch_size=2, criterion=criterion)
-    import torch
-
     made = step.Alternatives(cfg, 21, torch.device("cpu"))
     trainer = made.trainer()
     with Reads() as reads:
