@@ -57,13 +57,13 @@ def photograph(width: int, height: int, rng: np.random.Generator, noise: float) 
 
 
 def write_images(root: Path, width: int, height: int, suffix: str, noise: float) -> None:
-    """FILES images with masks of 19 classes in blobs, and their list. A JPEG has quality 95."""
+    """FILES images with masks of 19 classes in soft shapes, and their list. A JPEG has quality 95."""
     lines = []
     for i in range(FILES):
         rng = np.random.default_rng((width, i))
         photograph(width, height, rng, noise).save(root / f"{i}.{suffix}", quality=95)
-        blobs = Image.fromarray(rng.random((12, 24)).astype(np.float32) * 19).resize((width, height), Image.Resampling.BICUBIC)
-        Image.fromarray(np.asarray(blobs).clip(0, 18).astype(np.uint8)).save(root / f"{i}_mask.png")
+        fields = [Image.fromarray(rng.random((6, 9)).astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC) for _ in range(19)]
+        Image.fromarray(np.stack(fields).argmax(0).astype(np.uint8)).save(root / f"{i}_mask.png")
         lines.append(f"{i}.{suffix} {i}_mask.png\n")
     (root / "list.txt").write_text("".join(lines))
 
