@@ -62,7 +62,9 @@ def write_images(root: Path, width: int, height: int, suffix: str, noise: float)
     for i in range(FILES):
         rng = np.random.default_rng((width, i))
         photograph(width, height, rng, noise).save(root / f"{i}.{suffix}", quality=95)
-        fields = [Image.fromarray(rng.random((6, 9)).astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC) for _ in range(19)]
+        fields = [
+            Image.fromarray(rng.random((6, 9)).astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC) for _ in range(19)
+        ]
         Image.fromarray(np.stack(fields).argmax(0).astype(np.uint8)).save(root / f"{i}_mask.png")
         lines.append(f"{i}.{suffix} {i}_mask.png\n")
     (root / "list.txt").write_text("".join(lines))
