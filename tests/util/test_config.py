@@ -42,7 +42,7 @@ def test_set_wins_over_the_file_and_has_its_type(path: str) -> None:
 
 def test_the_number_of_workers_is_a_number_or_follows_the_cpus(path: str) -> None:
     assert [load_config(path, [f"num_workers={value}"]).num_workers for value in ("3", "auto", "null")] == [3, "auto", None]
-    one = World(local_size=4096)  # as many processes as a large machine has CPUs: none is left over
+    one = World(local_size=4096)  # more processes than CPUs: none is left over
     assert [loader_workers(load_config(path, [f"num_workers={value}"]), one) for value in ("3", "auto", "null")] == [3, 0, 0]
 
 
