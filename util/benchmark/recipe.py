@@ -21,8 +21,9 @@ IMAGE_SIZES = {
     "pascal": (375, 500), "cityscapes": (1024, 2048), "ade20k": (512, 683), "coco": (480, 640), "levir": (256, 256), "whu": (256, 256),
     "camvid": (360, 480),
 }  # fmt: skip
-# seconds of one CPU core per million pixels, measured on one core: reading an image and cropping it; the two strong views of a crop
-READ, VIEWS = 0.025, 0.086
+# seconds of one CPU core per million pixels (training-logs/PERFORMANCE.md): decoding an image; resizing it into a crop; two strong views
+JPEG, PNG, CROP, VIEWS = 0.0065, 0.029, 0.012, 0.045
+PNG_SETS = {"cityscapes", "levir", "whu", "camvid"}
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,10 @@ class Recipe:
     def sample_seconds(self) -> float:
         """Seconds of one core for a labelled image and, semi-supervised, the unlabelled one that comes with it."""
         dates = 2 if self.spec.task == "change" else 1
-        read, views = (2, 1) if self.semi else (1, 0)
-        return dates * (read * READ * self.image[0] * self.image[1] + views * VIEWS * self.cfg.crop_size**2) / 1e6
+        read = 2 if self.semi else 1
+        views = VIEWS if self.semi and self.cfg.views == "worker" else 0.0  # a GPU makes its views itself otherwise
+        decode = PNG if self.cfg.dataset in PNG_SETS else JPEG
+        return dates * (read * decode * self.image[0] * self.image[1] + (read * CROP + views) * self.cfg.crop_size**2) / 1e6
 
     @property
     def files(self) -> int:
