@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from util.error import UserError
+from util.error import UserError, reason
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,15 @@ def deterministic(wanted: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
+def _meet(backend: str, size: int) -> None:
+    try:
+        dist.init_process_group(backend)
+    except (ValueError, dist.DistError) as error:
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's addresses are right
+            raise
+        raise UserError(f"environment: the {size} processes cannot meet ({reason(error)}); start them with scripts/train.sh") from error
+
+
 @contextmanager
 def processes(device: str = "auto") -> Iterator[World]:
     """Joins the processes that torchrun started (NCCL on GPUs, gloo elsewhere); one process needs no group."""
@@ -147,7 +156,7 @@ def processes(device: str = "auto") -> Iterator[World]:
     if world.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cpu_count() // local_size))
     if size > 1:
-        dist.init_process_group("nccl" if world.device.type == "cuda" else "gloo")
+        _meet("nccl" if world.device.type == "cuda" else "gloo", size)
     try:
         yield world
     finally:
