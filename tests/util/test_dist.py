@@ -50,9 +50,7 @@ def test_a_broken_environment_is_named(values: tuple[str | None, ...], words: st
         (("localhost", "busy"), "EADDRINUSE"),
     ],
 )
-def test_processes_that_cannot_meet_say_so(
-    master: tuple[str | None, str | None], words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_that_cannot_meet_say_so(master: tuple[str | None, str | None], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("", 0)) as server:
         values = (*("0", "2", "0", "2"), master[0], str(server.getsockname()[1]) if master[1] == "busy" else master[1])
         for name, value in zip((*TORCHRUN, "MASTER_ADDR", "MASTER_PORT"), values, strict=True):
