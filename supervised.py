@@ -11,7 +11,7 @@ from dataset.batch import Batch
 from model.loss import labeled_loss
 from util.config import Config
 from util.error import run
-from util.trainer import train
+from util.training import train
 
 
 def step(student: nn.Module, teacher: nn.Module | None, batch: Batch, cfg: Config) -> tuple[Tensor, dict[str, Tensor]]:

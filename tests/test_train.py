@@ -71,7 +71,7 @@ def test_a_run_stopped_between_epochs_ends_like_an_uninterrupted_one(name: str, 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     module.main(tiny.args(whole, *SHORT[name], unlabeled=semi))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("util.trainer.Run._evaluate", _stop_after(1))
+        patch.setattr("util.training.Run._evaluate", _stop_after(1))
         with pytest.raises(KeyboardInterrupt):
             module.main(tiny.args(parts, *SHORT[name], unlabeled=semi))
     module.main(tiny.args(parts, *SHORT[name], unlabeled=semi))
@@ -84,7 +84,7 @@ def test_a_run_stopped_between_epochs_ends_like_an_uninterrupted_one(name: str, 
 
 def _stop_after(evaluations: int):
     """An evaluation that works `evaluations` times and is then interrupted."""
-    from util.trainer import Run
+    from util.training import Run
 
     original = Run._evaluate
     done: list[int] = []

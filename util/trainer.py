@@ -1,49 +1,27 @@
-"""The one loop: optimiser step, learning rate, EMA teacher, evaluation, checkpoints, for every method (spec.md 3)."""
+"""The optimiser step that all methods share: loss, gradients, AdamW, learning rate, EMA teacher (spec.md 3)."""
 
 from __future__ import annotations
 
-import inspect
 import math
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
-from itertools import islice, takewhile
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
-from dataset.batch import Batch, make_batch
-from dataset.loader import Data, open_data, shard_count, test_source
-from dataset.preview import sheets
-from dataset.semi import batches
-from model import build_model
-from model.dropout import complementary_factors
+from dataset.batch import Batch
 from model.loss import check_criterion
 from model.semseg.dpt import DPT
-from model.weights import default_path
-from util import checkpoint, resume
-from util.config import Config, parse_command
-from util.dist import World, average_gradients, deterministic, processes
+from util import checkpoint
+from util.config import Config
+from util.dist import World, average_gradients
 from util.ema import ema_update_, make_teacher
-from util.error import StoppedError, UserError
-from util.evaluation import evaluate, validation_loader
-from util.final import final_test
-from util.log import open_log
-from util.provenance import add_start, changed_versions, versions
-from util.record import Averages, Record
+from util.error import UserError
 from util.schedule import poly
-from util.signals import StopSignals
-from util.watch import Watch
 
 Step = Callable[..., tuple[Tensor, dict[str, Tensor]]]
-PREVIEWED = 8  # samples of the first step that TensorBoard shows
-READ_EVERY = 50  # steps between reads of the scalars on the device, where no log line falls due sooner
 
 
 class Trainer:
@@ -140,233 +118,3 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{source}: its optimiser state does not fit ({error}); {hint}") from error
-
-
-class Run:
-    """A training run from its files: data, trainer, record; goes on from the checkpoint under the save path.
-
-    Its state is a place (`epoch`, `step`: steps done in the epoch after `epoch`, the last finished one), trainer, averages, record
-    and the lengths of what it appends to. With all steps of an epoch done, the evaluation is still to come.
-    """
-
-    def __init__(self, cfg: Config, step: Step, semi: bool, world: World, signals: StopSignals) -> None:
-        self.cfg, self.world, self.signals = cfg, world, signals
-        self.folder = Path(cfg.save_path)
-        world.wait()  # the first process has claimed the folder
-        self.data = open_data(cfg, world, semi, open_log(None))
-        cfg = self.cfg = replace(cfg, teacher=cfg.teacher or self.data.spec.teacher)
-        self.steps = self.data.sampler.steps
-        self.config = asdict(cfg) | {"shards": self.data.sampler.shards, "nclass": self.data.spec.nclass}  # as they are in effect
-        self.config["method"] = Path(inspect.getfile(step)).stem
-        found = resume.find_checkpoint(self.folder)
-        world.wait()  # all have read before the first one writes
-        torch.manual_seed(cfg.seed)
-        model = start_model(cfg, self.data, resumed=found is not None)
-        self.trainer = Trainer(cfg, model, step, self.steps * cfg.epochs, semi, world)
-        self.averages = Averages(world)
-        self.epoch, self.step = -1, 0
-        self.last: list[Batch] = []  # mini-batches of the last step
-        self.matrices: list[Tensor] | None = None  # of the epoch's evaluation, where it has one
-        self.bad_images: list[str] = []  # of this epoch, on all processes
-        self.new_bad_images: list[str] = []  # of this process since the last read
-        notes = self._load(*found) if found else []
-        if world.main:
-            add_start(self.folder, world.device, world.size)
-        self.log = open_log(self.folder / resume.LOG if world.main else None)
-        shard_count(cfg, world, self.log)  # says so where there are more processes than the recipe has shards
-        self.test = test_source(cfg, self.data.spec, self.data.validation, self.log)
-        self.record = Record(self.log, self.folder if world.main else None, self.data.spec, semi, cfg.teacher == "ema", self.trainer.it)
-        batch = cfg.batch_size if semi else 2 * cfg.batch_size
-        self.record.header(asdict(cfg) | {"ngpus": world.size, "nclass": self.data.spec.nclass, "batch_size": batch}, model)
-        self.watch = Watch(cfg, self.data, world, self.folder, self.record, self.config["method"], self.epoch + 1)
-        for note in notes:
-            self.log.warning(note)
-        self.last_save, self.save_seconds = time.monotonic(), 0.0
-        if found:
-            self.record.load_state(found[1])
-            inside = f", {self.step} steps of the next" if self.step else ""
-            self.log.info("************ Load from checkpoint at epoch %i%s\n", self.epoch, inside)
-        else:
-            self._save(required=True)  # finds a disk that is full before the first step, and says what belongs to this run
-
-    def _load(self, path: Path, state: dict[str, Any], problems: list[str]) -> list[str]:
-        """Takes over a checkpoint. Returns what to tell about it."""
-        notes = [f"{problem}; going on from {path.name}" for problem in problems]
-        changed = resume.check_same_run(path, state, self.config, self.data.lists, self.cfg.resume == "force")
-        notes += [f"{change}: the bits may differ" for change in changed_versions(state.get("versions", {}))]
-        notes += [f"resume=force: the run was started with {difference}" for difference in changed]
-        self.trainer.load_state(state, str(path))
-        self.epoch, self.step = int(state["epoch"]), min(int(state.get("step", 0)), self.steps)
-        self.trainer.it = (self.epoch + 1) * self.steps + self.step
-        if self.world.sum_(torch.tensor(self.trainer.it, device=self.world.device)) != self.trainer.it * self.world.size:
-            raise UserError(f"{path}: the processes read different checkpoints; is the save path the same folder for all of them?")
-        self.averages.reset(**state.get("averages", {}))
-        self.bad_images = list(state.get("bad_images", []))
-        if self.world.main:
-            resume.cut_files(self.folder, state.get("files"))
-        return notes
-
-    def fit(self) -> None:
-        """Trains from the beginning, or from where the checkpoint left off, to the last epoch. Raises StoppedError when asked to stop."""
-        progress = tqdm(total=self.trainer.total_steps, initial=self.trainer.it, disable=None if self.world.main else True, unit="step")
-        for epoch in range(self.epoch + 1, self.cfg.epochs):
-            if self.step == 0:
-                self.record.epoch(epoch, self.trainer.lr)
-            self.watch.begin(self.step)
-            self._train_epoch(epoch, progress)
-            self.watch.trained()
-            self.record.bad_images(epoch, self.bad_images)
-            self.bad_images = []
-            self.matrices = None
-            best = self._evaluate(epoch) if self._evaluation_due(epoch) else False
-            self.last = self.last or next(self._mini_batches(epoch, self.steps - 1))  # resumed after the last step
-            self.watch.epoch(epoch, self.averages.means(), self.matrices, self.trainer.student, self.trainer.teacher, self.last)
-            self.averages.reset()
-            self.epoch, self.step, self.new_bad_images = epoch, 0, []
-            self._save(best)
-        progress.close()
-        self._test()
-        self.record.board.close()
-
-    def _train_epoch(self, epoch: int, progress: tqdm) -> None:
-        for i, shards in enumerate(self._mini_batches(epoch, self.step), self.step):
-            stats = self.trainer.update(shards, self.signals.caught)
-            self.last = shards
-            if self.trainer.it == 1 and self.world.main:
-                for name, image in sheets(shards, self.data.spec, PREVIEWED).items():
-                    self.record.board.draw(f"data/{name}", image, 0)
-            self.averages.add(stats | {"grad_norm": self.trainer.grad_norm})
-            self.step = i + 1
-            progress.update()
-            if self.trainer.skipped_in_row:
-                self._tell_skipped(shards)
-            due = i % max(1, self.steps // 8) == 0
-            if due or self.step % READ_EVERY == 0 or self.step == self.steps or self.trainer.stop:
-                rows = self.averages.read()
-                self.record.steps(self.trainer.it - len(rows), rows)
-                if self.cfg.bad_images == "skip":
-                    self.bad_images += self.world.gather(self.new_bad_images)
-                    self.new_bad_images = []
-                if due:
-                    self.record.iteration(i, self.trainer.lr, self.averages.means())
-                    self.record.board.add("train/lr", self.trainer.lr, self.trainer.it - 1)  # a later step would be purged on resume
-                if self.trainer.stop:
-                    self._stop()
-                if self._save_due():
-                    self._save()
-
-    def _mini_batches(self, epoch: int, start: int) -> Iterator[list[Batch]]:
-        """The mini-batches of the own shards, for each step from `start` on."""
-        sampler, width = self.data.sampler, self.trainer.student.backbone.width
-        sampler.set_epoch(epoch, start)
-        raw = batches(self.data.loader)
-        for step in range(start, self.steps):
-            out = []
-            for shard, mini_batch in zip(sampler.own, islice(raw, len(sampler.own)), strict=True):
-                # complementary dropout comes from (seed, step, shard), so any number of processes draws the same
-                seed = np.random.SeedSequence((self.cfg.seed, epoch * self.steps + step, shard)).generate_state(1, np.uint64)
-                generator = torch.Generator().manual_seed(int(seed[0] >> np.uint64(1)))
-                drop = complementary_factors(self.cfg.batch_size, width, generator)
-                for text in filter(None, mini_batch.pop("bad", ())):
-                    self.new_bad_images += text.split("\n")
-                out.append(make_batch(mini_batch, self.world.device, drop))
-            yield out
-
-    def _tell_skipped(self, shards: list[Batch]) -> None:
-        """Tells of a skipped step. Raises UserError when it was the last of too many in a row."""
-        trainer = self.trainer
-        self.record.skipped(trainer.it - 1, trainer.skipped, trainer.skipped_in_row)
-        if trainer.skipped_in_row < self.cfg.max_bad_steps:
-            return
-        named = zip(shards, trainer.losses.tolist(), strict=True)
-        pairs = self.world.gather([(math.isfinite(loss), [*b.name_x, *b.name_u]) for b, loss in named])
-        worst = [names for finite, names in pairs if not finite] or [names for _, names in pairs]
-        raise UserError(
-            f"{self.folder / resume.LATEST}: stopped after {trainer.skipped_in_row} steps in a row whose loss or gradient is not finite "
-            f"(max_bad_steps); the checkpoint is good, the last mini-batch was {', '.join(name for names in worst for name in names)}; "
-            f"look at these images, or go on with a lower lr and --set resume=force"
-        )
-
-    def _evaluation_due(self, epoch: int) -> bool:
-        return (epoch + 1) % self.cfg.eval_every == 0 or epoch + 1 == self.cfg.epochs
-
-    def _evaluate(self, epoch: int) -> bool:
-        models = [m.eval() for m in (self.trainer.student, self.trainer.teacher) if m is not None]
-        loader = validation_loader(self.data.validation, self.world, self.data.workers)
-        until_asked = takewhile(lambda _: not self.signals.caught, loader)
-        mode, spec = self.data.eval_mode, self.data.spec
-        self.matrices = evaluate(models, until_asked, mode, self.cfg.crop_size, spec.nclass, self.world)
-        if self.world.any(self.signals.caught):
-            self._stop()  # what is evaluated so far is dropped: the checkpoint says that the evaluation is to come
-        return self.record.evaluation(epoch, mode, self.matrices)
-
-    def _test(self) -> None:
-        """Scores best.pth on the test list where another list selected it. The models keep its weights: nothing comes after."""
-        if self.test is None:
-            return
-        self.world.wait()  # until the first process has written best.pth
-        for line in final_test(self.cfg, self.data, self.test, self.trainer.student, self.trainer.teacher, self.world):
-            self.log.info(line)
-
-    def _stop(self) -> NoReturn:
-        saved = self._save()
-        self.world.wait()  # a process that ends makes the launcher end the others
-        where = f"epoch {self.epoch + 1}, step {self.step} of {self.steps}"
-        how = f"saved in {self.folder / resume.LATEST}" if saved else f"could not be saved: {self.folder} has an older checkpoint"
-        raise StoppedError(f"{where}, {how}; the same command goes on from there", self.signals.code)
-
-    def _save_due(self) -> bool:
-        seconds = max(300.0, 100 * self.save_seconds) if self.cfg.save_every is None else 60 * self.cfg.save_every
-        return self.world.main and time.monotonic() - self.last_save >= seconds
-
-    def _state(self) -> dict[str, Any]:
-        state = self.trainer.state() | self.record.state() | {"epoch": self.epoch, "step": self.step}
-        state |= {"averages": {"sums": self.averages.sums, "count": self.averages.count}}
-        state |= {"config": self.config, "lists": self.data.lists, "versions": versions(), "bad_images": self.bad_images}
-        self.record.board.flush()
-        return state | {"files": resume.file_lengths(self.folder)}
-
-    def _save(self, best: bool = False, required: bool = False) -> bool:
-        """Writes latest.pth, and best.pth where this is the best. A disk that does not take it is told; training goes on."""
-        if not self.world.main:
-            return True
-        begin = time.monotonic()
-        error = None
-        try:
-            state = self._state()
-            if best:
-                checkpoint.save(state, self.folder / resume.BEST)
-            checkpoint.save(state, self.folder / resume.LATEST, keep=self.folder / resume.PREVIOUS)
-        except UserError as problem:
-            if required:
-                raise
-            error = problem
-            self.log.error(f"{error}; the checkpoints before it stay, and the next save tries again: make room in {self.folder}")
-        self.last_save = time.monotonic()
-        self.save_seconds = self.last_save - begin
-        return error is None
-
-
-def start_model(cfg: Config, data: Data, resumed: bool = False) -> DPT:
-    """The model a run starts from: `init`, else the encoder weights of `pretrained`, else (or resumed) random weights."""
-    if resumed:
-        return build_model(cfg.backbone, data.spec.nclass, data.spec.task)
-    pretrained = None if cfg.init else str(default_path(cfg.backbone)) if cfg.pretrained == "auto" else cfg.pretrained
-    model = build_model(cfg.backbone, data.spec.nclass, data.spec.task, pretrained)
-    if cfg.init:
-        state = checkpoint.load(cfg.init)
-        weights = checkpoint.weights(state, "model_ema" if "model_ema" in state else "model")
-        checkpoint.load_strictly(model, weights, cfg.init, "`init` needs a run with the same backbone, classes and task")
-    return model
-
-
-def train(step: Step, argv: list[str], description: str | None, semi: bool = True) -> None:
-    """The command of a method: reads the command line, joins the processes, trains."""
-    cfg = parse_command(argv, description, semi)
-    with (
-        deterministic(cfg.deterministic),
-        processes(cfg.device) as world,
-        StopSignals() as signals,
-        resume.claimed(Path(cfg.save_path)) if world.main else nullcontext(),
-    ):
-        Run(cfg, step, semi, world, signals).fit()

@@ -14,7 +14,7 @@ from tests import crash
 from tests.conftest import Tiny
 from util import checkpoint
 from util.error import UserError
-from util.trainer import train
+from util.training import train
 
 QUICK = ("batch_size=1", "crop_size=14")
 
@@ -121,7 +121,7 @@ def test_all_ranks_skip_the_same_step(tiny: Tiny, tmp_path: Path) -> None:
             "import sys, os\n"
             "from tests.util.test_steps import poisoned\n"
             "from util.error import run\n"
-            "from util.trainer import train\n"
+            "from util.training import train\n"
             "bad = {'1': {7}, '2': {3} if os.environ.get('RANK') == '1' else set()}[sys.argv[1]]\n"
             "step = poisoned(bad)\n"
             "run(lambda argv: train(step, argv, None), sys.argv[2:])\n"
