@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from tests.conftest import Tiny
-from util import evaluation, samples, trainer
+from util import evaluation, samples, trainer, training
 from util.config import parse_command
 from util.dist import World, processes
 from util.error import StoppedError
@@ -56,15 +56,15 @@ def fit(name: str, world: World, args: list[str], stop_at: int) -> None:
     semi = name != "supervised"
     with StopSignals() as signals:
         try:
-            trainer.Run(parse_command(args, None, semi), step, semi, world, signals).fit()
+            training.Run(parse_command(args, None, semi), step, semi, world, signals).fit()
         except StoppedError:
             assert stop_at >= 0
 
 
 def main(data: str, out: str) -> None:
     tiny = Tiny(Path(data))
-    make_batch, start_model, normalize = trainer.make_batch, trainer.start_model, evaluation.normalize
-    trainer.Trainer = Probe  # type: ignore[misc]
+    make_batch, start_model, normalize = training.make_batch, training.start_model, evaluation.normalize
+    training.Trainer = Probe  # type: ignore[misc]
     with processes("cpu") as world:
         for name in ("supervised", "fixmatch", "unimatch_v2"):
             # supervised: twice the mini-batch, a list of 240 images cut short by the mini-batch of 8 on 4 shards
@@ -75,8 +75,8 @@ def main(data: str, out: str) -> None:
             if world.main:
                 (Probe.folder / "gradients.pth").rename(Probe.folder / "gradients32.pth")
             with (
-                patch.object(trainer, "make_batch", lambda *a: to_double(make_batch(*a))),
-                patch.object(trainer, "start_model", lambda *a, **k: start_model(*a, **k).double()),
+                patch.object(training, "make_batch", lambda *a: to_double(make_batch(*a))),
+                patch.object(training, "start_model", lambda *a, **k: start_model(*a, **k).double()),
                 patch.object(evaluation, "normalize", lambda img: normalize(img).double()),
                 patch.object(samples, "normalize", lambda img: normalize(img).double()),
             ):

@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import unimatch_v2
 from tests.conftest import Tiny
-from util import trainer
+from util import training
 from util.config import parse_command
 from util.dist import processes
 from util.signals import StopSignals
@@ -33,16 +33,16 @@ def counted(name: str, function: Any) -> Any:
 
 
 def main(data: str, out: str) -> None:
-    evaluate = trainer.evaluate
+    evaluate = training.evaluate
     with processes("cpu") as world, StopSignals() as signals:
         for compression in ("none", "bf16"):
             folder = Path(out) / compression
             folder.mkdir(parents=True, exist_ok=True)
             world.wait()
             args = Tiny(Path(data)).args(folder, "shards=4", "batch_size=1", "epochs=1", f"grad_compression={compression}")
-            run = trainer.Run(parse_command(args, None, True), unimatch_v2.step, True, world, signals)
+            run = training.Run(parse_command(args, None, True), unimatch_v2.step, True, world, signals)
             run.trainer.update = counted(f"update {compression}", run.trainer.update)  # type: ignore[method-assign]
-            trainer.evaluate = counted(f"evaluate {compression}", evaluate)
+            training.evaluate = counted(f"evaluate {compression}", evaluate)
             run.fit()
             grads = torch.cat([p.grad.flatten() for p in run.trainer.student.parameters() if p.grad is not None])
             seen[f"rounded {compression}"] = bool(torch.equal(grads, grads.bfloat16().float()))

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from util.error import UserError, reason
+from util.precision import PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,9 @@ class Config:
     resume: str = "auto"  # auto: refuses a checkpoint of other settings, lists or encoder | force: goes on from it all the same
     bad_images: str = "stop"  # a file that cannot be read while training: stop | skip: the next one of the list takes its place
     max_bad_steps: int = 10  # steps without a finite loss or gradient, in a row, that end the run; each of them is skipped
+    precision: str = "fp32"  # fp32: as published | tf32 | bf16 | fp16 with loss scaling: see util/precision.py
+    compile: bool = False  # compile the encoder's blocks and the decoder: faster steps after some minutes of compiling
+    activation_checkpointing: bool = False  # compute the encoder's blocks twice instead of keeping what they need for the gradient
     deterministic: bool = False  # the same bits from the same seed on a GPU too; slower. A CPU gives them anyway
     # command line
     labeled_id_path: str = ""
@@ -81,6 +85,7 @@ class Config:
             "task": (None, "segmentation", "change"),
             "device": ("auto", "cpu", "cuda", "mps"),
             "grad_compression": ("none", "bf16"),
+            "precision": PRECISIONS,
             "resume": ("auto", "force"),
             "bad_images": ("stop", "skip"),
         }
@@ -96,7 +101,8 @@ _HINTS = typing.get_type_hints(Config)
 # how it runs, and what is used only at its start. `epochs` may grow. A key that is not here may not change.
 MAY_CHANGE = {
     "config", "save_path", "data_root", "data_root_u", "val_id_path", "labeled_id_path", "unlabeled_id_path", "pretrained", "init",
-    "device", "num_workers", "eval_every", "save_every", "resume", "bad_images", "max_bad_steps", "deterministic",
+    "device", "precision", "compile", "activation_checkpointing",
+    "num_workers", "eval_every", "save_every", "resume", "bad_images", "max_bad_steps", "deterministic",
 }  # fmt: skip
 # The authors' large-scale configs name these keys for two data sets; the labelled one decides classes and validation.
 _ALIASES = {"dataset_l": "dataset", "data_root_l": "data_root"}

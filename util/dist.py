@@ -125,6 +125,17 @@ def cpu_count() -> int:
     return min(count, int(slurm)) if slurm.isdigit() and int(slurm) > 0 else count
 
 
+def check_compiler(device: torch.device) -> None:
+    """Raises UserError where torch.compile cannot work: it needs a C++ compiler, and Triton for a GPU."""
+    try:
+        torch.compile(lambda x: x + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # whatever the first missing part leads to
+        raise UserError(
+            f"compile: PyTorch cannot compile for {device} here ({reason(error)}); "
+            f"install a C++ compiler (Debian, Ubuntu: g++) and, for a GPU, Triton, or set compile=false"
+        ) from error
+
+
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
     """Inside, a GPU computes the same bits from the same numbers each time, where `wanted`; an operation that cannot warns."""

@@ -1,12 +1,15 @@
 """Exponential moving average of a model (spec.md 3)."""
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import nn
 
+Model = TypeVar("Model", bound=nn.Module)
 
-def make_teacher(student: nn.Module) -> nn.Module:
+
+def make_teacher(student: Model) -> Model:
     """A frozen copy of the student in eval mode."""
     return copy.deepcopy(student).eval().requires_grad_(False)
 

@@ -132,8 +132,10 @@ class Record:
         self.ema = "EMA" if ema_teaches or self.change else "EMA (not used as teacher)"
 
     def header(self, values: dict[str, Any], model: DPT) -> None:
-        self.log.info("%s\n", pprint.pformat(values))
-        self.board.text("config", "".join(f"    {line}\n" for line in pprint.pformat(values).splitlines()))
+        # sorted, but as in the authors' logs the backbone comes first
+        text = pprint.pformat(dict(sorted(values.items(), key=lambda item: (item[0] != "backbone", item[0]))), sort_dicts=False)
+        self.log.info("%s\n", text)
+        self.board.text("config", "".join(f"    {line}\n" for line in text.splitlines()))
         parts: dict[str, nn.Module] = {"Total": model, "Encoder": model.backbone, "Decoder": model.head}
         lines = [f"{name} params: {sum(p.numel() for p in part.parameters()) / 1e6:.1f}M" for name, part in parts.items()]
         lines = lines if self.semi and not self.change else lines[:1]

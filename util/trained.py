@@ -15,6 +15,7 @@ from model.semseg.dpt import DPT
 from util import checkpoint
 from util.config import Config
 from util.error import UserError
+from util.precision import autocast
 
 WHICH = {"ema": "model_ema", "student": "model"}
 
@@ -41,8 +42,8 @@ class Bf16(nn.Module):
         self.model = model
 
     def forward(self, img: Tensor) -> Tensor:
-        with torch.autocast(img.device.type, torch.bfloat16):
-            return self.model(img).float()
+        with autocast("bf16", img.device):
+            return self.model(img)
 
 
 def load_trained(cfg: Config, path: str, which: str | None = None, device: torch.device | str = "cpu") -> Trained:

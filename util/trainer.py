@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,11 +16,13 @@ from model.loss import check_criterion
 from model.semseg.dpt import DPT
 from util import checkpoint
 from util.config import Config
-from util.dist import World, average_gradients
+from util.dist import World, average_gradients, check_compiler
 from util.ema import ema_update_, make_teacher
 from util.error import UserError
+from util.precision import autocast, loss_scaler
 from util.schedule import poly
 
+FUSED = True  # AdamW as one kernel: the same formula
 Step = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 
 
@@ -43,16 +45,33 @@ class Trainer:
         self.world = world = world or World()
         check_criterion(cfg.criterion)
         self.student = model.to(world.device)
+        self.student.backbone.checkpointing = cfg.activation_checkpointing
         if cfg.lock_backbone:
             self.student.backbone.requires_grad_(False)
         self.teacher = make_teacher(self.student) if semi else None
+        if cfg.compile:
+            check_compiler(world.device)
+            self.student.compile_parts()
+            if self.teacher is not None:
+                self.teacher.compile_parts()
         # what the method calls: the student, or its wrapper that averages gradients
         self.net = average_gradients(self.student, world, cfg.grad_compression)
         # all parameters, frozen ones too: the authors' optimiser states count them by place
         encoder = list(self.student.backbone.parameters())
         decoder = [p for name, p in self.student.named_parameters() if "backbone" not in name]
         groups = [{"params": encoder, "lr": cfg.lr}, {"params": decoder, "lr": cfg.lr * cfg.lr_multi}]
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, fused=FUSED)
+        self.scaler = loss_scaler(cfg.precision, world.device)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Inside, models compute in the run's precision."""
+        return autocast(self.cfg.precision, self.world.device)
+
+    @contextmanager
+    def scoring(self) -> Iterator[None]:
+        """Inside, models compute in the run's precision, but not compiled: images have too many sizes for that."""
+        with self.autocast(), torch.compiler.set_stance("force_eager"):
+            yield
 
     @property
     def lr(self) -> float:
@@ -71,15 +90,18 @@ class Trainer:
         for i, batch in enumerate(batches):
             last = i + 1 == len(batches)
             with self.net.no_sync() if isinstance(self.net, DistributedDataParallel) and not last else nullcontext():
-                loss, stats = self.step(self.net, labels_by, batch, self.cfg)
-                (loss / len(batches)).backward()
+                with self.autocast():
+                    loss, stats = self.step(self.net, labels_by, batch, self.cfg)
+                self.scaler.scale(loss / len(batches)).backward()
             all_stats.append(stats)
             losses.append(loss.detach())
         self.losses = torch.stack(losses)
+        self.scaler.unscale_(self.optimizer)
         if self._agree(stop):
             self.optimizer.step()
             if self.teacher is not None:
                 ema_update_(self.teacher, self.student, self.it)
+        self.scaler.update()
         rate = poly(self.cfg.lr, self.it, self.total_steps)
         for group, multiple in zip(self.optimizer.param_groups, (1, self.cfg.lr_multi), strict=True):
             group["lr"] = rate * multiple
@@ -102,7 +124,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Weights and optimiser, under the names that the authors' checkpoints have."""
         state: dict[str, Any] = {"model": self.student.state_dict(), "optimizer": self.optimizer.state_dict()}
-        state |= {"skipped": self.skipped, "skipped_in_row": self.skipped_in_row}
+        state |= {"scaler": self.scaler.state_dict(), "skipped": self.skipped, "skipped_in_row": self.skipped_in_row}
         return state if self.teacher is None else state | {"model_ema": self.teacher.state_dict()}
 
     def load_state(self, state: dict[str, Any], source: str) -> None:
@@ -114,7 +136,10 @@ class Trainer:
                 raise UserError(f"{source}: has no 'model_ema', the teacher of a semi-supervised run; {hint}")
             checkpoint.load_strictly(self.teacher, checkpoint.weights(state, "model_ema"), source, hint)
         self.skipped, self.skipped_in_row = state.get("skipped", 0), state.get("skipped_in_row", 0)
+        if state.get("scaler"):  # only runs in fp16 have something in it
+            self.scaler.load_state_dict(state["scaler"])
         try:
-            self.optimizer.load_state_dict(state["optimizer"])
+            groups = [group | {"fused": FUSED, "foreach": None} for group in state["optimizer"]["param_groups"]]
+            self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{source}: its optimiser state does not fit ({error}); {hint}") from error

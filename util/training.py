@@ -32,6 +32,7 @@ from util.error import StoppedError, UserError
 from util.evaluation import evaluate, validation_loader
 from util.final import final_test
 from util.log import open_log
+from util.precision import matmul_precision
 from util.provenance import add_start, changed_versions, versions
 from util.record import Averages, Record
 from util.signals import StopSignals
@@ -120,7 +121,8 @@ class Run:
             self.matrices = None
             best = self._evaluate(epoch) if self._evaluation_due(epoch) else False
             self.last = self.last or next(self._mini_batches(epoch, self.steps - 1))  # resumed after the last step
-            self.watch.epoch(epoch, self.averages.means(), self.matrices, self.trainer.student, self.trainer.teacher, self.last)
+            with self.trainer.scoring():
+                self.watch.epoch(epoch, self.averages.means(), self.matrices, self.trainer.student, self.trainer.teacher, self.last)
             self.averages.reset()
             self.epoch, self.step, self.new_bad_images = epoch, 0, []
             self._save(best)
@@ -195,7 +197,8 @@ class Run:
         loader = validation_loader(self.data.validation, self.world, self.data.workers)
         until_asked = takewhile(lambda _: not self.signals.caught, loader)
         mode, spec = self.data.eval_mode, self.data.spec
-        self.matrices = evaluate(models, until_asked, mode, self.cfg.crop_size, spec.nclass, self.world)
+        with self.trainer.scoring():
+            self.matrices = evaluate(models, until_asked, mode, self.cfg.crop_size, spec.nclass, self.world)
         if self.world.any(self.signals.caught):
             self._stop()  # what is evaluated so far is dropped: the checkpoint says that the evaluation is to come
         return self.record.evaluation(epoch, mode, self.matrices)
@@ -205,7 +208,9 @@ class Run:
         if self.test is None:
             return
         self.world.wait()  # until the first process has written best.pth
-        for line in final_test(self.cfg, self.data, self.test, self.trainer.student, self.trainer.teacher, self.world):
+        with self.trainer.scoring():
+            lines = final_test(self.cfg, self.data, self.test, self.trainer.student, self.trainer.teacher, self.world)
+        for line in lines:
             self.log.info(line)
 
     def _stop(self) -> NoReturn:
@@ -266,6 +271,7 @@ def train(step: Step, argv: list[str], description: str | None, semi: bool = Tru
     with (
         deterministic(cfg.deterministic),
         processes(cfg.device) as world,
+        matmul_precision(cfg.precision, world.device),
         StopSignals() as signals,
         resume.claimed(Path(cfg.save_path)) if world.main else nullcontext(),
     ):

@@ -3,6 +3,7 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model.spec import EncoderSpec
 
@@ -79,12 +80,16 @@ class PatchEmbed(nn.Module):
 
 
 class DINOv2(nn.Module):
-    """The encoder. forward: (B, 3, H, W) float, H and W multiples of 14 -> four maps (B, N, width), N = H/14 * W/14."""
+    """The encoder. forward: (B, 3, H, W) float, H and W multiples of 14 -> four maps (B, N, width), N = H/14 * W/14.
+
+    checkpointing: a pass that gets gradients keeps only the input of each block and computes the block again for its gradient.
+    """
 
     def __init__(self, spec: EncoderSpec) -> None:
         super().__init__()
         self.taps = spec.taps
         self.width = spec.width
+        self.checkpointing = False
         self.cls_token = nn.Parameter(torch.zeros(1, 1, spec.width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + GRID * GRID, spec.width))
         # only in the checkpoints, never used: frozen, so that DDP needs no search for unused parameters
@@ -113,7 +118,10 @@ class DINOv2(nn.Module):
         x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + self.position(rows, cols)
         maps = []
         for i, block in enumerate(self.blocks):
-            x = block(x)
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)  # blocks draw nothing
+            else:
+                x = block(x)
             if i in self.taps:
                 maps.append(self.norm(x)[:, 1:])
         return maps

@@ -1,5 +1,6 @@
 """DPT decoder and the segmentation model made of an encoder and this decoder (spec.md 1.2)."""
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -97,6 +98,11 @@ class DPT(nn.Module):
         self.backbone = DINOv2(spec)
         self.head = DPTHead(spec, nclass)
 
+    def compile_parts(self) -> None:
+        """Has torch.compile replace what the encoder's blocks and the decoder do, in place: parameter names stay."""
+        for part in (*self.backbone.blocks, self.head):
+            part.compile(dynamic=False)
+
     def encode(self, img: Tensor) -> list[Tensor]:
         """The four maps (B, N, width) that the decoder reads."""
         return self.backbone(img)
@@ -109,4 +115,6 @@ class DPT(nn.Module):
         if isinstance(comp_drop, Tensor):
             maps = [x * comp_drop[:, None, :] for x in maps]
         logits = self.head(maps, rows, cols)
+        # at least float32, in 16-bit precision too: confidences and losses depend on small differences
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.interpolate(logits, (PATCH * rows, PATCH * cols), mode="bilinear", align_corners=True)

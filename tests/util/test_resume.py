@@ -16,7 +16,7 @@ import supervised
 import unimatch_v2
 from tests import crash
 from tests.conftest import Tiny, make_tiny
-from util import checkpoint, files, record, resume, trainer
+from util import checkpoint, files, record, resume, training
 from util.error import UserError
 
 QUICK = ("batch_size=1", "crop_size=14", "save_every=0")  # 12 steps an epoch, and a save at each read
@@ -58,16 +58,16 @@ def killed(args: list[str], target: object, name: str, count: int, after: bool =
 
 
 PLACES: dict[str, tuple[object, str, int, bool]] = {
-    "before the first step": (trainer.Trainer, "update", 1, False),
-    "inside the first epoch": (trainer.Trainer, "update", 6, True),
-    "before the evaluation": (trainer, "evaluate", 1, False),
-    "after the evaluation, before its save": (trainer, "evaluate", 1, True),
-    "inside the second epoch": (trainer.Trainer, "update", 17, False),
+    "before the first step": (training.Trainer, "update", 1, False),
+    "inside the first epoch": (training.Trainer, "update", 6, True),
+    "before the evaluation": (training, "evaluate", 1, False),
+    "after the evaluation, before its save": (training, "evaluate", 1, True),
+    "inside the second epoch": (training.Trainer, "update", 17, False),
     "writing a log line": (record.Record, "iteration", 15, True),
     "writing a checkpoint": (torch, "save", 9, True),
     "between the two renames": (os, "replace", 10, True),
     "writing best.pth": (torch, "save", 1 + 12, False),
-    "before the last save": (trainer, "evaluate", 2, True),
+    "before the last save": (training, "evaluate", 2, True),
 }
 
 
@@ -99,7 +99,7 @@ def test_finished_mini_batches_are_not_decoded_again(tiny: Tiny, tmp_path: Path)
     from dataset import semi
 
     args = tiny.args(tmp_path, *QUICK, "epochs=1")
-    killed(args, trainer.Trainer, "update", 10)
+    killed(args, training.Trainer, "update", 10)
     opened: list[str] = []
     original = semi.open_image
 
@@ -115,7 +115,7 @@ def test_finished_mini_batches_are_not_decoded_again(tiny: Tiny, tmp_path: Path)
 
 
 def test_a_torn_or_corrupt_checkpoint_falls_back_and_says_so(tiny: Tiny, whole: Path, tmp_path: Path) -> None:
-    killed(tiny.args(tmp_path / "start", *QUICK), trainer.Trainer, "update", 20)
+    killed(tiny.args(tmp_path / "start", *QUICK), training.Trainer, "update", 20)
     for damage in ("torn", "flipped", "missing"):
         folder = tmp_path / damage
         shutil.copytree(tmp_path / "start", folder)
@@ -260,7 +260,7 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
 
 def test_lost_tensorboard_files_and_logs_are_no_obstacle(tiny: Tiny, tmp_path: Path) -> None:
     args = tiny.args(tmp_path, *QUICK)
-    killed(args, trainer.Trainer, "update", 8)
+    killed(args, training.Trainer, "update", 8)
     for path in resume.written_files(tmp_path):
         path.unlink()
     unimatch_v2.main(args)
@@ -269,7 +269,7 @@ def test_lost_tensorboard_files_and_logs_are_no_obstacle(tiny: Tiny, tmp_path: P
 
 def test_files_that_came_from_elsewhere_stay(tiny: Tiny, tmp_path: Path) -> None:
     args = tiny.args(tmp_path, *QUICK)
-    killed(args, trainer.Trainer, "update", 8)
+    killed(args, training.Trainer, "update", 8)
     (tmp_path / "events.out.tfevents.1.other").write_bytes(b"x" * 10)
     (tmp_path / "notes.json").write_text(json.dumps(1))
     unimatch_v2.main(args)

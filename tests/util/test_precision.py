@@ -1,0 +1,156 @@
+"""precision, compile, activation_checkpointing: what each promises about the numbers, on real updates."""
+
+from collections import Counter
+from functools import partialmethod
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import supervised
+import unimatch_v2
+from dataset.batch import Batch
+from model import build_model
+from model.dropout import complementary_factors
+from tests.conftest import Tiny, command
+from util import checkpoint
+from util.config import Config
+from util.dist import check_compiler
+from util.error import UserError
+from util.trainer import Trainer
+
+STEPS = 4
+SIZE = 56
+BOUNDS = {"tf32": 1e-6, "bf16": 2e-2, "fp16": 2e-3}  # losses, relative to fp32; a CPU has no TF32
+
+
+def batch(it: int, size: int = SIZE) -> Batch:
+    g = torch.Generator().manual_seed(it)
+    img_x, weak, strong1, strong2 = (torch.randn(2, 3, size, size, generator=g) for _ in range(4))
+    mask = torch.randint(0, 5, (2, size, size), generator=g)
+    ignore = torch.zeros(2, size, size, dtype=torch.uint8)
+    box = torch.zeros(2, size, size, dtype=torch.bool)
+    box[:, 10:30, 5:40] = True
+    return Batch(img_x, mask, weak, strong1, strong2, ignore, box, box.transpose(1, 2), complementary_factors(2, 192, g))
+
+
+def trained(steps: int = STEPS, **keys: Any) -> tuple[Trainer, list[float]]:
+    """A Trainer after some updates, and their losses."""
+    torch.manual_seed(0)
+    cfg = Config(dataset="", data_root="", backbone="dinov2_tiny", crop_size=SIZE, epochs=1, batch_size=2, lr=1e-5, conf_thresh=0.2, **keys)
+    trainer = Trainer(cfg, build_model("dinov2_tiny", 5), unimatch_v2.step, 100)
+    return trainer, [float(trainer.update([batch(it)])["loss_all"]) for it in range(steps)]
+
+
+@pytest.fixture(scope="module")
+def fp32() -> tuple[Trainer, list[float]]:
+    return trained()
+
+
+@pytest.mark.parametrize("precision", BOUNDS)
+def test_losses_stay_within_the_bound_of_the_precision(precision: str, fp32: tuple[Trainer, list[float]]) -> None:
+    trainer, losses = trained(precision=precision)
+    assert losses == pytest.approx(fp32[1], rel=BOUNDS[precision])
+    assert (losses != fp32[1]) == (precision != "tf32"), "16 bits must leave a trace"
+    assert all(p.dtype == torch.float32 for p in trainer.student.parameters())
+    assert trainer.skipped == 0
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
+def test_matrix_products_have_the_precision_and_logits_are_float32(precision: str, dtype: torch.dtype) -> None:
+    trainer, _ = trained(0, precision=precision)
+    seen: list[torch.dtype] = []
+    trainer.student.backbone.get_submodule("blocks.0.mlp.fc1").register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    trainer.student.head.get_submodule("scratch.output_conv").register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    with trainer.autocast():
+        logits = trainer.student(batch(0).img_x)
+    assert seen == [dtype, dtype]
+    assert logits.dtype == torch.float32
+
+
+def test_the_student_as_teacher_still_gets_gradients_in_bf16() -> None:
+    # autocast keeps 16-bit copies of weights: those made without gradients must not serve the student's pass
+    trainer, _ = trained(1, precision="bf16", teacher="student")
+    assert all(p.grad is not None for p in trainer.student.parameters() if p.requires_grad)
+
+
+def held(trainer: Trainer) -> int:
+    """Bytes that a student's pass keeps for its gradients."""
+    sizes: dict[int, int] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        sizes[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        logits = trainer.student(batch(0).img_x)
+    del logits
+    return sum(sizes.values())
+
+
+def test_activation_checkpointing_holds_less_and_computes_the_same_bits(fp32: tuple[Trainer, list[float]]) -> None:
+    trainer, losses = trained(activation_checkpointing=True)
+    assert losses == fp32[1]
+    for found, expected in zip(trainer.student.parameters(), fp32[0].student.parameters(), strict=True):
+        assert torch.equal(found, expected)
+    weights = sum(p.nbytes for p in trainer.student.parameters())
+    assert held(trainer) - weights < 0.7 * (held(fp32[0]) - weights)
+
+
+def test_compiled_updates_agree_and_names_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    # traced as for the real compiler, which takes minutes for C++; `python -m util.benchmark step` runs that one
+    compile_with, graphs = torch.nn.Module.compile, Counter[int]()
+
+    def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs[len(inputs)] += 1
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(compile_with, backend=count))
+    monkeypatch.setattr("util.trainer.check_compiler", lambda device: None)
+    (compiled, losses), (eager, expected) = trained(1, compile=True), trained(1)
+    assert losses == pytest.approx(expected, rel=1e-6)
+    assert float(compiled.grad_norm) == pytest.approx(float(eager.grad_norm), rel=1e-5)
+    assert list(compiled.student.state_dict()) == list(eager.student.state_dict())
+    # one whole graph for the teacher's pass and one for each of the student's two, for all blocks together and for the decoder
+    assert sorted(graphs.values()) == [3, 3]
+    with compiled.scoring(), torch.no_grad():
+        compiled.student(batch(0, size=70).img_x)
+    assert sorted(graphs.values()) == [3, 3], "evaluation runs as it is: its images have many sizes"
+
+
+def test_a_missing_compiler_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(function: Any) -> Any:
+        raise RuntimeError("no g++ found")
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(UserError, match=r"compile: .*no g\+\+ found.*set compile=false"):
+        check_compiler(torch.device("cpu"))
+
+
+def test_fp16_skips_a_step_that_overflows_with_half_the_scale_next_time() -> None:
+    trainer, _ = trained(0, precision="fp16")
+    trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": 2.0**40})
+    before = {name: value.clone() for name, value in trainer.student.state_dict().items()}
+    trainer.update([batch(0)])
+    assert (trainer.skipped, trainer.it, trainer.scaler.get_scale()) == (1, 1, 2.0**39)
+    assert all(torch.equal(value, before[name]) for name, value in trainer.student.state_dict().items())
+
+
+def test_the_gradient_norm_does_not_depend_on_the_loss_scale(fp32: tuple[Trainer, list[float]]) -> None:
+    assert float(trained(1, precision="fp16")[0].grad_norm) == pytest.approx(float(trained(1)[0].grad_norm), rel=2e-2)
+
+
+def test_a_run_goes_on_in_another_precision_and_fp16_keeps_its_scale(tiny: Tiny, tmp_path: Path) -> None:
+    for epochs, precision in ((1, "fp32"), (2, "fp16"), (3, "bf16")):
+        supervised.main(tiny.args(tmp_path, f"epochs={epochs}", f"precision={precision}", "resume=force", unlabeled=False))
+        assert (checkpoint.load(tmp_path / "latest.pth")["scaler"].get("scale", 0) > 0) == (precision == "fp16")
+
+
+def test_precision_may_change_without_force_and_typos_are_named(tiny: Tiny, tmp_path: Path) -> None:
+    supervised.main(tiny.args(tmp_path, "epochs=1", unlabeled=False))
+    supervised.main(tiny.args(tmp_path, "epochs=1", "precision=bf16", "activation_checkpointing=true", unlabeled=False))
+    done = command("supervised.py", *tiny.args(tmp_path, "precision=fp8", unlabeled=False))
+    assert done.returncode == 2
+    assert "precision: found 'fp8', expected one of fp32, tf32, bf16, fp16" in done.stderr

@@ -1,0 +1,40 @@
+"""Which arithmetic a run uses: `precision: fp32 | tf32 | bf16 | fp16`.
+
+fp32 is PyTorch's default, the published setting: on an NVIDIA GPU convolutions in TF32, matrix products in full float32. tf32: these too.
+bf16, fp16: matrix products and convolutions in 16 bits (autocast); weights, normalisation, softmax and losses stay float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import torch
+
+from util.error import UserError
+
+SIXTEEN_BIT = {"bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("fp32", "tf32", *SIXTEEN_BIT)
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
+    """Inside, a forward pass computes in 16 bits where `precision` says so and where that is safe."""
+    return torch.autocast(device.type, SIXTEEN_BIT.get(precision), enabled=precision in SIXTEEN_BIT)
+
+
+def loss_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
+    """Keeps small gradients above fp16's smallest number; does nothing for other precisions."""
+    return torch.amp.GradScaler(device.type, enabled=precision == "fp16")
+
+
+@contextmanager
+def matmul_precision(precision: str, device: torch.device) -> Iterator[None]:
+    """Inside, float32 matrix products are TF32 for `precision` tf32. Raises UserError where the GPU lacks what is asked for."""
+    if device.type == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(f"precision: found bf16, but {torch.cuda.get_device_name(device)} has no bfloat16; use fp16 or fp32")
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else before)
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
