@@ -5,6 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 try:
@@ -63,16 +64,17 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
 def tell_once(line: str) -> None:
     """Prints a line on stderr, unless another worker of the same torchrun has printed it."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path is None:
+    with suppress(OSError), ExitStack() as stack:
+        if path is not None:
+            with suppress(OSError):  # no room: told once too often is better than not at all
+                told = stack.enter_context(open(Path(path).parent.parent / "told", "a+", encoding="utf-8"))  # its workers share the folder
+                if fcntl is not None:
+                    fcntl.flock(told, fcntl.LOCK_EX)  # the others leave only when the line is out: the first to leave ends all
+                told.seek(0)
+                if line in told.read().splitlines():
+                    return
+                print(line, file=told, flush=True)
         print(line, file=sys.stderr, flush=True)
-        return
-    with open(Path(path).parent.parent / "told", "a+", encoding="utf-8") as told:  # in the folder that its workers share
-        if fcntl is not None:
-            fcntl.flock(told, fcntl.LOCK_EX)  # the others leave only when the line is out: the first to leave ends all
-        told.seek(0)
-        if line not in told.read().splitlines():
-            print(line, file=sys.stderr, flush=True)
-            told.write(line + "\n")
 
 
 def leave_cause(error: BaseException) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from util.error import UserError, run
+from util.error import UserError, run, tell_once
 
 FORK = multiprocessing.get_context("fork")
 
@@ -57,6 +57,16 @@ def test_the_next_attempt_tells_it_again(tmp_path: Path) -> None:
         worker.start()
         worker.join(30)
         assert (tmp_path / attempt / "out").read_text() == "error: disk: full\n"
+
+
+def test_it_is_told_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "told").symlink_to("/dev/full")
+    for folder in (Path("/no/such"), tmp_path):
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(folder / "0/error.json"))
+        tell_once("error: disk: full")
+    assert capfd.readouterr().err == "error: disk: full\n" * 2
 
 
 def test_without_a_launcher_it_is_simply_told(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
