@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dataset.photometry import strong_views
+
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 _ABSENT = torch.empty(0)
@@ -59,16 +61,20 @@ def box_map(box: Tensor, size: int) -> Tensor:
 
 
 def make_batch(raw: dict[str, Any], device: torch.device, drop: Tensor = _ABSENT) -> Batch:
-    """A collated mini-batch of TrainSet samples, moved to the device and normalised there."""
-    moved: dict[str, Any] = {}
-    for name, value in raw.items():
-        if isinstance(value, Tensor):
-            value = value.to(device, non_blocking=True)
-            if name.startswith("img"):
-                value = normalize(value)
-            elif name.startswith("box"):
-                value = box_map(value, raw["img_u_w"].shape[-1])
-            elif name == "mask_x":
-                value = value.long()
-        moved[name] = value
-    return Batch(**moved, drop=drop.to(device, non_blocking=True))
+    """A collated mini-batch of TrainSet samples, moved to the device and normalised there. Strong views still to be made are made there."""
+    photometry = raw.get("photometry")  # stays on the CPU: what is in it decides what the device is told to do
+    moved = {name: _move(value, device) for name, value in raw.items() if name != "photometry"}
+    if photometry is not None:
+        moved["img_u_s1"], moved["img_u_s2"] = strong_views(moved["img_u_w"], photometry).unbind(1)
+    for name, value in moved.items():
+        if name.startswith("img"):
+            moved[name] = normalize(value)
+        elif name.startswith("box"):
+            moved[name] = box_map(value, raw["img_u_w"].shape[-1])
+        elif name == "mask_x":
+            moved[name] = value.long()
+    return Batch(**moved, drop=_move(drop, device))
+
+
+def _move(value: Any, device: torch.device) -> Any:
+    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value

@@ -81,20 +81,29 @@ def test_source(cfg: Config, spec: DatasetSpec, validation: Source, log: logging
 
 def loader_workers(cfg: Config, world: World) -> int:
     """Loader processes of this training process: what the config says, else the CPUs left beside it, at most 8."""
-    if cfg.num_workers is not None:
+    if isinstance(cfg.num_workers, int):
         return cfg.num_workers
     return max(0, min(8, cpu_count() // world.local_size - 1))
 
 
-def check_shared_memory(cfg: Config, batch: int, semi: bool, workers: int, processes: int, folder: str = SHARED_MEMORY) -> None:
+def views_on_device(cfg: Config, world: World) -> bool:
+    """Whether the training device makes the strong views, and not the loader's processes: `views`, by default where it is a GPU."""
+    return cfg.views == "device" or (cfg.views == "auto" and world.device.type == "cuda")
+
+
+def check_shared_memory(
+    cfg: Config, batch: int, semi: bool, workers: int, processes: int, folder: str = SHARED_MEMORY, strong_views: bool = True
+) -> None:
     """Raises UserError where the workers' mini-batches would not fit into the shared memory: it kills them with a bus error.
 
-    batch: images of a mini-batch; processes: training processes on this machine. Systems without the folder have no such limit.
+    batch: images of a mini-batch; processes: training processes on this machine; strong_views: whether the workers make them. Systems
+    without the folder have no such limit.
     """
     if workers == 0 or not os.path.isdir(folder):
         return
     channels = 6 if data_spec(cfg).task == "change" else 3
-    pixel = 4 * channels + 2 if semi else channels + 1  # bytes: labelled, weak and two strong images, mask and ignore map
+    # bytes of a pixel: labelled, weak and two strong images, mask and ignore map
+    pixel = (4 if strong_views else 2) * channels + 2 if semi else channels + 1
     need = processes * workers * PREFETCH * batch * pixel * cfg.crop_size**2
     found = os.statvfs(folder)
     free = found.f_bavail * found.f_frsize
@@ -133,9 +142,10 @@ def open_data(cfg: Config, world: World, semi: bool, log: logging.Logger) -> Dat
         )
     validation = validation_source(cfg, spec)
     workers = loader_workers(cfg, world)
-    check_shared_memory(cfg, batch, semi, workers, world.local_size)
+    strong_views = not views_on_device(cfg, world)
+    check_shared_memory(cfg, batch, semi, workers, world.local_size, strong_views=strong_views)
     loader = DataLoader(
-        TrainSet(sources, cfg.crop_size, cfg.seed, cfg.bad_images == "skip"),
+        TrainSet(sources, cfg.crop_size, cfg.seed, cfg.bad_images == "skip", strong_views),
         batch_sampler=sampler,
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,

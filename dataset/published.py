@@ -18,13 +18,14 @@ PUBLISHED = "https://raw.githubusercontent.com/LiheYoung/UniMatch-V2/f6afb4dfca2
 
 
 class Published(NamedTuple):
-    """A published list: path in the public repository, path here, size in bytes and sums ("" or 0 where the manifest has none)."""
+    """A published list: path in the public repository, path here, size in bytes, sums, number of lines ("" or 0 where unknown)."""
 
     path: str
     local: Path
     size: int
     blob: str
     sha256: str
+    lines: int = 0
 
     @property
     def sum(self) -> str:
@@ -54,7 +55,8 @@ def manifest() -> dict[str, list[Published]]:
     with open(MANIFEST, newline="") as file:
         for row in csv.DictReader(file, delimiter="\t"):
             local = Path(row["path"].removeprefix("remote-sensing/"))
-            published = Published(row["path"], local, int(row["bytes"] or 0), row["git_blob_sha1"], row["sha256"])
+            sums = row["git_blob_sha1"], row["sha256"]
+            published = Published(row["path"], local, int(row["bytes"] or 0), *sums, int(row["lines"] or 0))
             lists.setdefault(local.parts[1], []).append(published)
     return lists
 

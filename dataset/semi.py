@@ -15,9 +15,10 @@ from torch.utils.data import Dataset, default_collate
 
 from dataset.change import date_paths, label_path
 from dataset.lists import Entry, ImageList, inside
+from dataset.photometry import draw_photometry, strong_views
 from dataset.sampler import Key
 from dataset.spec import IGNORE, DatasetSpec
-from dataset.transform import apply_photometry, crop_image, crop_mask, draw_box, draw_geometry, draw_photometry, ignore_map
+from dataset.transform import crop_image, crop_mask, draw_box, draw_geometry, ignore_map
 from util.error import UserError, reason
 
 STREAMS = {"x": 0, "u": 1}  # labelled, unlabelled: part of a sample's seed
@@ -93,7 +94,7 @@ def open_image(root: str, path: str) -> Image.Image:
     image = _open(root, path)
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def open_mask(spec: DatasetSpec, root: str, path: str, size: tuple[int, int]) -> np.ndarray:
@@ -108,13 +109,15 @@ def open_mask(spec: DatasetSpec, root: str, path: str, size: tuple[int, int]) ->
         raise UserError(f"{path}: found mode {image.mode}, expected one channel of class ids (8-bit grey or palette); convert the mask")
     if image.size != size:
         raise UserError(f"{path}: mask is {image.size}, its image {size} (width, height); expected the same size, correct one of them")
-    values = np.asarray(image)
-    table = spec.label_table
-    worst = int(values.max())
-    ids = table[values] if worst < len(table) else None
+    values = np.array(image)
+    found = np.unique(values) if image.mode.startswith("I") else np.flatnonzero(image.histogram())
+    table, worst = spec.label_table, int(found[-1])
+    ids = table[found] if worst < len(table) else None
     if ids is None or (ids < 0).any():
-        raise _illegal_label(spec, path, worst if ids is None else int(values[ids < 0][0]), worst)
-    return ids.astype(np.uint8)
+        raise _illegal_label(spec, path, worst if ids is None else int(found[ids < 0][0]), worst)
+    if np.array_equal(ids, found):
+        return values.astype(np.uint8, copy=False)
+    return table.astype(np.uint8)[values]
 
 
 def _illegal_label(spec: DatasetSpec, path: str, found: int, worst: int) -> UserError:
@@ -140,14 +143,16 @@ class TrainSet(Dataset):
     skip_bad: a file that cannot be read is replaced by the next one of its list, and told in the sample's `bad`, one line each.
 
     A sample is uint8 tensors: img_x (C, S, S), mask_x (S, S); img_u_w, img_u_s1, img_u_s2 (C, S, S), ignore_u (S, S), box1, box2 (4,)
-    as x, y, width, height; and name_x, name_u. C is 3, or 6 for two dates.
+    as x, y, width, height; and name_x, name_u. C is 3, or 6 for two dates. Without strong_views, img_u_s1 and img_u_s2 are still to be
+    made: `photometry` says how (see dataset.photometry.strong_views). What is drawn is the same.
     """
 
-    def __init__(self, sources: dict[str, Sources], crop: int, seed: int, skip_bad: bool = False) -> None:
+    def __init__(self, sources: dict[str, Sources], crop: int, seed: int, skip_bad: bool = False, strong_views: bool = True) -> None:
         self.sources = sources
         self.crop = crop
         self.seed = seed
         self.skip_bad = skip_bad
+        self.strong_views = strong_views
 
     def __getitem__(self, keys: tuple[Key, ...]) -> dict[str, Any] | UserError:
         bad: list[str] = []
@@ -179,7 +184,7 @@ class TrainSet(Dataset):
         mask = source.mask(entry, images[0].size)
         geometry = draw_geometry(rng, *images[0].size, self.crop, source.spec.scale)
         return {
-            "img_x": _tensor([crop_image(image, geometry, self.crop) for image in images]),
+            "img_x": torch.cat([crop_image(image, geometry, self.crop) for image in images]),
             "mask_x": torch.from_numpy(crop_mask(mask, geometry, self.crop, IGNORE)),
             "name_x": entry.image,
         }
@@ -187,12 +192,16 @@ class TrainSet(Dataset):
     def unlabeled(self, source: Source, entry: Entry, rng: np.random.Generator) -> dict[str, Any]:
         images = source.images(entry)
         geometry = draw_geometry(rng, *images[0].size, self.crop, source.spec.scale)
-        weak = [crop_image(image, geometry, self.crop) for image in images]
-        sample = {"img_u_w": _tensor(weak), "ignore_u": torch.from_numpy(ignore_map(geometry, self.crop)), "name_u": entry.image}
+        weak = torch.cat([crop_image(image, geometry, self.crop) for image in images])
+        sample = {"img_u_w": weak, "ignore_u": torch.from_numpy(ignore_map(geometry, self.crop)), "name_u": entry.image}
+        drawn = []
         for view in (1, 2):
-            params = [draw_photometry(rng, source.spec.grey) for _ in images]
+            drawn.append([draw_photometry(rng, source.spec.grey).pack() for _ in images])
             sample[f"box{view}"] = torch.tensor(draw_box(rng, self.crop))
-            sample[f"img_u_s{view}"] = _tensor([apply_photometry(image, p) for image, p in zip(weak, params, strict=True)])
+        photometry = torch.tensor(drawn, dtype=torch.float64)  # (2, dates, 10)
+        if not self.strong_views:
+            return sample | {"photometry": photometry}
+        sample["img_u_s1"], sample["img_u_s2"] = strong_views(weak[None], photometry[None])[0]
         return sample
 
 

@@ -1,20 +1,12 @@
-"""Geometry and photometry of a training sample (spec.md 2.2 and 2.3): parameters are drawn first, then applied."""
+"""Geometry of a training sample and its CutMix boxes (spec.md 2.2 and 2.3): parameters are drawn first, then applied."""
 
 import math
-import sys
-import types
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageFilter
-
-try:
-    import torchvision.transforms.v2.functional as tvf
-except RuntimeError:
-    # torchvision's wheel was built for another PyTorch build (its GPU wheel beside a CPU-only torch): its compiled operators do not
-    # load and their registration fails. The transforms need none of them, so leave the registration out.
-    sys.modules["torchvision._meta_registrations"] = types.ModuleType("torchvision._meta_registrations")
-    import torchvision.transforms.v2.functional as tvf
+import torch
+from PIL import Image
+from torch import Tensor
 
 Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 
@@ -45,39 +37,59 @@ def _visible(geometry: Geometry, crop: int) -> tuple[int, int]:
     return min(crop, geometry.width - geometry.x), min(crop, geometry.height - geometry.y)
 
 
-def _flip(array: np.ndarray, geometry: Geometry) -> np.ndarray:
-    return np.ascontiguousarray(array[:, ::-1]) if geometry.flip else array
+def crop_image(image: Image.Image, geometry: Geometry, crop: int) -> Tensor:
+    """The weak crop of an RGB image, uint8 (3, crop, crop), padded with 0: to the bit what Pillow's resize of the whole image would give.
 
-
-def crop_image(image: Image.Image, geometry: Geometry, crop: int) -> Image.Image:
-    """The weak crop of an RGB image, `crop` x `crop`, padded with 0: to the bit what resizing the whole image first would give."""
-    cols, rows = _visible(geometry, crop)
-    shown = _resize_part(image, geometry, cols, rows)
-    if (cols, rows) != (crop, crop):
-        padded = Image.new("RGB", (crop, crop))
-        padded.paste(shown, (0, 0))
-        shown = padded
-    return shown.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if geometry.flip else shown
-
-
-def _resize_part(image: Image.Image, geometry: Geometry, cols: int, rows: int) -> Image.Image:
-    """`cols` x `rows` pixels at the crop's place of the resized image, without resizing most of the rest.
-
-    PIL's own `box` argument rounds to float32, which turns the last bit wherever a value lies half-way between two. So PIL's two
-    passes, horizontal and then vertical, are made one by one over whole lines, on the rows and columns that count.
+    Pillow resizes the lines first and then the columns, each to 8 bits. So is it done here, but only where the crop will be: its own `box`
+    argument rounds to float32, which turns the last bit wherever a value lies half-way between two.
     """
-    width, height, y = geometry.width, geometry.height, geometry.y
-    place = geometry.x, y, geometry.x + cols, y + rows
-    if image.height > height and image.height - height >= 2 * (image.width - width):
-        return image.resize((width, height), Image.Resampling.BILINEAR).crop(place)  # newer PIL: vertical pass first
-    step = image.height / height
-    reach = max(1.0, step) + 1  # of the vertical pass, in source rows
-    first = max(0, math.floor((y + 0.5) * step - reach))
-    last = min(image.height, math.ceil((y + rows - 0.5) * step + reach))
-    band = image.crop((0, first, image.width, last)).resize((width, last - first), Image.Resampling.BILINEAR)
-    column = Image.new("RGB", (cols, image.height))
-    column.paste(band.crop((geometry.x, 0, geometry.x + cols, last - first)), (0, first))
-    return column.resize((cols, height), Image.Resampling.BILINEAR).crop((0, y, cols, y + rows))
+    if image.height > geometry.height and image.height - geometry.height >= 2 * (image.width - geometry.width):
+        # newer Pillow: columns first
+        image = image.resize((geometry.width, geometry.height), Image.Resampling.BILINEAR)
+    cols, rows = _visible(geometry, crop)
+    xs, x_weights = _bilinear(image.width, geometry.width, geometry.x, cols)
+    ys, y_weights = _bilinear(image.height, geometry.height, geometry.y, rows)
+    left, top = int(xs.min()), int(ys.min())
+    part = image.crop((left, top, int(xs.max()) + 1, int(ys.max()) + 1))
+    # what is resized comes first, so that whole lines of memory are taken and weighted
+    columns = torch.from_numpy(np.array(part.transpose(Image.Transpose.TRANSPOSE)))  # (width, height, 3)
+    lines = _weigh(columns, xs - left, x_weights).permute(1, 2, 0)  # (height, 3, cols)
+    if geometry.flip:
+        lines = lines.flip(2)
+    shown = _weigh(lines.contiguous(), ys - top, y_weights)  # (rows, 3, cols)
+    out = torch.zeros((3, crop, crop), dtype=torch.uint8)
+    out[:, :rows, _shown(geometry, cols)] = shown.permute(1, 0, 2)
+    return out
+
+
+def _shown(geometry: Geometry, cols: int) -> slice:
+    """Where the image is in the lines of a crop: at their start, flipped at their end."""
+    return slice(-cols, None) if geometry.flip else slice(cols)
+
+
+def _bilinear(source: int, target: int, start: int, count: int) -> tuple[Tensor, Tensor]:
+    """Pillow's bilinear weights, in 2**-22, of the source pixels that make the pixels start..start + count of a line of `target` pixels.
+
+    Returns the source pixels' places, int64, and their weights, int32, both (taps, count).
+    """
+    scale = source / target
+    reach = max(1.0, scale)
+    center = (np.arange(start, start + count) + 0.5) * scale
+    first = np.maximum((center - reach + 0.5).astype(np.int64), 0)
+    last = np.minimum((center + reach + 0.5).astype(np.int64), source)
+    place = first + np.arange(2 * math.ceil(reach) + 1)[:, None]
+    weight = np.where(place < last, np.maximum(1 - np.abs(place - center + 0.5) * (1 / reach), 0), 0)
+    fixed = (weight / weight.sum(0) * 2**22 + 0.5).astype(np.int32)
+    used = fixed.any(1)
+    return torch.from_numpy(np.minimum(place, source - 1)[used]), torch.from_numpy(fixed[used])
+
+
+def _weigh(pixels: Tensor, places: Tensor, weights: Tensor) -> Tensor:
+    """uint8 (source, A, B) -> (count, A, B): the weighted sums of its lines at `places`, (taps, count) as `weights`, rounded."""
+    total = torch.full((places.shape[1], *pixels.shape[1:]), 2**21, dtype=torch.int32)
+    for place, weight in zip(places, weights, strict=True):
+        total += pixels.index_select(0, place).int().mul_(weight[:, None, None])
+    return total.bitwise_right_shift_(22).byte()
 
 
 def nearest_index(source: int, target: int) -> np.ndarray:
@@ -90,59 +102,19 @@ def nearest_index(source: int, target: int) -> np.ndarray:
 def crop_mask(mask: np.ndarray, geometry: Geometry, crop: int, fill: int) -> np.ndarray:
     """The weak crop of a mask (H, W), nearest neighbour, padded with `fill`."""
     cols, rows = _visible(geometry, crop)
-    out = np.full((crop, crop), fill, dtype=mask.dtype)
     ys = nearest_index(mask.shape[0], geometry.height)[geometry.y : geometry.y + rows]
     xs = nearest_index(mask.shape[1], geometry.width)[geometry.x : geometry.x + cols]
-    out[:rows, :cols] = mask[np.ix_(ys, xs)]
-    return _flip(out, geometry)
+    out = np.full((crop, crop), fill, dtype=mask.dtype)
+    out[:rows, _shown(geometry, cols)] = mask[ys].take(xs[::-1] if geometry.flip else xs, axis=1)
+    return out
 
 
 def ignore_map(geometry: Geometry, crop: int) -> np.ndarray:
     """(crop, crop) uint8: 255 on padding, 0 elsewhere."""
     cols, rows = _visible(geometry, crop)
     out = np.full((crop, crop), 255, dtype=np.uint8)
-    out[:rows, :cols] = 0
-    return _flip(out, geometry)
-
-
-@dataclass(frozen=True)
-class Photometry:
-    """One strong view: `jitter` is (adjustment, factor) in the order they are applied, `blur` PIL's Gaussian radius in pixels."""
-
-    jitter: tuple[tuple[str, float], ...]
-    grey: bool
-    blur: float | None
-
-
-def draw_photometry(rng: np.random.Generator, grey: float) -> Photometry:
-    """Draws a strong view (spec.md 2.3); `grey` is the probability of greyscale."""
-    jitter: tuple[tuple[str, float], ...] = ()
-    if rng.random() < 0.8:
-        factors = [(name, float(rng.uniform(0.5, 1.5))) for name in ("brightness", "contrast", "saturation")]
-        factors.append(("hue", float(rng.uniform(-0.25, 0.25))))
-        jitter = tuple(factors[i] for i in rng.permutation(4))
-    is_grey = bool(rng.random() < grey)
-    blur = float(rng.uniform(0.1, 2.0)) if rng.random() < 0.5 else None
-    return Photometry(jitter, is_grey, blur)
-
-
-_ADJUST = {
-    "brightness": tvf.adjust_brightness,
-    "contrast": tvf.adjust_contrast,
-    "saturation": tvf.adjust_saturation,
-    "hue": tvf.adjust_hue,
-}
-
-
-def apply_photometry(image: Image.Image, view: Photometry) -> Image.Image:
-    """The strong view of an RGB crop."""
-    for name, factor in view.jitter:
-        image = _ADJUST[name](image, factor)
-    if view.grey:
-        image = tvf.rgb_to_grayscale(image, num_output_channels=3)
-    if view.blur is not None:
-        image = image.filter(ImageFilter.GaussianBlur(view.blur))
-    return image
+    out[:rows, _shown(geometry, cols)] = 0
+    return out
 
 
 def draw_box(rng: np.random.Generator, crop: int) -> Box:

@@ -51,7 +51,8 @@ class Config:
     seed: int = 0
     device: str = "auto"  # auto | cpu | cuda | mps
     grad_compression: str = "none"  # how gradients travel between processes: none (float32) | bf16: half the bytes, rounded
-    num_workers: int | None = None  # loader processes of each training process; null follows the CPUs
+    num_workers: int | str | None = "auto"  # loader processes of each training process; auto, or null, follows the CPUs
+    views: str = "auto"  # who makes the strong views: worker (loader processes) | device (training device) | auto: device where it is CUDA
     save_every: float | None = None  # minutes between saves inside an epoch; null is the larger of 5 and 100 times a save's duration
     resume: str = "auto"  # auto: refuses a checkpoint of other settings, lists or encoder | force: goes on from it all the same
     bad_images: str = "stop"  # a file that cannot be read while training: stop | skip: the next one of the list takes its place
@@ -78,6 +79,8 @@ class Config:
         if self.crop_size % 14:
             near = max(14, round(self.crop_size / 14) * 14)
             raise UserError(f"crop_size: found {self.crop_size}, expected a multiple of 14 (the patch size); the nearest is {near}")
+        if isinstance(self.num_workers, str) and self.num_workers != "auto":
+            raise UserError(f"num_workers: found {self.num_workers!r}, expected a number or auto; correct it in the config")
         choices = {
             "model": ("dpt",),
             "teacher": (None, "ema", "student"),
@@ -88,6 +91,7 @@ class Config:
             "precision": PRECISIONS,
             "resume": ("auto", "force"),
             "bad_images": ("stop", "skip"),
+            "views": ("auto", "worker", "device"),
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
@@ -102,7 +106,7 @@ _HINTS = typing.get_type_hints(Config)
 MAY_CHANGE = {
     "config", "save_path", "data_root", "data_root_u", "val_id_path", "labeled_id_path", "unlabeled_id_path", "pretrained", "init",
     "device", "precision", "compile", "activation_checkpointing",
-    "num_workers", "eval_every", "save_every", "resume", "bad_images", "max_bad_steps", "deterministic",
+    "num_workers", "views", "eval_every", "save_every", "resume", "bad_images", "max_bad_steps", "deterministic",
 }  # fmt: skip
 # The authors' large-scale configs name these keys for two data sets; the labelled one decides classes and validation.
 _ALIASES = {"dataset_l": "dataset", "data_root_l": "data_root"}

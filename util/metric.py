@@ -7,8 +7,14 @@ from torch import Tensor
 
 def confusion(pred: Tensor, mask: Tensor, nclass: int, ignore_index: int = 255) -> Tensor:
     """Counts (K, K) int64 on the tensors' device: row = true class, column = predicted class. Pixels with ignore_index do not count."""
-    valid = mask != ignore_index
-    return torch.bincount(mask[valid] * nclass + pred[valid], minlength=nclass * nclass).reshape(nclass, nclass)
+    cells = nclass * nclass
+    index = torch.where(mask != ignore_index, mask * nclass + pred, cells).flatten()  # ignored pixels get a cell of their own
+    # bincount, and taking only the valid pixels, would wait for a GPU to tell their number
+    return (
+        torch.zeros(cells + 1, dtype=torch.int64, device=mask.device)
+        .scatter_add_(0, index, torch.ones_like(index))[:-1]
+        .view(nclass, nclass)
+    )
 
 
 def iou(matrix: Tensor) -> Tensor:

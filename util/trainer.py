@@ -141,5 +141,8 @@ class Trainer:
         try:
             groups = [group | {"fused": FUSED, "foreach": None} for group in state["optimizer"]["param_groups"]]
             self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
+            # The fused kernel walks through memory: moments have to lie as their parameter does, which the authors' do not.
+            for p, moments in self.optimizer.state.items():
+                moments |= {name: torch.empty_like(p).copy_(value) for name, value in moments.items() if name != "step"}
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{source}: its optimiser state does not fit ({error}); {hint}") from error

@@ -96,7 +96,9 @@ class DPT(nn.Module):
     def __init__(self, spec: EncoderSpec, nclass: int) -> None:
         super().__init__()
         self.backbone = DINOv2(spec)
+        # the encoder's maps lie channels last: convolutions that do too need not turn them round
         self.head = DPTHead(spec, nclass)
+        self.head.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def compile_parts(self) -> None:
         """Has torch.compile replace what the encoder's blocks and the decoder do, in place: parameter names stay."""

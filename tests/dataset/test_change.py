@@ -8,9 +8,10 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter
 
 from dataset.batch import normalize
+from dataset.photometry import Photometry, draw_photometry
 from dataset.semi import ImageList, Source, Sources, TrainSet
 from dataset.spec import get_spec
-from dataset.transform import Geometry, Photometry, crop_mask, draw_box, draw_geometry, draw_photometry
+from dataset.transform import Geometry, crop_mask, draw_box, draw_geometry
 from tests.pairs import write_pair
 from util.error import UserError
 

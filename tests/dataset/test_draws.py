@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pytest
 
-from dataset.transform import Photometry, draw_box, draw_geometry, draw_photometry
+from dataset.photometry import Photometry, draw_photometry
+from dataset.transform import draw_box, draw_geometry
 from tests.dataset import oracle
 
 N = 20_000

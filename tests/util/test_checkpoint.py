@@ -141,6 +141,27 @@ def test_their_moments_and_rates_reach_the_same_parameters(model: DPT) -> None:
     assert [g["lr"] for g in trainer.optimizer.param_groups] == [5e-6, 2e-4]
 
 
+def test_the_next_step_after_their_moments_is_adamw_plainly_written(model: DPT) -> None:
+    # their convolutions lie channels first, ours last, and the fused kernel looks at memory only
+    state = authors_state(model)
+    for moments in state["optimizer"]["state"].values():
+        moments |= {name: value.contiguous() for name, value in moments.items()}
+    cfg = Config(dataset="", data_root="", backbone="dinov2_tiny", crop_size=14, epochs=1, batch_size=1, lr=1e-3, lr_multi=1.0)
+    trainer = Trainer(cfg, copy.deepcopy(model), unimatch_v2.step, 10)
+    trainer.load_state(copy.deepcopy(state), "authors.pth")
+    plain = copy.deepcopy(trainer.student)
+    groups = [list(plain.backbone.parameters()), [p for name, p in plain.named_parameters() if "backbone" not in name]]
+    other = torch.optim.AdamW([{"params": group} for group in groups])
+    other.load_state_dict(copy.deepcopy(state["optimizer"]))
+    for p, q in zip(trainer.student.parameters(), plain.parameters(), strict=True):
+        p.grad = torch.randn_like(p) if p.requires_grad else None
+        q.grad = None if p.grad is None else p.grad.contiguous()
+    trainer.optimizer.step()
+    other.step()
+    for p, q in zip(trainer.student.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("which", ["model_ema", "model", "bare"])
 def test_fine_tuning_starts_from_their_weights(tiny: Tiny, model: DPT, tmp_path: Path, which: str) -> None:
     state = authors_state(model, semi=which == "model_ema")

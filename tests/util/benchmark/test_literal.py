@@ -1,0 +1,59 @@
+"""The literal way computes what the product computes: otherwise the ratio of their times would mean nothing."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import unimatch_v2
+from dataset.batch import make_batch
+from dataset.lists import ImageList
+from dataset.semi import Source
+from dataset.spec import get_spec
+from model import build_model
+from tests.util.benchmark.recipes import recipe
+from util import metric
+from util.benchmark.data import write_images
+from util.benchmark.evaluation import LiteralList
+from util.benchmark.literal import LiteralLoop, literal_evaluation, literal_model
+from util.benchmark.step import Alternatives, unmade_views
+from util.dist import World
+from util.evaluation import evaluate, validation_loader
+
+CPU = torch.device("cpu")
+
+
+def test_updates_agree() -> None:
+    cfg = recipe("pascal", backbone="dinov2_tiny", crop_size=56, batch_size=2, conf_thresh=0.04, lr=1e-5)
+    made = Alternatives(cfg, 21, CPU)
+    trainer = made.trainer()
+    loop = LiteralLoop(cfg, made.model, unimatch_v2.step, 1000, CPU)
+    batch = make_batch(made.raw, CPU, made.drop)
+    for _ in range(3):
+        found, expected = trainer.update([batch]), loop.update(batch)
+        assert {name: float(value) for name, value in found.items()} == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert expected["mask_ratio"] > 0, "no pseudo label counts: the comparison is empty"
+    assert trainer.teacher is not None
+    for ours, theirs in ((trainer.student, loop.student), (trainer.teacher, loop.teacher)):
+        for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+            assert float((p - q).detach().abs().max()) < 1e-5
+
+
+def test_views_made_on_the_device_take_the_place_of_their_pixels() -> None:
+    made = Alternatives(recipe("pascal", backbone="dinov2_tiny", crop_size=56, batch_size=2), 21, CPU)
+    batch = make_batch(unmade_views(made.raw), CPU, made.drop)
+    assert batch.img_u_s1.shape == batch.img_u_w.shape
+    assert not torch.equal(batch.img_u_s1, batch.img_u_s2)
+
+
+def test_evaluations_agree(tmp_path: Path) -> None:
+    write_images(tmp_path, 90, 61, "jpg", 6.0)
+    source = Source(get_spec("pascal"), str(tmp_path), ImageList(str(tmp_path / "list.txt"), "segmentation", masks=True))
+    torch.manual_seed(0)
+    models = [build_model("dinov2_tiny", 21).eval() for _ in range(2)]
+    literal = literal_evaluation([literal_model(model) for model in models], LiteralList(source, 0), 21, CPU)
+    ours = evaluate(models, validation_loader(source, World(), 0), "original", 0, 21, World())
+    for found, expected in zip(ours, literal, strict=True):
+        np.testing.assert_allclose(metric.iou(found).numpy(), expected, atol=0.05)
+        assert expected.max() > 0

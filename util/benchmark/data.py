@@ -1,0 +1,178 @@
+"""Training samples on one core: this program's loader process against the literal way, on images that decode like photographs.
+
+The literal way is the specification's text (spec.md 2.2 and 2.3) with Pillow and torchvision: resize the whole image, pad, crop, flip; for
+each view colour jitter, greyscale, blur, ToTensor, Normalize; one float tensor per view. Both ways draw the same parameters, in the same
+order, and end with a collated mini-batch.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import types
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter, ImageOps
+from torch.utils.data import default_collate
+
+from dataset.batch import MEAN, STD
+from dataset.lists import ImageList
+from dataset.photometry import Photometry, draw_photometry, strong_views
+from dataset.semi import STREAMS, Source, Sources, TrainSet, collate
+from dataset.spec import get_spec
+from dataset.transform import Geometry, draw_box, draw_geometry
+from util.benchmark.measure import AT_LEAST, Row, ratio, seconds
+
+try:
+    import torchvision.transforms.functional as tvf
+except RuntimeError:
+    # torchvision's wheel was built for another PyTorch build (its GPU wheel beside a CPU-only torch): its compiled operators do not
+    # load and their registration fails. The transforms need none of them, so leave the registration out.
+    sys.modules["torchvision._meta_registrations"] = types.ModuleType("torchvision._meta_registrations")
+    import torchvision.transforms.functional as tvf
+
+FILES = 4  # images of each kind
+DRAWS = 24  # samples of a round
+BATCH = 4  # samples of a mini-batch
+
+
+def photograph(width: int, height: int, rng: np.random.Generator, noise: float) -> Image.Image:
+    """RGB with the detail of a photograph: noise in octaves, each finer one weaker; edges of shaded boxes; a sensor's noise."""
+    out = np.full((height, width, 3), 110.0)
+    cells, strength = 4, 60.0
+    while cells < width:
+        grid = rng.normal(0, strength, (cells * height // width + 1, cells + 1)).astype(np.float32)
+        octave = Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC)
+        out += np.asarray(octave)[..., None] * rng.uniform(0.7, 1.3, 3)
+        cells, strength = 2 * cells, 0.62 * strength
+    for x, y in zip(rng.integers(0, width, 20), rng.integers(0, height, 20), strict=True):
+        out[y : y + height // 5, x : x + width // 6] += rng.normal(0, 30, 3)
+    out += rng.normal(0, noise, out.shape)
+    return Image.fromarray(out.clip(0, 255).astype(np.uint8))
+
+
+def write_images(root: Path, width: int, height: int, suffix: str, noise: float) -> None:
+    """FILES images with masks of 19 classes in blobs, and their list. A JPEG has quality 95."""
+    lines = []
+    for i in range(FILES):
+        rng = np.random.default_rng((width, i))
+        photograph(width, height, rng, noise).save(root / f"{i}.{suffix}", quality=95)
+        blobs = Image.fromarray(rng.random((12, 24)).astype(np.float32) * 19).resize((width, height), Image.Resampling.BICUBIC)
+        Image.fromarray(np.asarray(blobs).clip(0, 18).astype(np.uint8)).save(root / f"{i}_mask.png")
+        lines.append(f"{i}.{suffix} {i}_mask.png\n")
+    (root / "list.txt").write_text("".join(lines))
+
+
+def _literal_crop(image: Image.Image, place: Geometry, crop: int, fill: int, resample: Image.Resampling) -> Image.Image:
+    image = image.resize((place.width, place.height), resample)
+    image = ImageOps.expand(image, (0, 0, max(0, crop - place.width), max(0, crop - place.height)), fill)
+    image = image.crop((place.x, place.y, place.x + crop, place.y + crop))
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if place.flip else image
+
+
+def _literal_strong(image: Image.Image, view: Photometry) -> Image.Image:
+    for name, factor in view.jitter:
+        image = getattr(tvf, f"adjust_{name}")(image, factor)
+    if view.grey:
+        image = tvf.rgb_to_grayscale(image, num_output_channels=3)
+    return image if view.blur is None else image.filter(ImageFilter.GaussianBlur(view.blur))
+
+
+def _literal_tensor(image: Image.Image) -> torch.Tensor:
+    return tvf.normalize(tvf.to_tensor(image), MEAN, STD)
+
+
+def literal_sample(root: Path, name: str, crop: int, rng: np.random.Generator, stream: str) -> dict[str, Any]:
+    """A labelled ("x") or unlabelled ("u") sample the literal way: normalised float (3, S, S), masks (S, S) long."""
+    file, mask_file = name.split()
+    image = Image.open(root / file).convert("RGB")
+    mask = Image.open(root / mask_file) if stream == "x" else Image.fromarray(np.zeros(image.size[::-1], np.uint8))
+    spec = get_spec("pascal")
+    place = draw_geometry(rng, *image.size, crop, spec.scale)
+    image = _literal_crop(image, place, crop, 0, Image.Resampling.BILINEAR)
+    mask = _literal_crop(mask, place, crop, 255 if stream == "x" else 254, Image.Resampling.NEAREST)
+    label = torch.from_numpy(np.array(mask)).long()
+    if stream == "x":
+        return {"img": _literal_tensor(image), "mask": label}
+    sample: dict[str, Any] = {"img": _literal_tensor(image), "ignore": torch.where(label == 254, 255, 0)}
+    for view in (1, 2):
+        sample[f"strong{view}"] = _literal_tensor(_literal_strong(image, draw_photometry(rng, spec.grey)))
+        sample[f"box{view}"] = torch.tensor(draw_box(rng, crop))
+    return sample
+
+
+def _alternatives(root: Path, crop: int, stream: str) -> dict[str, Callable[[], None]]:
+    """One round of each way: literal, worker, device, and decoding alone."""
+    lines = (root / "list.txt").read_text().splitlines()
+    sources = {stream: Sources([Source(get_spec("pascal"), str(root), ImageList(str(root / "list.txt"), "segmentation", stream == "x"))])}
+
+    def literal() -> None:
+        for start in range(0, DRAWS, BATCH):
+            rngs = [(i, np.random.default_rng((0, STREAMS[stream], 0, i))) for i in range(start, start + BATCH)]
+            default_collate([literal_sample(root, lines[i % FILES], crop, rng, stream) for i, rng in rngs])
+
+    def ours(strong: bool) -> Callable[[], None]:
+        data = TrainSet(sources, crop, seed=0, strong_views=strong)
+
+        def samples() -> None:
+            for start in range(0, DRAWS, BATCH):
+                collate([data[((stream, 0, i, i % FILES),)] for i in range(start, start + BATCH)])
+
+        return samples
+
+    def decode() -> None:
+        for i in range(DRAWS):
+            for file in lines[i % FILES].split()[: 2 if stream == "x" else 1]:
+                Image.open(root / file).load()
+
+    return {"literal": literal, "worker": ours(True), "device": ours(False), "decode": decode}
+
+
+def _views_row(rounds: int, crop: int) -> Row:
+    """Milliseconds that the training device takes for the strong views of a mini-batch."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rng = np.random.default_rng(0)
+    weak = torch.randint(0, 256, (BATCH, 3, crop, crop), dtype=torch.uint8, device=device)
+    drawn = torch.tensor([[[draw_photometry(rng, 0.2).pack()] for _ in range(2)] for _ in range(BATCH)], dtype=torch.float64)
+    times = [1000 * t for t in seconds({"views": lambda: strong_views(weak, drawn)}, rounds, device)["views"]]
+    return Row(f"strong views of {BATCH} crops of {crop} on {device.type}", median(times), "ms", None, min(times), max(times))
+
+
+def rows(rounds: int) -> list[Row]:
+    """The table's rows about samples: on one core, medians over `rounds` rounds of DRAWS samples."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a loader process
+    out: list[Row] = []
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for width, height, suffix, noise, crop in ((500, 375, "jpg", 6.0, 518), (2048, 1024, "png", 1.0, 798)):
+                root = Path(folder) / suffix
+                root.mkdir()
+                write_images(root, width, height, suffix, noise)
+                kind = f"{width} x {height} {suffix.upper()}, crop {crop}"
+                out += _sample_rows(root, kind, crop, rounds)
+    finally:
+        torch.set_num_threads(threads)
+    return [*out, _views_row(rounds, 518)]
+
+
+GOALS = {("500", "device"): 10.0, ("500", "worker"): 3.0, ("2048", "device"): 4.0}
+
+
+def _sample_rows(root: Path, kind: str, crop: int, rounds: int) -> list[Row]:
+    out = []
+    per = {"worker": ", views=worker", "device": ", views=device", "decode": ": if nothing but decoding took time"}
+    for stream, name in (("u", "unlabelled"), ("x", "labelled")):
+        times = {way: [t / DRAWS for t in each] for way, each in seconds(_alternatives(root, crop, stream), rounds).items()}
+        for way in ("device", "worker", "decode") if stream == "u" else ("worker", "decode"):
+            bound = GOALS.get((kind.split()[0], way)) if stream == "u" else None
+            if stream == "x" and way == "worker" and kind.startswith("2048"):
+                bound = 3.0
+            label = "" if stream == "x" and way == "worker" else per[way]
+            out.append(ratio(f"{name} {kind}{label}", times["literal"], times[way], (AT_LEAST, bound) if bound else None))
+    return out

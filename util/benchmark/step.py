@@ -1,0 +1,188 @@
+"""Training steps of UniMatch V2: the product against the literal loop, and what each part reaches of the machine's matrix rate."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from dataset.batch import make_batch
+from dataset.photometry import draw_photometry
+from model import build_model
+from model.dropout import complementary_factors
+from unimatch_v2 import step
+from util.benchmark.literal import LiteralLoop
+from util.benchmark.measure import AT_LEAST, Row, ratio, seconds
+from util.config import Config
+from util.dist import World
+from util.ema import ema_update_
+from util.precision import autocast, matmul_precision
+from util.trainer import Trainer
+
+# fused attention on CPUs, which PyTorch's counter does not know
+FUSED_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *rest, **named: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda grad, q, k, v, *rest, **named: sdpa_backward_flop_count(
+        grad, q, k, v
+    ),
+}
+STEPS_IN_ALL = 1000  # of the learning rate schedule; any number would do
+GOAL = (AT_LEAST, 6.0)  # of bf16 with compile on a GPU
+CPU_GOAL = (AT_LEAST, 1.0)
+
+
+def host_batch(cfg: Config, nclass: int) -> dict[str, Any]:
+    """A mini-batch as the loader's processes hand it over, of random pixels (seconds do not depend on them)."""
+    generator = torch.Generator().manual_seed(0)
+    count, size = cfg.batch_size, cfg.crop_size
+    views = ("img_x", "img_u_w", "img_u_s1", "img_u_s2")
+    raw: dict[str, Any] = {name: torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator) for name in views}
+    raw["mask_x"] = torch.randint(0, nclass, (count, size, size), dtype=torch.uint8, generator=generator)
+    raw["ignore_u"] = torch.zeros(count, size, size, dtype=torch.uint8)
+    raw["box1"] = raw["box2"] = torch.tensor([[size // 4, size // 4, size // 2, size // 2]] * count)
+    return raw
+
+
+def unmade_views(raw: dict[str, Any]) -> dict[str, Any]:
+    """The mini-batch as `views: device` has it: what the strong views are to become instead of their pixels."""
+    rng, count = np.random.default_rng(0), len(raw["img_x"])
+    drawn = [[[draw_photometry(rng, 0.2).pack()] for _ in range(2)] for _ in range(count)]
+    rest = {name: value for name, value in raw.items() if name not in ("img_u_s1", "img_u_s2")}
+    return rest | {"photometry": torch.tensor(drawn, dtype=torch.float64)}
+
+
+class Alternatives:
+    """The literal loop and trainers with several settings, from the same weights, on the same mini-batch."""
+
+    def __init__(self, cfg: Config, nclass: int, device: torch.device) -> None:
+        self.cfg, self.nclass, self.device = cfg, nclass, device
+        torch.manual_seed(0)
+        self.model = build_model(cfg.backbone, nclass)
+        self.raw = host_batch(cfg, nclass)
+        self.drop = complementary_factors(cfg.batch_size, self.model.backbone.width, torch.Generator().manual_seed(0))
+
+    def literal(self) -> Callable[[], Any]:
+        loop = LiteralLoop(self.cfg, self.model, step, STEPS_IN_ALL, self.device)
+        batch = make_batch(self.raw, torch.device("cpu"), self.drop)  # one normalised float tensor a view, on the host
+        return lambda: loop.update(batch)
+
+    def trainer(self, **settings: Any) -> Trainer:
+        model = build_model(self.cfg.backbone, self.nclass)
+        model.load_state_dict(self.model.state_dict())
+        return Trainer(replace(self.cfg, **settings), model, step, STEPS_IN_ALL, world=World(device=self.device))
+
+    def ours(self, **settings: Any) -> Callable[[], Any]:
+        trainer = self.trainer(**settings)
+        raw = unmade_views(self.raw) if self.device.type == "cuda" else self.raw  # `views: auto`
+
+        def update() -> None:
+            with matmul_precision(trainer.cfg.precision, self.device):
+                trainer.update([make_batch(raw, self.device, self.drop)])
+
+        return update
+
+
+def rows(cfg: Config, nclass: int, device: torch.device, rounds: int) -> list[Row]:
+    """A step of `cfg`: literal, then the product in each precision, and the parts of the product's step."""
+    gpu = device.type == "cuda"
+    made = Alternatives(cfg, nclass, device)
+    settings: dict[str, dict[str, Any]] = {"fp32": {}, "bf16": {"precision": "bf16"}}
+    if gpu:
+        settings |= {"tf32": {"precision": "tf32"}, "fp16": {"precision": "fp16"}}
+        settings["bf16, compile"] = {"precision": "bf16", "compile": True}
+        settings["fp32, compile"] = {"compile": True}
+    goals = {"bf16, compile": GOAL} if gpu else {"fp32": CPU_GOAL}
+    what = f"step, {cfg.backbone}, {cfg.crop_size}, {cfg.batch_size}+{cfg.batch_size} images"
+    out = []
+    for name, chosen in settings.items():  # two at a time: all together would not fit into the memory
+        times = seconds({"literal": made.literal(), "ours": made.ours(**chosen)}, rounds, device, warm=3 if gpu else 1)
+        out.append(ratio(f"{what}: {name}", times["literal"], times["ours"], goals.get(name)))
+        release(device)
+    for precision in ("fp32", "bf16"):
+        out += parts(made, precision, rounds)
+        release(device)
+    return out
+
+
+def release(device: torch.device) -> None:
+    """Gives memory that nothing uses back."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int = 5) -> float:
+    """TFLOP/s of a large matrix product here."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    times = seconds({"matmul": lambda: a @ b}, rounds, device, warm=2)["matmul"]
+    return 2 * size**3 / min(times) / 1e12
+
+
+def parts(made: Alternatives, precision: str, rounds: int) -> list[Row]:
+    """TFLOP/s of the parts of one step, as shares of the matrix rate measured here: where the time goes."""
+    trainer = made.trainer(precision=precision)
+    student, teacher = trainer.student.train(), trainer.teacher
+    assert teacher is not None
+    batch = make_batch(made.raw, made.device, made.drop)
+    strong = torch.cat((batch.img_u_s1, batch.img_u_s2))
+    rate = matrix_rate(made.device, torch.bfloat16 if precision == "bf16" else torch.float32)
+    with torch.no_grad(), autocast(precision, made.device):
+        maps = [x.float().requires_grad_() for x in student.backbone(strong)]
+    side = made.cfg.crop_size // 14
+
+    def in_precision(call: Callable[[], Any]) -> Callable[[], Any]:
+        def run() -> Any:
+            with autocast(precision, made.device):
+                return call()
+
+        return run
+
+    def label() -> None:
+        with torch.no_grad():
+            teacher(batch.img_u_w)
+
+    def average() -> None:
+        ema_update_(teacher, student, 1)
+
+    forward_encoder = in_precision(lambda: student.backbone(strong))
+    forward_decoder = in_precision(lambda: student.head(maps, side, side))
+    calls: dict[str, Callable[[], Any]] = {
+        "teacher": in_precision(label),
+        "encoder, strong views, forward and backward": lambda: _sum(forward_encoder()).backward(),
+        "decoder, strong views, forward and backward": lambda: _sum([forward_decoder()]).backward(),
+        "AdamW": trainer.optimizer.step,
+        "EMA": average,
+    }
+    work = {name: _operations(call) for name, call in calls.items()}
+    times = seconds(calls, rounds, made.device)
+    return [_part(f"{precision}: {name}", work[name], times[name], rate) for name in calls]
+
+
+def _sum(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack([x.float().mean() for x in tensors]).sum()
+
+
+def _operations(call: Callable[[], Any]) -> int:
+    """Floating-point operations of matrix products, convolutions and attention in a call."""
+    with FlopCounterMode(display=False, custom_mapping=FUSED_ATTENTION) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def _part(name: str, work: int, times: list[float], rate: float) -> Row:
+    spent = median(times)
+    if not work:
+        return Row(name, 1000 * spent, "ms", low=1000 * min(times), high=1000 * max(times))
+    reached = [work / t / 1e12 for t in times]
+    note = (
+        f"{1000 * spent:.4g} ms for {work / 1e12:.3g} TFLOP: {100 * median(reached) / rate:.0f} % of a matrix product's {rate:.3g} TFLOP/s"
+    )
+    return Row(name, median(reached), "TFLOP/s", low=min(reached), high=max(reached), note=note)
