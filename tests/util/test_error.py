@@ -1,5 +1,7 @@
 """A mistake is told once, however many workers meet it, whenever they do."""
 
+import errno
+import fcntl
 import io
 import multiprocessing
 import os
@@ -59,14 +61,17 @@ def test_the_next_attempt_tells_it_again(tmp_path: Path) -> None:
         assert (tmp_path / attempt / "out").read_text() == "error: disk: full\n"
 
 
-def test_it_is_told_where_nothing_can_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("broken", ["no folder", "no locks"])
+def test_it_is_told_where_workers_cannot_agree(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "told").symlink_to("/dev/full")
-    for folder in (Path("/no/such"), tmp_path):
-        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(folder / "0/error.json"))
-        tell_once("error: disk: full")
-    assert capfd.readouterr().err == "error: disk: full\n" * 2
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / ("a/b/c" if broken == "no folder" else "") / "0/error.json"))
+    tell_once("error: disk: full")
+    assert capfd.readouterr().err == "error: disk: full\n"
 
 
 def test_without_a_launcher_it_is_simply_told(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
