@@ -1,7 +1,7 @@
 """Procedural data sets for the embedded default: textured objects in clutter, as single images and as pairs of two dates.
 
 Everything is a function of (set, part, index), so that every machine draws the same scenes. The scenes themselves are in
-dataset/scene.py. `python -m dataset.demo` draws (scripts/demo.sh calls it).
+dataset/scene.py. They are drawn at first use, or by `python -m dataset.demo`.
 """
 
 import argparse
@@ -94,15 +94,22 @@ def draw_change(root: Path) -> None:
     _draw_missing(Path(root), files)
 
 
+DRAW = {"demo": draw, "demo_change": draw_change}
+
+
+def draw_at_first_use(name: str, root: str) -> None:
+    """Draws the demo set `name`, unless it is there, where `root` is the folder that its config names. Other sets are not touched."""
+    if name in DRAW and root == f"data/{name}":
+        DRAW[name](Path(root))
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m dataset.demo", description="Draws the demo images (default) or the demo pairs.")
     parser.add_argument("--change", action="store_true", help="draw the pairs for change detection")
     parser.add_argument("--root", type=Path, help="folder to draw into (default data/demo, with --change data/demo_change)")
     args = parser.parse_args(argv)
-    if args.change:
-        draw_change(args.root or Path("data/demo_change"))
-    else:
-        draw(args.root or Path("data/demo"))
+    name = "demo_change" if args.change else "demo"
+    DRAW[name](args.root or Path("data", name))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from dataset.custom import spec_of as data_spec
 from dataset.custom import unlabeled_places
+from dataset.demo import draw_at_first_use
 from dataset.lists import ImageList
 from dataset.sampler import ShardSampler, repeated_length
 from dataset.semi import Source, Sources, TrainSet, collate
@@ -52,6 +53,7 @@ def shard_count(cfg: Config, world: World, log: logging.Logger) -> int:
 
 def validation_source(cfg: Config, spec: DatasetSpec) -> Source:
     """The validation list and its root."""
+    draw_at_first_use(spec.name, cfg.data_root)
     return Source(spec, cfg.data_root, ImageList(cfg.val_id_path or spec.val_list, spec.task, masks=True))
 
 
@@ -116,6 +118,7 @@ def check_shared_memory(
 
 def training_sources(cfg: Config, spec: DatasetSpec, semi: bool) -> dict[str, Sources]:
     """The labelled list (x) and, semi-supervised, the unlabelled ones (u), each with its root."""
+    draw_at_first_use(spec.name, cfg.data_root)
     sources = {"x": Sources([Source(spec, cfg.data_root, ImageList(cfg.labeled_id_path, spec.task, masks=True))])}
     if semi:
         parts = [Source(spec, root, ImageList(path, spec.task, masks=False)) for path, root in unlabeled_places(cfg)]

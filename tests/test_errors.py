@@ -196,6 +196,7 @@ ROWS: dict[str, tuple[Break, tuple[str, ...]]] = {
     "multiple negative": (setting("lr_multi=-1"), ("lr_multi", "found -1")),
     "seed negative": (setting("seed=-1"), ("seed", "found -1", "0 or more")),
     "workers negative": (setting("num_workers=-2"), ("num_workers", "found -2", "0 or more")),
+    "workers a word": (setting("num_workers=many"), ("num_workers", "'many'", "a number or auto")),
     "save_every negative": (setting("save_every=-5"), ("save_every", "found -5", "0 or more")),
     "shards 0": (setting("shards=0"), ("shards", "found 0", "above 0")),
     "max_bad_steps 0": (setting("max_bad_steps=0"), ("max_bad_steps", "found 0", "above 0")),
@@ -208,6 +209,7 @@ ROWS: dict[str, tuple[Break, tuple[str, ...]]] = {
     "type: switch for a count": (setting("batch_size=true"), ("batch_size", "True", "expected int")),
     "type: mapping for a switch": (setting("deterministic={}"), ("deterministic", "expected bool")),
     # choices
+    "views by nobody": (setting("views=gpu"), ("views", "'gpu'", "worker, device")),
     "eval_mode unknown": (setting("eval_mode=resize"), ("eval_mode", "'resize'", "sliding_window")),
     "device unknown": (setting("device=tpu"), ("device", "'tpu'", "cpu, cuda")),
     "resume unknown": (setting("resume=yes please"), ("resume", "'yes please'", "auto, force")),

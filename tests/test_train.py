@@ -120,11 +120,15 @@ def test_two_processes_do_what_one_does(name: str, tiny: Tiny, tmp_path: Path) -
     assert "it/s" not in (tmp_path / "2" / "train.log").read_text(), "no progress bar in the log"
 
 
-def test_workers_change_nothing(tiny: Tiny, tmp_path: Path) -> None:
-    for workers in (0, 2):
-        unimatch_v2.main(tiny.args(tmp_path / str(workers), "epochs=1", f"num_workers={workers}"))
-    a, b = (checkpoint.load(tmp_path / w / "latest.pth")["model"] for w in "02")
-    assert all(torch.equal(a[k], b[k]) for k in a)
+def test_workers_and_who_makes_the_views_change_nothing(tiny: Tiny, tmp_path: Path) -> None:
+    ways = [(0, "worker", 1), (2, "worker", 1), (2, "device", 1), (0, "device", 2), (1, "auto", 2)]
+    runs: dict[int, list[dict[str, torch.Tensor]]] = {1: [], 2: []}
+    for i, (workers, views, shards) in enumerate(ways):
+        unimatch_v2.main(tiny.args(tmp_path / str(i), "epochs=1", f"num_workers={workers}", f"views={views}", f"shards={shards}"))
+        runs[shards].append(checkpoint.load(tmp_path / str(i) / "latest.pth")["model"])
+    for first, *others in runs.values():
+        assert others
+        assert all(torch.equal(first[k], other[k]) for other in others for k in first)
 
 
 def test_fewer_than_eight_steps_an_epoch_log_every_step(tiny: Tiny, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The procedural data sets: same scenes everywhere, complete, class balance, lists that match, labels that are right."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,10 @@ from numpy.random import default_rng
 from PIL import Image, ImageFilter
 
 from dataset import demo
+from dataset.loader import training_sources, validation_source
 from dataset.scene import Thing, coverage, surface, two_dates
 from dataset.spec import get_spec
+from util.config import load_config
 from util.error import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -139,3 +142,18 @@ def test_textures_do_not_tell_the_class() -> None:
     """Two objects that differ in class only have the same colours and texture."""
     first, second = (surface(Thing(kind, 60, 60, 30, 0, 1, 7), 120, 120) for kind in (1, 5))
     assert np.array_equal(first, second)
+
+
+@pytest.mark.parametrize("name", ["demo", "demo_change"])
+def test_a_command_draws_at_first_use_and_only_where_the_config_says(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[Path] = []
+    monkeypatch.setattr(demo, "DRAW", {name: drawn.append})
+    monkeypatch.chdir(tmp_path)
+    for file in ("labeled", "val"):
+        (tmp_path / f"{file}.txt").write_text("a.png a.png\n" if name == "demo" else "a.png\n")
+    cfg = load_config(str(ROOT / f"configs/{name}.yaml"), labeled_id_path="labeled.txt", val_id_path="val.txt")
+    training_sources(cfg, get_spec(name), semi=False)
+    validation_source(cfg, get_spec(name))
+    assert drawn == [Path("data", name)] * 2
+    training_sources(replace(cfg, data_root="elsewhere"), get_spec(name), semi=False)
+    assert len(drawn) == 2

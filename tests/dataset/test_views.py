@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dataset import semi
-from dataset.batch import box_map, make_batch, normalize
+from dataset.batch import Batch, box_map, make_batch, normalize
 from dataset.semi import ImageList, Source, Sources, TrainSet, collate, open_image
 from dataset.spec import DatasetSpec, get_spec
 from dataset.transform import Geometry, nearest_index
@@ -72,10 +73,10 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
     return record
 
 
-def data_set(root: Path, spec: DatasetSpec) -> tuple[TrainSet, int]:
+def data_set(root: Path, spec: DatasetSpec, strong_views: bool = True) -> tuple[TrainSet, int]:
     path = str(root / ("pairs.txt" if spec.task == "change" else "list.txt"))
     sources = {s: Sources([Source(spec, str(root), ImageList(path, spec.task, masks=s == "x"))]) for s in ("x", "u")}
-    return TrainSet(sources, CROP, seed=0), len(sources["x"])
+    return TrainSet(sources, CROP, seed=0, strong_views=strong_views), len(sources["x"])
 
 
 def assert_same_crop(found: np.ndarray, expected: np.ndarray) -> None:
@@ -209,6 +210,20 @@ def test_a_mini_batch_has_what_the_step_reads(root: Path) -> None:
         expected = torch.zeros(CROP, CROP, dtype=torch.bool)
         expected[y : y + h, x : x + w] = True
         assert torch.equal(batch.box1[i], expected)
+
+
+@pytest.mark.parametrize("name", ["pascal", "levir"])
+def test_views_of_the_device_are_those_of_the_worker(root: Path, name: str) -> None:
+    """The same draws, the same mini-batch; on the way, the strong views are twice ten numbers for each date."""
+    keys = [(("x", 1, i, i), ("u", 1, i, i)) for i in range(4)]
+    raws: list[Any] = [collate([data_set(root, get_spec(name), strong)[0][key] for key in keys]) for strong in (True, False)]
+    assert set(raws[0]) - set(raws[1]) == {"img_u_s1", "img_u_s2"}
+    assert set(raws[1]) - set(raws[0]) == {"photometry"}
+    assert raws[1]["photometry"].shape == (4, 2, 2 if name == "levir" else 1, 10)
+    by_worker, by_device = (make_batch(raw, torch.device("cpu")) for raw in raws)
+    for field in fields(Batch):
+        a, b = getattr(by_worker, field.name), getattr(by_device, field.name)
+        assert a == b if field.name.startswith("name") else torch.equal(a, b), field.name
 
 
 def test_no_box_is_an_empty_map() -> None:

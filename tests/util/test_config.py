@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dataset.loader import loader_workers
 from util.config import KEYS, Config, load_config, parse_command
+from util.dist import World
 from util.error import UserError
 
 BASE = """
@@ -36,6 +38,12 @@ def test_set_wins_over_the_file_and_has_its_type(path: str) -> None:
     cfg = load_config(path, ["lr=5e-6", "lr_multi=10", "pretrained=null", "shards=2", "lock_backbone=true", "epochs=3", "epochs=4"])
     assert (cfg.lr, cfg.lr_multi, cfg.pretrained, cfg.shards, cfg.lock_backbone, cfg.epochs) == (5e-6, 10.0, None, 2, True, 4)
     assert type(cfg.lr_multi) is float
+
+
+def test_the_number_of_workers_is_a_number_or_follows_the_cpus(path: str) -> None:
+    assert [load_config(path, [f"num_workers={value}"]).num_workers for value in ("3", "auto", "null")] == [3, "auto", None]
+    one = World(local_size=4096)  # more processes than CPUs: none is left over
+    assert [loader_workers(load_config(path, [f"num_workers={value}"]), one) for value in ("3", "auto", "null")] == [3, 0, 0]
 
 
 def test_set_reaches_into_mappings_and_keeps_the_rest(path: str) -> None:
