@@ -14,6 +14,7 @@ import torch
 import unimatch_v2
 from tests.conftest import make_tiny
 from util import checkpoint
+from util.error import UserError, run
 
 
 def seconds_per_step(log: Path) -> float:
@@ -23,7 +24,11 @@ def seconds_per_step(log: Path) -> float:
     return (times[-1][0] - times[0][0]).total_seconds() / (times[-1][1] - times[0][1])
 
 
-def main() -> None:
+def main(argv: list[str]) -> None:
+    if not torch.cuda.is_available():
+        raise UserError(
+            "tests.gpu_seeds: found no CUDA GPU, expected one: a CPU gives the same bits anyway; run it on a machine with a GPU"
+        )
     with tempfile.TemporaryDirectory() as name:
         tiny = make_tiny(Path(name) / "data")
         path = tiny.root / "unlabeled.txt"
@@ -43,4 +48,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -1,9 +1,9 @@
-"""A long run of a very small model: does it grow? By hand, about five minutes on an idle machine:
+"""A long run of a very small model: does it grow? By hand, about ten minutes:
 
     python -m tests.soak [steps]
 
-Prints the memory of the training process and of its loader workers, their open files, and the sizes of log and TensorBoard files
-over the run. Linux only.
+Prints the memory of the training process and of its loader workers, their open files (each the least of five samples), and the sizes
+of log and TensorBoard files over the run. Linux only.
 """
 
 import sys
@@ -51,7 +51,8 @@ def main(steps: int) -> None:
         print(f"exit code {process.exitcode}, {steps} steps in {time.monotonic() - begin:.0f} s, {len(rows)} samples")
         print("share  main MiB  files  worker MiB  files  log bytes")
         for share in (0.1, 0.25, 0.5, 0.75, 0.99):
-            row = rows[int(share * len(rows))]
+            at = int(share * len(rows))
+            row = [min(column) for column in zip(*rows[max(0, at - 4) : at + 1], strict=True)]  # an evaluation opens files for a moment
             print(f"{share:5.0%}  {row[0]:8.1f}  {row[1]:5}  {row[2]:10.1f}  {row[3]:5}  {row[4]:9}")
         read = scalars(out)
         print(f"TensorBoard: {len(read)} scalars, {len(read['train/loss_all'])} points of train/loss_all")

@@ -3,7 +3,13 @@
 A row is (what is broken, what breaks it, words the line must hold). Most run `main(argv)` here; a few run as real commands.
 """
 
+import multiprocessing
+import os
+import re
 import shutil
+import socket
+import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +22,12 @@ from PIL import Image
 import fixmatch
 import supervised
 import unimatch_v2
+from dataset.prepare.__main__ import main as prepare
+from dataset.splits import main as splits
+from dataset.stage import main as stage
+from evaluate import main as evaluate
 from model import build_model
+from predict import main as predict
 from tests.conftest import ROOT, Tiny, command, make_tiny
 from util.error import run
 
@@ -293,6 +304,85 @@ def test_one_clear_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture
         assert word in lines[0]
 
 
+OTHERS: dict[str, tuple[Callable[[list[str]], None], Callable[[Tiny, Path], list[str]], tuple[str, ...]]] = {
+    "archive missing": (prepare, lambda t, o: ["ade20k", "--src", "no.zip", "--dst", str(o)], ("--src", "no.zip", "no such file")),
+    "archive is none": (
+        prepare,
+        lambda t, o: ["levir", "--src", str(t.config), "--dst", str(o)],
+        ("--src", "tiny.yaml", "cannot be unpacked", "download it again"),
+    ),
+    "archive of another data set": (
+        prepare,
+        lambda t, o: ["cityscapes", "--src", str(t.root), "--dst", str(o)],
+        ("found no", "gtFine_trainvaltest.zip"),
+    ),
+    "lists of no data set": (splits, lambda t, o: ["check", "kitti"], ("kitti",)),
+    "checkpoint to score missing": (evaluate, lambda t, o: ["--config", str(t.config), "--checkpoint", "no.pth"], ("no.pth", "no such")),
+    "checkpoint to predict with missing": (
+        predict,
+        lambda t, o: ["--config", str(t.config), "--checkpoint", "no.pth", "--out", str(o), str(t.root)],
+        ("no.pth", "no such"),
+    ),
+    "copied to a disk that is none": (
+        stage,
+        lambda t, o: [str(t.config / "disk"), *t.args(o)],
+        ("tiny.yaml/disk",),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_commands_say_it_in_one_line_too(name: str, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main, args, words = OTHERS[name]
+    with pytest.raises(SystemExit) as end:
+        run(main, args(tiny, tmp_path / "out"))
+    (told,) = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2
+    assert told.startswith("error: ")
+    assert all(word in told for word in words), told
+
+
+LOCKED = {
+    "the config": "data/tiny.yaml",
+    "a list": "data/unlabeled.txt",
+    "an image": "data/images/8.jpg",
+    "the checkpoint": "out/latest.pth",
+    "the save path": "out",
+    "the log": "out/train.log",
+}
+
+
+def _as_nobody(args: list[str], out: Path) -> None:
+    if os.getuid() == 0:  # who may read everything
+        os.setgid(65534)
+        os.setuid(65534)
+    sys.stderr = open(out, "a")  # noqa: SIM115 - the process ends
+    run(unimatch_v2.main, args)
+
+
+@pytest.mark.parametrize("what", LOCKED)
+def test_a_file_without_permission_is_named(what: str) -> None:
+    with tempfile.TemporaryDirectory() as name:  # that others can enter, unlike pytest's
+        root, err = Path(name), Path(name) / "err"
+        tiny = make_tiny(root / "data")
+        (root / "out").mkdir()
+        for path, mode in ((root, 0o755), (root / "out", 0o777)):
+            path.chmod(mode)
+        for path in (err, root / "out/latest.pth", root / "out/train.log", root / "out/.lock"):
+            path.touch()
+            path.chmod(0o666)
+        if what != "the checkpoint":
+            (root / "out/latest.pth").unlink()
+        (root / LOCKED[what]).chmod(0o555 if what == "the save path" else 0)
+        process = multiprocessing.get_context("fork").Process(target=_as_nobody, args=(tiny.args(root / "out"), err))
+        process.start()
+        process.join(60)
+        (told,) = err.read_text().splitlines()
+        assert process.exitcode == 2
+        assert LOCKED[what] in told
+        assert "ermission" in told
+
+
 def test_a_missing_argument_is_named(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for module, name in ((unimatch_v2, "--unlabeled-id-path"), (supervised, "--labeled-id-path"), (fixmatch, "--save-path")):
         with pytest.raises(SystemExit) as end:
@@ -337,6 +427,7 @@ def test_a_mistake_harms_nothing_that_was_saved(tmp_path: Path, capsys: pytest.C
         ({"RANK": "0", "WORLD_SIZE": "two", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}, ("WORLD_SIZE", "'two'")),
         ({"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}, ("LOCAL_RANK=0 of 2", "do not fit")),
         ({"RANK": "0"}, ("WORLD_SIZE", "found None")),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}, ("2 processes cannot meet", "MASTER_ADDR")),
     ],
 )
 def test_a_broken_environment_is_one_line_of_a_real_command(
@@ -347,3 +438,11 @@ def test_a_broken_environment_is_one_line_of_a_real_command(
     lines = done.stderr.splitlines()
     assert len(lines) == 1
     assert all(word in lines[0] for word in words)
+
+
+def test_a_busy_port_is_named_together_with_a_free_one() -> None:
+    with socket.create_server(("", 0)) as server:
+        port = str(server.getsockname()[1])
+        done = command("-m", "util.launch", "--nproc_per_node=2", "--master_addr=localhost", f"--master_port={port}", "unimatch_v2.py")
+    assert done.returncode == 2
+    assert re.fullmatch(rf"error: port: {port} cannot be used \(Address already in use\); \d+ is free\n", done.stderr)

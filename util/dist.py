@@ -150,6 +150,15 @@ def deterministic(wanted: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
+def _meet(backend: str, size: int) -> None:
+    try:
+        dist.init_process_group(backend)
+    except (ValueError, dist.DistError) as error:
+        if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's addresses are right
+            raise
+        raise UserError(f"environment: the {size} processes cannot meet ({reason(error)}); start them with scripts/train.sh") from error
+
+
 @contextmanager
 def processes(device: str = "auto") -> Iterator[World]:
     """Joins the processes that torchrun started (NCCL on GPUs, gloo elsewhere); one process needs no group."""
@@ -158,7 +167,7 @@ def processes(device: str = "auto") -> Iterator[World]:
     if world.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cpu_count() // local_size))
     if size > 1:
-        dist.init_process_group("nccl" if world.device.type == "cuda" else "gloo")
+        _meet("nccl" if world.device.type == "cuda" else "gloo", size)
     try:
         yield world
     finally:

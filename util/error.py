@@ -5,7 +5,13 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 class UserError(Exception):
@@ -32,18 +38,15 @@ def reason(error: BaseException) -> str:
 def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
     """Runs a command and exits: 0 when `main` returns, 2 with one line on stderr for a UserError; a bug keeps its traceback.
 
-    All ranks of a job usually meet the same mistake. The first one prints at once; its exit makes the launcher end the others
-    while they wait here, so that the line appears once. A mistake that only another rank meets is printed after the wait. So is a
-    rank's surprise that another one has left.
+    All ranks of a job usually meet the same mistake: it is told once. When a rank leaves, the others are surprised: they wait, and
+    the launcher ends them before their traceback hides the cause. So does a bug that all of them meet, and rank 0 prints it.
     """
     first = os.environ.get("RANK", "0") == "0"
     try:
         main(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
     except UserError as error:
-        if not first:
-            time.sleep(3)
-        print("error: " + " ".join(str(error).split()), file=sys.stderr, flush=True)
+        tell_once("error: " + " ".join(str(error).split()))
         sys.exit(2)
     except StoppedError as stop:
         if first:
@@ -53,9 +56,25 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
         if isinstance(error, BrokenPipeError) and _output_is_closed():
             sys.exit(141)  # what a shell says of a command that ends by SIGPIPE
         leave_cause(error)
-        if not first:
-            time.sleep(3)
+        if os.environ.get("WORLD_SIZE", "1") != "1":
+            time.sleep(1 if first else 3)
         raise
+
+
+def tell_once(line: str) -> None:
+    """Prints a line on stderr, unless another worker of the same torchrun has printed it."""
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    with suppress(OSError), ExitStack() as stack:
+        if path is not None:
+            with suppress(OSError):  # no room: told once too often is better than not at all
+                told = stack.enter_context(open(Path(path).parent.parent / "told", "a+", encoding="utf-8"))  # its workers share the folder
+                if fcntl is not None:
+                    fcntl.flock(told, fcntl.LOCK_EX)  # the others leave only when the line is out: the first to leave ends all
+                told.seek(0)
+                if line in told.read().splitlines():
+                    return
+                print(line, file=told, flush=True)
+        print(line, file=sys.stderr, flush=True)
 
 
 def leave_cause(error: BaseException) -> None:

@@ -364,18 +364,53 @@ def test_whu_other_tiffs(options: dict, monkeypatch: pytest.MonkeyPatch) -> None
     assert read("out/label/whucd_00002.png") == [255, 0]
 
 
-def test_archive_that_leads_outside() -> None:
-    with tarfile.open("bad.tar", "w") as tar:
-        for name in ("../evil/annotations/training/x.png", "/evil/annotations/training/x.png", "ADE/annotations/training/y.png"):
-            buffer = io.BytesIO()
-            Image.fromarray(ids([1])).save(buffer, "PNG")
+HOSTILE = ("../out2/annotations/training/a.png", "{root}/annotations/training/b.png", "x/../../../annotations/training/c.png")
+
+
+def png() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(ids([1])).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def hostile_tar(path: Path, root: Path) -> None:
+    """Names that lead outside; links to `root` and to a file, a file "inside" a link, a device."""
+    special = {
+        "ADE": (tarfile.SYMTYPE, str(root)),
+        "annotations/training/link.png": (tarfile.SYMTYPE, str(root / "secret.png")),
+        "annotations/training/hard.png": (tarfile.LNKTYPE, str(root / "secret.png")),
+        "annotations/training/device.png": (tarfile.CHRTYPE, ""),
+        "annotations/training/pipe.png": (tarfile.FIFOTYPE, ""),
+    }
+    with tarfile.open(path, "w") as tar:
+        for name, (kind, target) in special.items():
             info = tarfile.TarInfo(name)
-            info.size = buffer.tell()
-            buffer.seek(0)
-            tar.addfile(info, buffer)
-    main(["ade20k", "--src", "bad.tar", "--dst", "deep/out"])
-    assert tree("deep") == ["out/annotations/training/y.png"]
-    assert not Path("/evil").exists()
+            info.type, info.linkname = kind, target
+            tar.addfile(info)
+        for name in (*HOSTILE, "ADE/annotations/training/y.png"):
+            info = tarfile.TarInfo(name.format(root=root))
+            info.size = len(png())
+            tar.addfile(info, io.BytesIO(png()))
+
+
+def hostile_zip(path: Path, root: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        link = zipfile.ZipInfo("ADE")
+        link.create_system, link.external_attr = 3, 0o120777 << 16  # a symbolic link, as Unix archives have them
+        archive.writestr(link, str(root))
+        for name in (*HOSTILE, "ADE/annotations/training/y.png"):
+            archive.writestr(name.format(root=root), png())
+
+
+@pytest.mark.parametrize("make", [hostile_tar, hostile_zip])
+def test_an_archive_reaches_nothing_outside(make: Callable[[Path, Path], None], tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    write("root/secret.png", ids([7]))
+    make(tmp_path / "bad.archive", root)
+    main(["ade20k", "--src", "bad.archive", "--dst", "deep/out"])
+    assert tree(".") == ["bad.archive", "deep/out/annotations/training/y.png", "root/secret.png"]
+    assert read("root/secret.png") == [7]
+    assert not [path for path in Path(".").rglob("*") if path.is_symlink()]
 
 
 def test_as_a_command() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from dataset.stage import main as stage
 from tests.conftest import make_tiny
 from util import checkpoint
 from util.launch import choose_port
@@ -237,7 +238,7 @@ def test_a_slurm_job_without_gpus_and_with_few_on_each_node() -> None:
     assert "#SBATCH --gres=gpu:a100:4\n" in named
 
 
-def test_train_reads_a_copy_of_the_data_and_copies_once(tmp_path: Path) -> None:
+def test_train_reads_a_copy_of_the_data_and_copies_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The real scripts and a real short run, from another folder, with spaces in every path; then only the copy is there."""
     data = make_tiny(tmp_path / "shared disk")
     target = tmp_path / "node's disk"
@@ -247,8 +248,8 @@ def test_train_reads_a_copy_of_the_data_and_copies_once(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert f"{target}: 32 files, 32 of them copied now" in done.stderr, "6 + 4 pairs of image and mask, 12 images"
     assert checkpoint.load(tmp_path / "my run/latest.pth")["config"]["data_root"] == str(target)
-    again = sh(ROOT / "scripts/train.sh", "1", "0", *extra, **env | {"save_path": str(tmp_path / "second")})
-    assert f"{target}: 32 files, 0 of them copied now" in again.stderr
+    stage([str(target), "--config", str(data.config), "--save-path", "x", *extra])
+    assert f"{target}: 32 files, 0 of them copied now" in capsys.readouterr().err
     (data.root / "images/7.jpg").unlink()
     missing = sh(ROOT / "scripts/train.sh", "1", "0", *extra, **env)
     assert missing.returncode == 2

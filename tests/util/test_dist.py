@@ -1,6 +1,7 @@
 """Processes, devices and CPUs as the environment says."""
 
 import os
+import socket
 
 import pytest
 
@@ -12,7 +13,7 @@ TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 
 @pytest.fixture(autouse=True)
 def _bare(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in (*TORCHRUN, "SLURM_CPUS_PER_TASK"):
+    for name in (*TORCHRUN, "SLURM_CPUS_PER_TASK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -38,6 +39,25 @@ def test_a_broken_environment_is_named(values: tuple[str | None, ...], words: st
             monkeypatch.setenv(name, value)
     with pytest.raises(UserError, match=words), processes("cpu"):
         pass
+
+
+@pytest.mark.parametrize(
+    ("master", "words"),
+    [
+        ((None, None), "the 2 processes cannot meet .*MASTER_ADDR expected, but not set"),
+        (("localhost", None), "MASTER_PORT expected, but not set"),
+        (("localhost", "port"), "'port'"),
+        (("localhost", "busy"), "EADDRINUSE"),
+    ],
+)
+def test_processes_that_cannot_meet_say_so(master: tuple[str | None, str | None], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("", 0)) as server:
+        values = (*("0", "2", "0", "2"), master[0], str(server.getsockname()[1]) if master[1] == "busy" else master[1])
+        for name, value in zip((*TORCHRUN, "MASTER_ADDR", "MASTER_PORT"), values, strict=True):
+            if value is not None:
+                monkeypatch.setenv(name, value)
+        with pytest.raises(UserError, match=f"environment: .*{words}.*; start them with scripts/train.sh"), processes("cpu"):
+            pass
 
 
 def test_cpus_follow_affinity_and_slurm(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,18 @@ def test_two_nodes_train_together_and_both_start_again(tiny: Tiny, tmp_path: Pat
     assert [node.returncode for node in nodes] == [0, 0], outputs
     assert "rank 1 was ended by SIGKILL; restart 1 of 1\n" in outputs[0]
     assert all(torch.equal(value, undisturbed[name]) for name, value in weights(tmp_path / "run").items())
+
+
+def test_a_rank_that_dies_on_one_node_ends_the_other_node(tiny: Tiny, tmp_path: Path) -> None:
+    common = ("--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={choose_port(0)}")
+    begin = time.monotonic()
+    nodes = [start(tmp_path, tiny, "rank", "run", *common, f"--node_rank={rank}", f"--local_addr=127.0.0.{rank + 1}") for rank in (1, 0)]
+    outputs = [node.communicate(timeout=90)[1].splitlines() for node in nodes]
+    assert time.monotonic() - begin < 60, "start, four steps and the end"
+    assert nodes[0].returncode == 137
+    assert outputs[0][-1] == "error: rank 1 was ended by SIGKILL"
+    assert nodes[1].returncode != 0
+    assert outputs[1][-1].endswith("(where another node's worker ended first, the cause is there)")
 
 
 def test_a_killed_loader_process_is_the_last_line(tiny: Tiny, tmp_path: Path) -> None:

@@ -17,14 +17,18 @@ ROOT = Path(__file__).resolve().parents[2]
 WORKER = """
 import os, sys, time
 from pathlib import Path
+from util.error import UserError, run
 rank, what, folder = os.environ["RANK"], sys.argv[1], Path(sys.argv[2])
 (folder / rank).touch()
 while len(list(folder.iterdir())) < 2:
     time.sleep(0.02)
-if what == "mistake":
-    from util.error import UserError, run
-    def main(argv):
+def main(argv):
+    if what == "mistake" or rank == "1" and what == "lone mistake":
         raise UserError("config: no such key")
+    if what == "lone mistake":
+        time.sleep(1)
+        raise RuntimeError("the other one is gone")  # as a collective operation says
+if "mistake" in what:
     run(main, [])
 if rank == "1" and what == "code":
     sys.exit(7)
@@ -50,6 +54,7 @@ def launch(tmp_path: Path, what: str) -> "subprocess.Popen[str]":
     [
         ("ok", 0, ""),
         ("mistake", 2, "error: config: no such key\n"),
+        ("lone mistake", 2, "error: config: no such key\n"),
         ("code", 7, "error: rank 1 ended with exit code 7\n"),
         ("kill", 137, "error: rank 1 was ended by SIGKILL\n"),
     ],

@@ -45,7 +45,7 @@ def wait_for(device: torch.device) -> None:
 def seconds(
     alternatives: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device | None = None, warm: int = 1
 ) -> dict[str, list[float]]:
-    """Seconds of each alternative in each round. A round runs all of them, one after the other; the first `warm` ones do not count."""
+    """Seconds of each alternative in each round, which runs all, one after the other; the first `warm` ones do not count."""
     device = device or torch.device("cpu")
     times: dict[str, list[float]] = {name: [] for name in alternatives}
     for i in range(warm + rounds):

@@ -1,0 +1,85 @@
+"""A mistake is told once, however many workers meet it, whenever they do."""
+
+import errno
+import fcntl
+import io
+import multiprocessing
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from util.error import UserError, run, tell_once
+
+FORK = multiprocessing.get_context("fork")
+
+
+class Slow(io.StringIO):
+    """A terminal on which a line takes its time, so that others come meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def write(self, text: str) -> int:
+        time.sleep(0.1)
+        with open(self.path, "a") as file:
+            return file.write(text)
+
+
+def meet(rank: int, message: str, folder: Path) -> None:
+    """A worker of torchrun that meets a mistake; what it prints goes to `folder`/out."""
+    sys.stderr = Slow(folder / "out")
+    error_file = folder / f"attempt_0/{rank}/error.json"
+    error_file.parent.mkdir(parents=True)
+    os.environ.update(RANK=str(rank), WORLD_SIZE="16", TORCHELASTIC_ERROR_FILE=str(error_file))
+
+    def main(argv: list[str]) -> None:
+        raise UserError(message)
+
+    run(main, [])
+
+
+def test_workers_tell_the_same_mistake_once_and_each_of_theirs(tmp_path: Path) -> None:
+    workers = [FORK.Process(target=meet, args=(rank, "list: no such file" if rank else "disk: full", tmp_path)) for rank in range(16)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(30)
+    assert [worker.exitcode for worker in workers] == [2] * 16
+    assert sorted((tmp_path / "out").read_text().splitlines()) == ["error: disk: full", "error: list: no such file"]
+
+
+def test_the_next_attempt_tells_it_again(tmp_path: Path) -> None:
+    for attempt in ("a", "b"):
+        (tmp_path / attempt).mkdir()
+        worker = FORK.Process(target=meet, args=(0, "disk: full", tmp_path / attempt))
+        worker.start()
+        worker.join(30)
+        assert (tmp_path / attempt / "out").read_text() == "error: disk: full\n"
+
+
+@pytest.mark.parametrize("broken", ["no folder", "no locks"])
+def test_it_is_told_where_workers_cannot_agree(
+    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / ("a/b/c" if broken == "no folder" else "") / "0/error.json"))
+    tell_once("error: disk: full")
+    assert capfd.readouterr().err == "error: disk: full\n"
+
+
+def test_without_a_launcher_it_is_simply_told(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
+
+    def main(argv: list[str]) -> None:
+        raise UserError("two\nlines")
+
+    with pytest.raises(SystemExit, match="2"):
+        run(main, [])
+    assert capfd.readouterr().err == "error: two lines\n"
