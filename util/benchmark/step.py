@@ -112,8 +112,9 @@ def rows(cfg: Config, nclass: int, device: torch.device, rounds: int) -> list[Ro
 
 
 def release(device: torch.device) -> None:
-    """Gives memory that nothing uses back."""
+    """Gives back memory that nothing uses, and forgets what was compiled: PyTorch keeps only so many forms of a function."""
     gc.collect()
+    torch.compiler.reset()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
