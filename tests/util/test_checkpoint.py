@@ -149,6 +149,7 @@ def test_the_next_step_after_their_moments_is_adamw_plainly_written(model: DPT) 
     cfg = Config(dataset="", data_root="", backbone="dinov2_tiny", crop_size=14, epochs=1, batch_size=1, lr=1e-3, lr_multi=1.0)
     trainer = Trainer(cfg, copy.deepcopy(model), unimatch_v2.step, 10)
     trainer.load_state(copy.deepcopy(state), "authors.pth")
+    assert all(group["fused"] for group in trainer.optimizer.param_groups), "their groups know of no fused kernel"
     plain = copy.deepcopy(trainer.student)
     groups = [list(plain.backbone.parameters()), [p for name, p in plain.named_parameters() if "backbone" not in name]]
     other = torch.optim.AdamW([{"params": group} for group in groups])
