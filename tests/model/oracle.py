@@ -12,12 +12,12 @@ from torch import Tensor
 
 # width, depth, heads, tapped blocks, SwiGLU
 TABLE = {
-    "tiny": (192, 4, 3, (0, 1, 2, 3), False),
     "small": (384, 12, 6, (2, 5, 8, 11), False),
     "base": (768, 12, 12, (2, 5, 8, 11), False),
     "large": (1024, 24, 16, (4, 11, 17, 23), False),
     "giant": (1536, 40, 24, (9, 19, 29, 39), True),
 }
+# fusion width, projection widths
 Weights = Callable[[str], Tensor]
 
 
