@@ -60,7 +60,7 @@ def eval_rows(args: argparse.Namespace, device: torch.device) -> list[Row]:
 
 MEASURE: dict[str, Callable[[argparse.Namespace, torch.device], list[Row]]] = {
     "step": step_rows,
-    "data": lambda args, device: data.rows(args.rounds),
+    "data": lambda args, device: data.rows(args.rounds, device),
     "eval": eval_rows,
     "memory": lambda args, device: memory.rows(chosen(args, "memory"), device, args.rounds),
 }

@@ -136,18 +136,22 @@ def _alternatives(root: Path, crop: int, stream: str) -> dict[str, Callable[[], 
     return ways | {"device": ours(False)} if stream == "u" else ways
 
 
-def _views_row(rounds: int, crop: int) -> Row:
-    """Milliseconds that the training device takes for the strong views of a mini-batch."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def drawn_views(count: int) -> torch.Tensor:
+    """What the strong views of `count` crops are to become, as the loader hands it over: float64 (count, 2, 1, 10)."""
     rng = np.random.default_rng(0)
+    return torch.tensor([[[draw_photometry(rng, 0.2).pack()] for _ in range(2)] for _ in range(count)], dtype=torch.float64)
+
+
+def _views_row(rounds: int, crop: int, device: torch.device) -> Row:
+    """Milliseconds that the training device takes for the strong views of a mini-batch."""
     weak = torch.randint(0, 256, (BATCH, 3, crop, crop), dtype=torch.uint8, device=device)
-    drawn = torch.tensor([[[draw_photometry(rng, 0.2).pack()] for _ in range(2)] for _ in range(BATCH)], dtype=torch.float64)
+    drawn = drawn_views(BATCH)
     times = [1000 * t for t in seconds({"views": lambda: strong_views(weak, drawn)}, rounds, device)["views"]]
     return Row(f"strong views of {BATCH} crops of {crop} on {device.type}", median(times), "ms", None, min(times), max(times))
 
 
-def rows(rounds: int) -> list[Row]:
-    """The table's rows about samples: on one core, medians over `rounds` rounds of DRAWS samples."""
+def rows(rounds: int, device: torch.device) -> list[Row]:
+    """The table's rows about samples: on one core, medians over `rounds` rounds of DRAWS samples; and the views that `device` makes."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a loader process
     out: list[Row] = []
@@ -161,7 +165,7 @@ def rows(rounds: int) -> list[Row]:
                 out += _sample_rows(root, kind, crop, rounds)
     finally:
         torch.set_num_threads(threads)
-    return [*out, _views_row(rounds, 518)]
+    return [*out, _views_row(rounds, 518, device)]
 
 
 # {(stream, width of the images, who makes the views): times the literal way}

@@ -8,16 +8,15 @@ from dataclasses import replace
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from dataset.batch import make_batch
-from dataset.photometry import draw_photometry
 from model import build_model
 from model.dropout import complementary_factors
 from unimatch_v2 import step
+from util.benchmark.data import drawn_views
 from util.benchmark.literal import LiteralLoop
 from util.benchmark.measure import AT_LEAST, Row, ratio, seconds
 from util.config import Config
@@ -52,10 +51,8 @@ def host_batch(cfg: Config, nclass: int) -> dict[str, Any]:
 
 def unmade_views(raw: dict[str, Any]) -> dict[str, Any]:
     """The mini-batch as `views: device` has it: what the strong views are to become instead of their pixels."""
-    rng, count = np.random.default_rng(0), len(raw["img_x"])
-    drawn = [[[draw_photometry(rng, 0.2).pack()] for _ in range(2)] for _ in range(count)]
     rest = {name: value for name, value in raw.items() if name not in ("img_u_s1", "img_u_s2")}
-    return rest | {"photometry": torch.tensor(drawn, dtype=torch.float64)}
+    return rest | {"photometry": drawn_views(len(raw["img_x"]))}
 
 
 class Alternatives:
