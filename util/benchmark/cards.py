@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from util.error import UserError
+from util.precision import SIXTEEN_BIT
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Card:
         "fp32" is PyTorch's default: convolutions in TF32 on cards that have it, matrix products in full float32. The fused attention
         of float32 runs three TF32 products for each float32 one on cards that have it.
         """
-        if precision in ("bf16", "fp16"):
+        if precision in SIXTEEN_BIT:
             return dict.fromkeys(("linear", "attention", "convolution"), self.bf16 if precision == "bf16" else self.fp16)
         if precision == "tf32" and not self.tf32:
             return dict.fromkeys(("linear", "attention", "convolution"), 0.0)
@@ -36,7 +37,6 @@ class Card:
         return {"linear": linear, "attention": max(self.fp32, self.tf32 / 3), "convolution": max(self.fp32, self.tf32)}
 
 
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16")
 CARDS: dict[str, Card] = {
     card.name: card
     for card in (

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from dataset.custom import spec_of
-from util.benchmark.cards import CARDS, PRECISIONS, get_card
+from util.benchmark.cards import CARDS, get_card
 from util.benchmark.footprint import GIB, Footprint, footprint
 from util.benchmark.recipe import IMAGE_SIZES, Recipe, find_lengths
 from util.benchmark.scaling import CORES, EFFICIENCY, LAUNCH, MANY, Cluster, Cost, Row, cost, table, verdict
@@ -24,6 +24,7 @@ from util.benchmark.work import IMAGES, Part, Settings, check_method, settings
 from util.config import load_config
 from util.error import UserError, reason
 from util.files import write_atomic
+from util.precision import PRECISIONS
 
 USABLE = 0.95  # share of a card's memory that a run may take; the rest is for CUDA, NCCL, cuDNN's workspaces and gaps
 FEW = (1, 2, 4, 8)
