@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from dataset.photometry import strong_views
+from dataset.transform import crop_parts
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -61,16 +62,19 @@ def box_map(box: Tensor, size: int) -> Tensor:
 
 
 def make_batch(raw: dict[str, Any], device: torch.device, drop: Tensor = _ABSENT) -> Batch:
-    """A collated mini-batch of TrainSet samples, moved to the device and normalised there. Strong views still to be made are made there."""
+    """A collated mini-batch of TrainSet samples, moved to the device and normalised there. Images still to be made are made there."""
     photometry = raw.get("photometry")  # stays on the CPU: what is in it decides what the device is told to do
     moved = {name: _move(value, device) for name, value in raw.items() if name != "photometry"}
+    for img, stream in (("img_x", "x"), ("img_u_w", "u")):
+        if f"part_{stream}" in moved:
+            moved[img] = crop_parts(moved.pop(f"part_{stream}"), moved.pop(f"taps_{stream}"))
     if photometry is not None:
         moved["img_u_s1"], moved["img_u_s2"] = strong_views(moved["img_u_w"], photometry).unbind(1)
     for name, value in moved.items():
         if name.startswith("img"):
             moved[name] = normalize(value)
         elif name.startswith("box"):
-            moved[name] = box_map(value, raw["img_u_w"].shape[-1])
+            moved[name] = box_map(value, moved["img_u_w"].shape[-1])
         elif name == "mask_x":
             moved[name] = value.long()
     return Batch(**moved, drop=_move(drop, device))

@@ -22,6 +22,7 @@ from util.signals import start_worker
 
 SHARED_MEMORY = "/dev/shm"  # where loader processes leave their mini-batches
 PREFETCH = 2  # mini-batches that each loader process has ready
+PART = 2.0  # pixels of an image's part in a mini-batch, in crops: on average 1.3 to 2.0 for large images, padding included
 
 
 @dataclass(frozen=True)
@@ -89,23 +90,24 @@ def loader_workers(cfg: Config, world: World) -> int:
 
 
 def views_on_device(cfg: Config, world: World) -> bool:
-    """Whether the training device makes the strong views, and not the loader's processes: `views`, by default where it is a GPU."""
+    """Whether the training device makes crops and strong views, and not the loader's processes: `views`, by default where it is a GPU."""
     return cfg.views == "device" or (cfg.views == "auto" and world.device.type == "cuda")
 
 
 def check_shared_memory(
-    cfg: Config, batch: int, semi: bool, workers: int, processes: int, folder: str = SHARED_MEMORY, strong_views: bool = True
+    cfg: Config, batch: int, semi: bool, workers: int, processes: int, folder: str = SHARED_MEMORY, on_device: bool = False
 ) -> None:
     """Raises UserError where the workers' mini-batches would not fit into the shared memory: it kills them with a bus error.
 
-    batch: images of a mini-batch; processes: training processes on this machine; strong_views: whether the workers make them. Systems
-    without the folder have no such limit.
+    batch: images of a mini-batch; processes: training processes on this machine; on_device: see TrainSet. Systems without the folder have
+    no such limit.
     """
     if workers == 0 or not os.path.isdir(folder):
         return
     channels = 6 if data_spec(cfg).task == "change" else 3
-    # bytes of a pixel: labelled, weak and two strong images, mask and ignore map
-    pixel = (4 if strong_views else 2) * channels + 2 if semi else channels + 1
+    # bytes for a pixel of the crop: labelled, weak and two strong images, mask and ignore map
+    image = PART * channels if on_device else channels
+    pixel = (2 if on_device else 4) * image + 2 if semi else image + 1
     need = processes * workers * PREFETCH * batch * pixel * cfg.crop_size**2
     found = os.statvfs(folder)
     free = found.f_bavail * found.f_frsize
@@ -145,10 +147,10 @@ def open_data(cfg: Config, world: World, semi: bool, log: logging.Logger) -> Dat
         )
     validation = validation_source(cfg, spec)
     workers = loader_workers(cfg, world)
-    strong_views = not views_on_device(cfg, world)
-    check_shared_memory(cfg, batch, semi, workers, world.local_size, strong_views=strong_views)
+    on_device = views_on_device(cfg, world)
+    check_shared_memory(cfg, batch, semi, workers, world.local_size, on_device=on_device)
     loader = DataLoader(
-        TrainSet(sources, cfg.crop_size, cfg.seed, cfg.bad_images == "skip", strong_views),
+        TrainSet(sources, cfg.crop_size, cfg.seed, cfg.bad_images == "skip", on_device),
         batch_sampler=sampler,
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,

@@ -18,10 +18,17 @@ from dataset.lists import Entry, ImageList, inside
 from dataset.photometry import draw_photometry, strong_views
 from dataset.sampler import Key
 from dataset.spec import IGNORE, DatasetSpec
-from dataset.transform import crop_image, crop_mask, draw_box, draw_geometry, ignore_map
+from dataset.transform import Geometry, crop_image, crop_mask, cut_image, draw_box, draw_geometry, ignore_map
 from util.error import UserError, reason
 
 STREAMS = {"x": 0, "u": 1}  # labelled, unlabelled: part of a sample's seed
+
+
+try:
+    from kornia_rs.io import read_image_png_u8 as read_png
+except ImportError:  # see requirements-extra.txt
+    read_png = None
+_CHANNELS = {"RGB": "rgb", "L": "mono"}  # kornia-rs's names of Pillow's modes that it reads to the same bits
 
 
 class BadFileError(UserError):
@@ -73,14 +80,16 @@ class Sources:
         return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()
 
 
-def _open(root: str, path: str) -> Image.Image:
+def open_file(root: str, path: str) -> Image.Image:
     full = inside(root, path)
     try:
         if not stat.S_ISREG(os.stat(full).st_mode):  # reading a pipe would wait for ever
             raise BadFileError(f"{full}: not a file; correct the list")
         with Image.open(full) as image:
-            image.load()
-            return image
+            decoded = _decode_png(full, image.mode) if image.format == "PNG" else None
+            if decoded is None:
+                image.load()
+            return decoded or image
     except FileNotFoundError as error:
         raise BadFileError(f"{full}: no such file; check data_root ({root}) and the list") from error
     except BadFileError:
@@ -89,9 +98,20 @@ def _open(root: str, path: str) -> Image.Image:
         raise BadFileError(f"{full}: cannot be read as an image ({reason(error)}); replace the file or take it off the list") from error
 
 
+def _decode_png(path: str, mode: str) -> Image.Image | None:
+    """A PNG read by kornia-rs, in less than half of Pillow's time. None where Pillow is to read it: not installed, or it gives up."""
+    if read_png is None or mode not in _CHANNELS:
+        return None
+    try:
+        pixels = read_png(path, _CHANNELS[mode])
+    except Exception:  # rarer kinds of PNG, and broken ones: Pillow reads them, or says what is wrong
+        return None
+    return Image.fromarray(pixels if mode == "RGB" else pixels[..., 0])
+
+
 def open_image(root: str, path: str) -> Image.Image:
     """An RGB image of any mode: grey, palette, RGBA (alpha is dropped), CMYK, 16-bit (its high byte). EXIF rotation is ignored."""
-    image = _open(root, path)
+    image = open_file(root, path)
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -102,7 +122,7 @@ def open_mask(spec: DatasetSpec, root: str, path: str, size: tuple[int, int]) ->
 
     Raises UserError for a colour mask, another size, or a value that is no class.
     """
-    image = _open(root, path)
+    image = open_file(root, path)
     if image.mode == "1":
         image = image.convert("L")
     if image.mode not in ("L", "P") and not image.mode.startswith("I"):
@@ -143,16 +163,17 @@ class TrainSet(Dataset):
     skip_bad: a file that cannot be read is replaced by the next one of its list, and told in the sample's `bad`, one line each.
 
     A sample is uint8 tensors: img_x (C, S, S), mask_x (S, S); img_u_w, img_u_s1, img_u_s2 (C, S, S), ignore_u (S, S), box1, box2 (4,)
-    as x, y, width, height; and name_x, name_u. C is 3, or 6 for two dates. Without strong_views, img_u_s1 and img_u_s2 are still to be
-    made: `photometry` says how (see dataset.photometry.strong_views). What is drawn is the same.
+    as x, y, width, height; and name_x, name_u. C is 3, or 6 for two dates. With on_device, images are left to the training device: the
+    sample has part_x, taps_x, part_u, taps_u (see dataset.transform.cut_image) and photometry (see dataset.photometry.strong_views)
+    instead. What is drawn is the same, and so are the images.
     """
 
-    def __init__(self, sources: dict[str, Sources], crop: int, seed: int, skip_bad: bool = False, strong_views: bool = True) -> None:
+    def __init__(self, sources: dict[str, Sources], crop: int, seed: int, skip_bad: bool = False, on_device: bool = False) -> None:
         self.sources = sources
         self.crop = crop
         self.seed = seed
         self.skip_bad = skip_bad
-        self.strong_views = strong_views
+        self.on_device = on_device
 
     def __getitem__(self, keys: tuple[Key, ...]) -> dict[str, Any] | UserError:
         bad: list[str] = []
@@ -183,26 +204,30 @@ class TrainSet(Dataset):
         images = source.images(entry)
         mask = source.mask(entry, images[0].size)
         geometry = draw_geometry(rng, *images[0].size, self.crop, source.spec.scale)
-        return {
-            "img_x": torch.cat([crop_image(image, geometry, self.crop) for image in images]),
-            "mask_x": torch.from_numpy(crop_mask(mask, geometry, self.crop, IGNORE)),
-            "name_x": entry.image,
-        }
+        mask_x = torch.from_numpy(crop_mask(mask, geometry, self.crop, IGNORE))
+        return self._weak("img_x", "x", images, geometry) | {"mask_x": mask_x, "name_x": entry.image}
 
     def unlabeled(self, source: Source, entry: Entry, rng: np.random.Generator) -> dict[str, Any]:
         images = source.images(entry)
         geometry = draw_geometry(rng, *images[0].size, self.crop, source.spec.scale)
-        weak = torch.cat([crop_image(image, geometry, self.crop) for image in images])
-        sample = {"img_u_w": weak, "ignore_u": torch.from_numpy(ignore_map(geometry, self.crop)), "name_u": entry.image}
+        sample = self._weak("img_u_w", "u", images, geometry)
+        sample |= {"ignore_u": torch.from_numpy(ignore_map(geometry, self.crop)), "name_u": entry.image}
         drawn = []
         for view in (1, 2):
             drawn.append([draw_photometry(rng, source.spec.grey).pack() for _ in images])
             sample[f"box{view}"] = torch.tensor(draw_box(rng, self.crop))
         photometry = torch.tensor(drawn, dtype=torch.float64)  # (2, dates, 10)
-        if not self.strong_views:
+        if self.on_device:
             return sample | {"photometry": photometry}
-        sample["img_u_s1"], sample["img_u_s2"] = strong_views(weak[None], photometry[None])[0]
+        sample["img_u_s1"], sample["img_u_s2"] = strong_views(sample["img_u_w"][None], photometry[None])[0]
         return sample
+
+    def _weak(self, name: str, stream: str, images: list[Image.Image], geometry: Geometry) -> dict[str, Any]:
+        """The weak crop, or what it is to be made from."""
+        if self.on_device:
+            part, taps = cut_image(images, geometry, self.crop)
+            return {f"part_{stream}": part, f"taps_{stream}": taps}
+        return {name: torch.cat([crop_image(image, geometry, self.crop) for image in images])}
 
 
 class ValSet(Dataset):
@@ -225,11 +250,21 @@ class ValSet(Dataset):
 
 
 def collate(samples: list[dict[str, Any] | UserError]) -> dict[str, Any] | UserError:
-    """Stacks samples; the first mistake among them stands for the whole mini-batch."""
+    """Stacks samples, parts and taps padded with 0 to the largest of them; the first mistake stands for the whole mini-batch."""
+    good: list[dict[str, Any]] = []
     for sample in samples:
         if isinstance(sample, UserError):
             return sample
-    return default_collate(samples)
+        good.append(sample)
+    sized = {name: _stack([sample.pop(name) for sample in good]) for name in ("part_x", "taps_x", "part_u", "taps_u") if name in good[0]}
+    return default_collate(good) | sized
+
+
+def _stack(tensors: list[Tensor]) -> Tensor:
+    out = tensors[0].new_zeros(len(tensors), *np.max([tensor.shape for tensor in tensors], axis=0))
+    for place, tensor in zip(out, tensors, strict=True):
+        place[tuple(slice(size) for size in tensor.shape)] = tensor
+    return out
 
 
 def batches(loader: Iterable[Any]) -> Iterator[dict[str, Any]]:

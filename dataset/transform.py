@@ -1,6 +1,7 @@
 """Geometry of a training sample and its CutMix boxes (spec.md 2.2 and 2.3): parameters are drawn first, then applied."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +45,52 @@ def crop_image(image: Image.Image, geometry: Geometry, crop: int) -> Tensor:
     Pillow resizes the lines first and then the columns, each to 8 bits. So is it done here, but only where the crop will be: its own `box`
     argument rounds to float32, which turns the last bit wherever a value lies half-way between two.
     """
+    part, (xs, x_weights), (ys, y_weights) = _sources(image, geometry, crop)
+    cols, rows = _visible(geometry, crop)
+    # what is resized comes first, so that whole lines of memory are taken and weighted
+    columns = torch.from_numpy(np.array(part.transpose(Image.Transpose.TRANSPOSE)))  # (width, height, 3)
+    lines = torch.empty((columns.shape[1], 3, cols), dtype=torch.uint8)
+    _weigh(columns, xs, x_weights, lines.permute(2, 0, 1))
+    out = torch.zeros((3, crop, crop), dtype=torch.uint8)
+    _weigh(lines, ys, y_weights, out[:, :rows, _shown(geometry, cols)].permute(1, 0, 2))
+    return out
+
+
+def cut_image(images: Sequence[Image.Image], geometry: Geometry, crop: int) -> tuple[Tensor, Tensor]:
+    """What `crop_parts` makes the weak crop of an RGB image, or of its dates, from: the part it shows, and where each pixel comes from.
+
+    Returns the part, uint8 (H, W, C), and int32 (2, 2, taps, crop): along the lines, then along the columns, places in the part and their
+    weights in 2**-22. Padding comes from nowhere: its weights are 0.
+    """
+    found = [_sources(image, geometry, crop) for image in images]
+    part = torch.from_numpy(np.concatenate([np.asarray(part) for part, _, _ in found], 2))
+    _, *axes = found[0]
+    cols, rows = _visible(geometry, crop)
+    taps = torch.zeros((2, 2, max(len(places) for places, _ in axes), crop), dtype=torch.int32)
+    for out, sources, shown in zip(taps, axes, (_shown(geometry, cols), slice(rows)), strict=True):
+        for kind, values in zip(out, sources, strict=True):
+            kind[: len(values), shown] = values
+    return part, taps
+
+
+def crop_parts(parts: Tensor, taps: Tensor) -> Tensor:
+    """`crop_image` for a GPU, in few large operations: uint8 (B, H, W, C) and int32 (B, 2, 2, taps, crop) -> uint8 (B, C, crop, crop).
+
+    Parts and taps are those of `cut_image`, padded to one size with 0.
+    """
+    crop = taps.shape[-1]
+    for axis, (places, weights) in zip((2, 1), taps.permute(1, 2, 3, 0, 4), strict=True):  # along the lines first, as Pillow
+        size, along = list(parts.shape), [len(parts), 1, 1, 1]
+        size[axis] = along[axis] = crop
+        total = parts.new_full(size, 2**21, dtype=torch.int32)
+        for place, weight in zip(places, weights, strict=True):
+            total += parts.gather(axis, place.long().view(along).expand(size)).int() * weight.view(along)
+        parts = total.bitwise_right_shift_(22).byte()
+    return parts.permute(0, 3, 1, 2).contiguous()
+
+
+def _sources(image: Image.Image, geometry: Geometry, crop: int) -> tuple[Image.Image, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The part of the image that the crop shows, and where the crop's columns and lines come from: see `_bilinear`."""
     if image.height > geometry.height and image.height - geometry.height >= 2 * (image.width - geometry.width):
         # newer Pillow: columns first
         image = image.resize((geometry.width, geometry.height), Image.Resampling.BILINEAR)
@@ -54,13 +101,7 @@ def crop_image(image: Image.Image, geometry: Geometry, crop: int) -> Tensor:
         xs, x_weights = xs.flip(1), x_weights.flip(1)
     left, top = int(xs.min()), int(ys.min())
     part = image.crop((left, top, int(xs.max()) + 1, int(ys.max()) + 1))
-    # what is resized comes first, so that whole lines of memory are taken and weighted
-    columns = torch.from_numpy(np.array(part.transpose(Image.Transpose.TRANSPOSE)))  # (width, height, 3)
-    lines = torch.empty((columns.shape[1], 3, cols), dtype=torch.uint8)
-    _weigh(columns, xs - left, x_weights, lines.permute(2, 0, 1))
-    out = torch.zeros((3, crop, crop), dtype=torch.uint8)
-    _weigh(lines, ys - top, y_weights, out[:, :rows, _shown(geometry, cols)].permute(1, 0, 2))
-    return out
+    return part, (xs - left, x_weights), (ys - top, y_weights)
 
 
 def _shown(geometry: Geometry, cols: int) -> slice:

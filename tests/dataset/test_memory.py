@@ -5,11 +5,17 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
+from dataset.lists import ImageList
 from dataset.loader import check_shared_memory
+from dataset.semi import Source, Sources, TrainSet, collate
+from dataset.spec import get_spec
 from tests.conftest import Tiny
+from util.benchmark.data import write_images
 from util.config import Config, load_config
 from util.error import UserError
 
@@ -49,26 +55,21 @@ def test_need_grows_with_workers_and_processes(
             check_shared_memory(cfg, 4, True, workers, processes, str(tmp_path))
 
 
-@pytest.mark.parametrize("strong", [True, False])
-def test_the_estimate_is_close_to_what_a_mini_batch_has(tiny: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, strong: bool) -> None:
-    from dataset.semi import ImageList, Source, Sources, TrainSet, collate
-    from dataset.spec import get_spec
-
-    cfg = load_config(str(tiny.config))
-    spec = get_spec("demo")
-    sources = {s: Sources([Source(spec, cfg.data_root, ImageList(f"{tiny.root}/{n}.txt", spec.task, s == "x"))]) for s, n in
-               {"x": "labeled", "u": "unlabeled"}.items()}  # fmt: skip
-    data = TrainSet(sources, 28, 0, strong_views=strong)
-    batch = collate([data[(("x", 0, i, i), ("u", 0, i, i))] for i in range(2)])
-    real = sum(value.nbytes for value in batch.values() if hasattr(value, "nbytes"))  # type: ignore[union-attr]
-    need = 0.0
-
-    def room(path: str) -> SimpleNamespace:
-        return SimpleNamespace(f_bavail=need, f_frsize=1)
-
-    monkeypatch.setattr(os, "statvfs", room)
-    need = real * 2  # two mini-batches of one worker
-    check_shared_memory(cfg, 2, True, 1, 1, str(tmp_path), strong)
-    need = real * 2 * 0.93
+@pytest.mark.parametrize(("on_device", "fits", "too_little"), [(False, 1.0, 0.93), (True, 1.4, 0.9)])
+def test_the_estimate_is_close_to_large_mini_batches(
+    tiny: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, on_device: bool, fits: float, too_little: float
+) -> None:
+    write_images(tmp_path, 400, 300, "jpg", 6.0)
+    listed = str(tmp_path / "list.txt")
+    sources = {s: Sources([Source(get_spec("pascal"), str(tmp_path), ImageList(listed, "segmentation", s == "x"))]) for s in "xu"}
+    data = TrainSet(sources, 84, 0, on_device=on_device)
+    mini_batches: list[Any] = [collate([data[(("x", epoch, i, i), ("u", epoch, i, i))] for i in range(4)]) for epoch in range(16)]
+    real = sum(value.nbytes for batch in mini_batches for value in batch.values() if isinstance(value, torch.Tensor)) / len(mini_batches)
+    cfg = load_config(str(tiny.config), ["crop_size=84"])
+    free = 0.0
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=free, f_frsize=1))
+    free = real * 2 * fits  # two mini-batches of one worker
+    check_shared_memory(cfg, 4, True, 1, 1, str(tmp_path), on_device)
+    free = real * 2 * too_little
     with pytest.raises(UserError):
-        check_shared_memory(cfg, 2, True, 1, 1, str(tmp_path), strong)
+        check_shared_memory(cfg, 4, True, 1, 1, str(tmp_path), on_device)

@@ -17,7 +17,7 @@ from dataset import semi
 from dataset.batch import Batch, box_map, make_batch, normalize
 from dataset.semi import ImageList, Source, Sources, TrainSet, collate, open_image
 from dataset.spec import DatasetSpec, get_spec
-from dataset.transform import Geometry, nearest_index
+from dataset.transform import Geometry, crop_image, crop_parts, cut_image, nearest_index
 from tests.dataset import oracle
 
 CROP = 98
@@ -73,10 +73,10 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
     return record
 
 
-def data_set(root: Path, spec: DatasetSpec, strong_views: bool = True) -> tuple[TrainSet, int]:
+def data_set(root: Path, spec: DatasetSpec, on_device: bool = False) -> tuple[TrainSet, int]:
     path = str(root / ("pairs.txt" if spec.task == "change" else "list.txt"))
     sources = {s: Sources([Source(spec, str(root), ImageList(path, spec.task, masks=s == "x"))]) for s in ("x", "u")}
-    return TrainSet(sources, CROP, seed=0, strong_views=strong_views), len(sources["x"])
+    return TrainSet(sources, CROP, seed=0, on_device=on_device), len(sources["x"])
 
 
 def assert_same_crop(found: np.ndarray, expected: np.ndarray) -> None:
@@ -214,12 +214,13 @@ def test_a_mini_batch_has_what_the_step_reads(root: Path) -> None:
 
 @pytest.mark.parametrize("name", ["pascal", "levir"])
 def test_views_of_the_device_are_those_of_the_worker(root: Path, name: str) -> None:
-    """The same draws, the same mini-batch; on the way, the strong views are twice ten numbers for each date."""
-    keys = [(("x", 1, i, i), ("u", 1, i, i)) for i in range(4)]
-    raws: list[Any] = [collate([data_set(root, get_spec(name), strong)[0][key] for key in keys]) for strong in (True, False)]
-    assert set(raws[0]) - set(raws[1]) == {"img_u_s1", "img_u_s2"}
-    assert set(raws[1]) - set(raws[0]) == {"photometry"}
-    assert raws[1]["photometry"].shape == (4, 2, 2 if name == "levir" else 1, 10)
+    """The same draws, the same mini-batch, of images of all sizes; on the way, only what the images are made from."""
+    length = data_set(root, get_spec(name))[1]
+    keys = [(("x", 1, i, i), ("u", 1, i, i)) for i in range(length)]
+    raws: list[Any] = [collate([data_set(root, get_spec(name), on_device)[0][key] for key in keys]) for on_device in (False, True)]
+    assert set(raws[0]) - set(raws[1]) == {"img_x", "img_u_w", "img_u_s1", "img_u_s2"}
+    assert set(raws[1]) - set(raws[0]) == {"part_x", "taps_x", "part_u", "taps_u", "photometry"}
+    assert raws[1]["photometry"].shape == (length, 2, 2 if name == "levir" else 1, 10)
     by_worker, by_device = (make_batch(raw, torch.device("cpu")) for raw in raws)
     for field in fields(Batch):
         a, b = getattr(by_worker, field.name), getattr(by_device, field.name)
@@ -236,5 +237,8 @@ def test_crops_at_every_border(source: tuple[int, int]) -> None:
     image = oracle.photograph(*source)
     for width, height in ((source[0] * n // d, source[1] * n // d) for n, d in ((1, 1), (10, 9), (9, 10), (1, 2), (2, 1), (3, 2), (2, 3))):
         for x, y in ((0, 0), (max(0, width - CROP), max(0, height - CROP)), (max(0, width - CROP) // 2, 0)):
-            place = Geometry(width, height, x, y, False)
-            assert_same_crop(hwc(semi.crop_image(image, place, CROP)), oracle.weak_image(image, place, CROP))
+            place = Geometry(width, height, x, y, flip=y > 0)
+            expected = oracle.weak_image(image, place, CROP)
+            assert_same_crop(hwc(crop_image(image, place, CROP)), expected)
+            part, taps = cut_image([image], place, CROP)
+            assert_same_crop(hwc(crop_parts(part[None], taps[None])[0]), expected)

@@ -14,12 +14,14 @@ import json
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dataset.loader import data_spec
+from dataset.semi import read_png
 from util.benchmark import data, evaluation, loop, memory, plan, step
 from util.benchmark.measure import Row
 from util.cli import Parser
@@ -29,7 +31,7 @@ from util.error import UserError, reason, run
 from util.files import write_atomic
 from util.provenance import versions
 
-CONFIGS = {"step": "configs/pascal.yaml", "eval": "configs/pascal.yaml", "memory": "configs/cityscapes.yaml"}
+CONFIGS = {"step": "configs/pascal.yaml", "data": "configs/pascal.yaml", "eval": "configs/pascal.yaml", "memory": "configs/cityscapes.yaml"}
 KINDS = ("step", "data", "eval", "memory")
 
 
@@ -60,7 +62,7 @@ def eval_rows(args: argparse.Namespace, device: torch.device) -> list[Row]:
 
 MEASURE: dict[str, Callable[[argparse.Namespace, torch.device], list[Row]]] = {
     "step": step_rows,
-    "data": lambda args, device: data.rows(args.rounds, device),
+    "data": lambda args, device: data.rows(chosen(args, "data"), args.rounds, device),
     "eval": eval_rows,
     "memory": lambda args, device: memory.rows(chosen(args, "memory"), device, args.rounds),
 }
@@ -73,7 +75,8 @@ def machine(device: torch.device) -> dict[str, Any]:
     if info.exists():
         cpu = next((line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), cpu)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    return {"gpu": gpu, "cpu": cpu, "cores": cpu_count(), "threads": torch.get_num_threads(), "versions": versions()}
+    png = {"kornia-rs": version("kornia-rs")} if read_png else {}  # decodes PNG in Pillow's place
+    return {"gpu": gpu, "cpu": cpu, "cores": cpu_count(), "threads": torch.get_num_threads(), "versions": versions() | png}
 
 
 def table(rows: list[Row]) -> str:
@@ -90,7 +93,7 @@ def measure(args: argparse.Namespace) -> None:
     """Measures, prints the table, writes the JSON. Exits with 1 when a goal is missed."""
     with processes(args.device) as world:
         found = machine(world.device)
-        names = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+        names = ", ".join(f"{name} {number}" for name, number in found["versions"].items())
         print(f"{found['gpu'] or 'no GPU'}; {found['cpu']}, {found['cores']} cores, {found['threads']} threads; {names}\n", flush=True)
         try:
             rows = [row for kind in args.kinds for row in MEASURE[kind](args, world.device)]

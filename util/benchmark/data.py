@@ -20,13 +20,14 @@ import torch
 from PIL import Image, ImageFilter, ImageOps
 from torch.utils.data import default_collate
 
-from dataset.batch import MEAN, STD
+from dataset.batch import MEAN, STD, make_batch
 from dataset.lists import ImageList
 from dataset.photometry import Photometry, draw_photometry, strong_views
-from dataset.semi import STREAMS, Source, Sources, TrainSet, collate
+from dataset.semi import STREAMS, Source, Sources, TrainSet, collate, open_file
 from dataset.spec import get_spec
-from dataset.transform import Geometry, draw_box, draw_geometry
+from dataset.transform import Geometry, crop_parts, cut_image, draw_box, draw_geometry
 from util.benchmark.measure import AT_LEAST, Row, ratio, seconds
+from util.config import Config
 
 try:
     import torchvision.transforms.functional as tvf
@@ -109,7 +110,7 @@ def literal_sample(root: Path, name: str, crop: int, rng: np.random.Generator, s
 
 
 def _alternatives(root: Path, crop: int, stream: str) -> dict[str, Callable[[], None]]:
-    """One round of each way: literal, worker, decoding alone, and, unlabelled, device."""
+    """One round of each way: literal, with views=device, with views=worker, and decoding alone."""
     lines = (root / "list.txt").read_text().splitlines()
     sources = {stream: Sources([Source(get_spec("pascal"), str(root), ImageList(str(root / "list.txt"), "segmentation", stream == "x"))])}
 
@@ -118,8 +119,8 @@ def _alternatives(root: Path, crop: int, stream: str) -> dict[str, Callable[[], 
             rngs = [(i, np.random.default_rng((0, STREAMS[stream], 0, i))) for i in range(start, start + BATCH)]
             default_collate([literal_sample(root, lines[i % FILES], crop, rng, stream) for i, rng in rngs])
 
-    def ours(strong: bool) -> Callable[[], None]:
-        data = TrainSet(sources, crop, seed=0, strong_views=strong)
+    def ours(on_device: bool) -> Callable[[], None]:
+        data = TrainSet(sources, crop, seed=0, on_device=on_device)
 
         def samples() -> None:
             for start in range(0, DRAWS, BATCH):
@@ -130,28 +131,44 @@ def _alternatives(root: Path, crop: int, stream: str) -> dict[str, Callable[[], 
     def decode() -> None:
         for i in range(DRAWS):
             for file in lines[i % FILES].split()[: 2 if stream == "x" else 1]:
-                Image.open(root / file).load()
+                open_file(str(root), file)
 
-    ways = {"literal": literal, "worker": ours(True), "decode": decode}
-    return ways | {"device": ours(False)} if stream == "u" else ways
+    return {"literal": literal, "device": ours(True), "worker": ours(False), "decode": decode}
 
 
-def drawn_views(count: int) -> torch.Tensor:
-    """What the strong views of `count` crops are to become, as the loader hands it over: float64 (count, 2, 1, 10)."""
+def host_batch(cfg: Config, nclass: int, on_device: bool = False) -> dict[str, Any]:
+    """A mini-batch as the loader's processes hand it over, of random pixels (seconds do not depend on them); on_device: see TrainSet."""
     rng = np.random.default_rng(0)
-    return torch.tensor([[[draw_photometry(rng, 0.2).pack()] for _ in range(2)] for _ in range(count)], dtype=torch.float64)
+    count, size = cfg.batch_size, cfg.crop_size
+    raw: dict[str, Any] = {
+        "mask_x": torch.from_numpy(rng.integers(0, nclass, (count, size, size), np.uint8)),
+        "ignore_u": torch.zeros(count, size, size, dtype=torch.uint8),
+    }
+    raw["box1"] = raw["box2"] = torch.tensor([[size // 4, size // 4, size // 2, size // 2]] * count)
+    place = Geometry(size, size, 0, 0, flip=False)
+    for img, stream in (("img_x", "x"), ("img_u_w", "u")):
+        images = [Image.fromarray(rng.integers(0, 256, (3 * size // 4, 3 * size // 4, 3), np.uint8)) for _ in range(count)]
+        part, taps = (torch.stack(tensors) for tensors in zip(*(cut_image([image], place, size) for image in images), strict=True))
+        raw |= {f"part_{stream}": part, f"taps_{stream}": taps} if on_device else {img: crop_parts(part, taps)}
+    drawn = [[[draw_photometry(rng, 0.2).pack()] for _ in range(2)] for _ in range(count)]
+    photometry = torch.tensor(drawn, dtype=torch.float64)
+    if on_device:
+        return raw | {"photometry": photometry}
+    raw["img_u_s1"], raw["img_u_s2"] = strong_views(raw["img_u_w"], photometry).unbind(1)
+    return raw
 
 
-def _views_row(rounds: int, crop: int, device: torch.device) -> Row:
-    """Milliseconds that the training device takes for the strong views of a mini-batch."""
-    weak = torch.randint(0, 256, (BATCH, 3, crop, crop), dtype=torch.uint8, device=device)
-    drawn = drawn_views(BATCH)
-    times = [1000 * t for t in seconds({"views": lambda: strong_views(weak, drawn)}, rounds, device)["views"]]
-    return Row(f"strong views of {BATCH} crops of {crop} on {device.type}", median(times), "ms", None, min(times), max(times))
+def _device_row(cfg: Config, rounds: int, device: torch.device) -> Row:
+    """Milliseconds that the training device takes for the images of a mini-batch that come to it unmade."""
+    raw = host_batch(cfg, 2, on_device=True)
+    times = [1000 * t for t in seconds({"images": lambda: make_batch(raw, device)}, rounds, device)["images"]]
+    count = cfg.batch_size
+    figure = f"images of a mini-batch of {count}+{count}, crop {cfg.crop_size}, views=device, made on {device.type}"
+    return Row(figure, median(times), "ms", None, min(times), max(times))
 
 
-def rows(rounds: int, device: torch.device) -> list[Row]:
-    """The table's rows about samples: on one core, medians over `rounds` rounds of DRAWS samples; and the views that `device` makes."""
+def rows(cfg: Config, rounds: int, device: torch.device) -> list[Row]:
+    """The table's rows about samples: on one core, medians over `rounds` rounds of DRAWS samples; and what is left to `device`."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a loader process
     out: list[Row] = []
@@ -165,26 +182,19 @@ def rows(rounds: int, device: torch.device) -> list[Row]:
                 out += _sample_rows(root, kind, crop, rounds)
     finally:
         torch.set_num_threads(threads)
-    return [*out, _views_row(rounds, 518, device)]
+    return [*out, _device_row(cfg, rounds, device)]
 
 
 # {(stream, width of the images, who makes the views): times the literal way}
-GOALS = {("u", "500", "device"): 10.0, ("u", "500", "worker"): 3.0, ("u", "2048", "device"): 4.0, ("x", "2048", "worker"): 3.0}
-FIGURES = {
-    ("u", "device"): "unlabelled {}, views=device",
-    ("u", "worker"): "unlabelled {}, views=worker",
-    ("u", "decode"): "unlabelled {}, if nothing but decoding took time",
-    ("x", "worker"): "labelled {}",
-    ("x", "decode"): "labelled {}, if nothing but decoding took time",
-}
+GOALS = {("u", "500", "device"): 10.0, ("u", "500", "worker"): 3.0, ("u", "2048", "device"): 4.0, ("x", "2048", "device"): 3.0}
+WAYS = {"device": "views=device", "worker": "views=worker", "decode": "if nothing but decoding took time"}
 
 
 def _sample_rows(root: Path, kind: str, crop: int, rounds: int) -> list[Row]:
     out = []
-    for stream in "ux":
+    for stream, name in (("u", "unlabelled"), ("x", "labelled")):
         times = {way: [t / DRAWS for t in each] for way, each in seconds(_alternatives(root, crop, stream), rounds).items()}
-        for way in (way for of, way in FIGURES if of == stream):
+        for way, words in WAYS.items():
             bound = GOALS.get((stream, kind.split()[0], way))
-            figure = FIGURES[stream, way].format(kind)
-            out.append(ratio(figure, times["literal"], times[way], (AT_LEAST, bound) if bound else None, "a sample"))
+            out.append(ratio(f"{name} {kind}, {words}", times["literal"], times[way], (AT_LEAST, bound) if bound else None, "a sample"))
     return out

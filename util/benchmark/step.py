@@ -16,7 +16,7 @@ from dataset.batch import make_batch
 from model import build_model
 from model.dropout import complementary_factors
 from unimatch_v2 import step
-from util.benchmark.data import drawn_views
+from util.benchmark.data import host_batch
 from util.benchmark.literal import LiteralLoop
 from util.benchmark.measure import AT_LEAST, Row, ratio, seconds
 from util.config import Config
@@ -35,24 +35,6 @@ FUSED_ATTENTION = {
 STEPS_IN_ALL = 1000  # of the learning rate schedule; any number would do
 GOAL = (AT_LEAST, 6.0)  # of bf16 with compile on a GPU
 CPU_GOAL = (AT_LEAST, 1.0)
-
-
-def host_batch(cfg: Config, nclass: int) -> dict[str, Any]:
-    """A mini-batch as the loader's processes hand it over, of random pixels (seconds do not depend on them)."""
-    generator = torch.Generator().manual_seed(0)
-    count, size = cfg.batch_size, cfg.crop_size
-    views = ("img_x", "img_u_w", "img_u_s1", "img_u_s2")
-    raw: dict[str, Any] = {name: torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator) for name in views}
-    raw["mask_x"] = torch.randint(0, nclass, (count, size, size), dtype=torch.uint8, generator=generator)
-    raw["ignore_u"] = torch.zeros(count, size, size, dtype=torch.uint8)
-    raw["box1"] = raw["box2"] = torch.tensor([[size // 4, size // 4, size // 2, size // 2]] * count)
-    return raw
-
-
-def unmade_views(raw: dict[str, Any]) -> dict[str, Any]:
-    """The mini-batch as `views: device` has it: what the strong views are to become instead of their pixels."""
-    rest = {name: value for name, value in raw.items() if name not in ("img_u_s1", "img_u_s2")}
-    return rest | {"photometry": drawn_views(len(raw["img_x"]))}
 
 
 class Alternatives:
@@ -77,7 +59,7 @@ class Alternatives:
 
     def ours(self, **settings: Any) -> Callable[[], Any]:
         trainer = self.trainer(**settings)
-        raw = unmade_views(self.raw) if self.device.type == "cuda" else self.raw  # `views: auto`
+        raw = host_batch(self.cfg, self.nclass, on_device=self.device.type == "cuda")  # `views: auto`
 
         def update() -> None:
             with matmul_precision(trainer.cfg.precision, self.device):

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dataset.batch import make_batch
 from tests.conftest import command
 from tests.util.benchmark.recipes import recipe
 from util.benchmark import __main__, step
+from util.benchmark.data import host_batch
 from util.benchmark.loop import busy
 from util.benchmark.measure import AT_LEAST, AT_MOST, Row, ratio, seconds
 
@@ -81,7 +83,8 @@ def test_a_step_with_views_made_on_the_device_reads_nothing_but_its_norm() -> No
     cfg = recipe("pascal", backbone="dinov2_tiny", crop_size=56, batch_size=2, criterion=criterion)
     made = step.Alternatives(cfg, 21, torch.device("cpu"))
     trainer = made.trainer()
+    raw = host_batch(cfg, 21, on_device=True)
     with Reads() as reads:
-        batch = step.make_batch(step.unmade_views(made.raw), torch.device("cpu"), made.drop)
+        batch = make_batch(raw, torch.device("cpu"), made.drop)
         trainer.update([batch])
     assert reads.seen == []  # Trainer._agree copies two numbers to the host, which is no such operation

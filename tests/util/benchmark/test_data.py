@@ -9,7 +9,6 @@ import torch
 
 from dataset.batch import normalize
 from dataset.lists import ImageList
-from dataset.photometry import strong_views
 from dataset.semi import STREAMS, Source, Sources, TrainSet
 from dataset.spec import get_spec
 from util.benchmark import data
@@ -28,16 +27,16 @@ def root(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_both_ways_make_the_same_samples(root: Path, stream: str) -> None:
     lines = (root / "list.txt").read_text().splitlines()
     sources = {stream: Sources([Source(get_spec("pascal"), str(root), ImageList(str(root / "list.txt"), "segmentation", stream == "x"))])}
-    ours = TrainSet(sources, CROP, seed=0, strong_views=False)
+    ours = TrainSet(sources, CROP, seed=0)
     for i in range(8):
         literal = data.literal_sample(root, lines[i % 4], CROP, np.random.default_rng((0, STREAMS[stream], 0, i)), stream)
         sample: Any = ours[((stream, 0, i, i % 4),)]
         if stream == "x":
             found = {"img": normalize(sample["img_x"]), "mask": sample["mask_x"]}
         else:
-            strong1, strong2 = normalize(strong_views(sample["img_u_w"][None], sample["photometry"][None])[0])
-            found = {"img": normalize(sample["img_u_w"]), "ignore": sample["ignore_u"], "strong1": strong1, "strong2": strong2}
-            found |= {name: sample[name] for name in ("box1", "box2")}
+            names = {"img": "img_u_w", "strong1": "img_u_s1", "strong2": "img_u_s2"}
+            found = {name: normalize(sample[field]) for name, field in names.items()}
+            found |= {"ignore": sample["ignore_u"]} | {name: sample[name] for name in ("box1", "box2")}
         assert set(found) == set(literal)
         for name, value in literal.items():
             torch.testing.assert_close(found[name], value, atol=2e-6, rtol=0, check_dtype=False)
@@ -46,5 +45,5 @@ def test_both_ways_make_the_same_samples(root: Path, stream: str) -> None:
 def test_rows(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "DRAWS", 4)
     found = data._sample_rows(root, "500 x 375 JPG, crop 56", CROP, rounds=2)
-    assert [row.goal for row in found] == [(">=", 10.0), (">=", 3.0), None, None, None]
+    assert [row.goal for row in found] == [(">=", 10.0), (">=", 3.0), None, None, None, None]
     assert all(row.low and row.high and 0 < row.low <= row.value <= row.high for row in found)

@@ -14,10 +14,10 @@ from dataset.spec import get_spec
 from model import build_model
 from tests.util.benchmark.recipes import recipe
 from util import metric
-from util.benchmark.data import write_images
+from util.benchmark.data import host_batch, write_images
 from util.benchmark.evaluation import LiteralList
 from util.benchmark.literal import LiteralLoop, literal_evaluation, literal_model
-from util.benchmark.step import Alternatives, unmade_views
+from util.benchmark.step import Alternatives
 from util.dist import World
 from util.evaluation import evaluate, validation_loader
 
@@ -40,11 +40,12 @@ def test_updates_agree() -> None:
             assert float((p - q).detach().abs().max()) < 1e-5
 
 
-def test_views_made_on_the_device_take_the_place_of_their_pixels() -> None:
-    made = Alternatives(recipe("pascal", backbone="dinov2_tiny", crop_size=56, batch_size=2), 21, CPU)
-    batch = make_batch(unmade_views(made.raw), CPU, made.drop)
-    assert batch.img_u_s1.shape == batch.img_u_w.shape
-    assert not torch.equal(batch.img_u_s1, batch.img_u_s2)
+def test_images_made_on_the_device_are_those_of_the_worker() -> None:
+    cfg = recipe("pascal", backbone="dinov2_tiny", crop_size=56, batch_size=2)
+    ready, unmade = (make_batch(host_batch(cfg, 21, on_device), CPU) for on_device in (False, True))
+    for name in ("img_x", "img_u_w", "img_u_s1", "img_u_s2"):
+        assert torch.equal(getattr(ready, name), getattr(unmade, name))
+    assert not torch.equal(ready.img_u_s1, ready.img_u_s2)
 
 
 def test_evaluations_agree(tmp_path: Path) -> None:
