@@ -52,7 +52,7 @@ class Config:
     device: str = "auto"  # auto | cpu | cuda | mps
     grad_compression: str = "none"  # how gradients travel between processes: none (float32) | bf16: half the bytes, rounded
     num_workers: int | str | None = "auto"  # loader processes of each training process; auto, or null, follows the CPUs
-    views: str = "auto"  # who makes the strong views: worker (loader processes) | device (training device) | auto: device where it is CUDA
+    views: str = "auto"  # who makes crops and views: worker (loader processes) | device (training device) | auto: device where it is CUDA
     save_every: float | None = None  # minutes between saves inside an epoch; null is the larger of 5 and 100 times a save's duration
     resume: str = "auto"  # auto: refuses a checkpoint of other settings, lists or encoder | force: goes on from it all the same
     bad_images: str = "stop"  # a file that cannot be read while training: stop | skip: the next one of the list takes its place

@@ -21,8 +21,9 @@ IMAGE_SIZES = {
     "pascal": (375, 500), "cityscapes": (1024, 2048), "ade20k": (512, 683), "coco": (480, 640), "levir": (256, 256), "whu": (256, 256),
     "camvid": (360, 480),
 }  # fmt: skip
-# seconds of one CPU core per million pixels (training-logs/PERFORMANCE.md): decoding an image; resizing it into a crop; two strong views
-JPEG, PNG, CROP, VIEWS = 0.0065, 0.029, 0.012, 0.045
+# seconds of one CPU core per million pixels (training-logs/PERFORMANCE.md): Pillow decodes an image; the crop's part is cut out for a
+# GPU; or it is resized to the crop; and two strong views are made
+JPEG, PNG, CUT, CROP, VIEWS = 0.0065, 0.029, 0.002, 0.010, 0.045
 PNG_SETS = {"cityscapes", "levir", "whu", "camvid"}
 
 
@@ -80,9 +81,11 @@ class Recipe:
         """Seconds of one core for a labelled image and, semi-supervised, the unlabelled one that comes with it."""
         dates = 2 if self.spec.task == "change" else 1
         read = 2 if self.semi else 1
-        views = VIEWS if self.semi and self.cfg.views == "worker" else 0.0  # a GPU makes its views itself otherwise
+        made = read * CUT  # a GPU makes its images itself, unless it is told not to
+        if self.cfg.views == "worker":
+            made = read * CROP + (VIEWS if self.semi else 0.0)
         decode = PNG if self.cfg.dataset in PNG_SETS else JPEG
-        return dates * (read * decode * self.image[0] * self.image[1] + (read * CROP + views) * self.cfg.crop_size**2) / 1e6
+        return dates * (read * decode * self.image[0] * self.image[1] + made * self.cfg.crop_size**2) / 1e6
 
     @property
     def files(self) -> int:

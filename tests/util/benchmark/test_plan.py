@@ -124,20 +124,20 @@ def test_ring_and_overlap() -> None:
 
 def test_limits_and_the_first_of_them() -> None:
     fast = Cluster(get_card("h100"), network=1, cores=1)
-    rows = table(pascal(), fast, some(floor=0.01))
+    rows = table(pascal(), fast, some(floor=0.005))
     found = {row.gpus: set(limits(row, pascal(), fast)) for row in rows}
-    assert found[1] == {"loader"}  # 16 pairs in 0.08 s take 9 ms of a core each
+    assert found[1] == {"loader"}  # 16 pairs in 0.04 s take 3.5 ms of a core each
     assert found[8] == {"loader", "shards"}
     assert found[64] == {"shards", "network", "steps"}  # a step that waits for gradients leaves the loader time
     text = verdict(rows, pascal(), fast)
-    assert text.startswith("from 1 GPU on: 1.8 CPU cores a card")
+    assert text.startswith("from 1 GPU on: 1.4 CPU cores a card")
     assert "from 8 GPUs on: 8 shards instead of the recipe's 4: the learning rate was tuned for 4" in text
     assert verdict(rows[:3], pascal(), Cluster(get_card("h100"))) == "nothing breaks up to 4 GPUs"
 
 
 def test_views_made_by_the_loader_cost_its_cores() -> None:
     assert pascal(views="worker").sample_seconds > 2 * pascal(views="auto").sample_seconds
-    assert pascal("supervised", views="worker").sample_seconds == pascal("supervised").sample_seconds
+    assert pascal(views="worker").sample_seconds > 2 * pascal("supervised", views="worker").sample_seconds
 
 
 def test_plan_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
