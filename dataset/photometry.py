@@ -142,7 +142,8 @@ def _turn_hue(images: Tensor, steps: Tensor) -> Tensor:
     side = 2 * (red_first + green_first + blue_first) - 3
     largest = 2 * (green_first > red_first).char() + 4 * (blue_first > green_first).char()
     inwards = (value - middle).float().div_(spread.clamp(min=1))  # grey has no hue: any will do
-    hue = (largest + side).float().sub_(inwards.mul_(side)).div_(6)
+    hue = (largest + side).float().sub_(inwards.mul_(side))
+    hue.div_(hue.new_full((), 6))  # by a tensor: by a number, CUDA multiplies with its rounded inverse
     hue.sub_(hue.floor()).mul_(255).floor_()
     turned = hue.add_(steps)
     turned.sub_((turned / 256).floor_().mul_(256)).mul_(6)  # 256 steps are the circle; six times 255, too, is the circle below

@@ -1,12 +1,14 @@
 """Strong views made of tensors against those that Pillow makes in oracle.py (spec.md 2.3): no pixel may differ."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from dataset.loader import views_on_device
 from dataset.photometry import JITTER, Photometry, adjust_hue, apply_photometry, draw_photometry, gaussian_blur, strong_views
@@ -44,13 +46,25 @@ def test_random_chains_as_one_mini_batch() -> None:
     assert any(view.grey and view.blur for view in views)
 
 
+class DividesAsCuda(TorchDispatchMode):
+    """Division by a Python number as CUDA's kernel has it: times the number's inverse, rounded to float32."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch.ops.aten.div.Tensor, torch.ops.aten.div_.Tensor) and isinstance(args[1], int | float):
+            multiply = torch.ops.aten.mul.Tensor if func is torch.ops.aten.div.Tensor else torch.ops.aten.mul_.Tensor
+            return multiply(args[0], float(np.float32(1) / np.float32(args[1])))
+        return func(*args, **(kwargs or {}))
+
+
 def test_hue_of_every_colour() -> None:
-    """All 2**24 colours; shifts of the whole drawn range, one for each value of red."""
+    """All 2**24 colours, as CUDA divides too; shifts of the whole drawn range, one for each value of red."""
     line = torch.arange(256, dtype=torch.uint8)
     green, blue = torch.meshgrid(line, line, indexing="ij")
     for red, factor in enumerate(np.linspace(-0.25, 0.25, 256).tolist()):
         colours = torch.stack((torch.full_like(green, red), green, blue))
-        assert torch.equal(adjust_hue(colours[None], [factor])[0], by_pillow(colours, Photometry((("hue", factor),), False, None)))
+        with DividesAsCuda():
+            made = adjust_hue(colours[None], [factor])[0]
+        assert torch.equal(made, by_pillow(colours, Photometry((("hue", factor),), False, None)))
 
 
 @pytest.mark.parametrize("name", JITTER[:3])
