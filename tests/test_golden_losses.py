@@ -12,8 +12,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
+import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from model import build_model
 from tests.conftest import ROOT, Tiny, command, make_tiny
 
 FILE = Path(__file__).with_name("golden_losses.json")
@@ -33,10 +35,19 @@ def run(tiny: Tiny, method: str, processes: int, save: Path) -> dict[str, list[f
     return {name: [round(event.value, 7) for event in board.Scalars(name)] for name in sorted(names)}
 
 
+def start() -> float:
+    """Sum of the absolute weights that a run starts from: PyTorch 2.11 draws others than 2.13."""
+    torch.manual_seed(0)
+    return sum(float(p.detach().abs().sum()) for p in build_model("dinov2_tiny", 6).parameters())
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 @pytest.mark.parametrize("method", METHODS)
 def test_losses_are_kept(tiny: Tiny, tmp_path: Path, method: str, processes: int) -> None:
-    found, expected = run(tiny, method, processes, tmp_path), json.loads(FILE.read_text())[method]
+    kept = json.loads(FILE.read_text())
+    if start() != pytest.approx(kept["start"], rel=1e-6):
+        pytest.skip("this PyTorch draws other random weights than the one that made the file")
+    found, expected = run(tiny, method, processes, tmp_path), kept[method]
     assert found.keys() == expected.keys()
     for name, values in expected.items():
         ratio = name.endswith("mask_ratio")
@@ -47,7 +58,7 @@ def renew() -> None:
     """Writes the numbers of one process."""
     with tempfile.TemporaryDirectory() as folder:
         tiny = make_tiny(Path(folder) / "tiny")
-        numbers = {method: run(tiny, method, 1, Path(folder) / method) for method in METHODS}
+        numbers = {"start": start()} | {method: run(tiny, method, 1, Path(folder) / method) for method in METHODS}
     FILE.write_text(json.dumps(numbers, indent=1) + "\n")
     sys.stdout.write(f"{FILE.relative_to(ROOT)} renewed\n")
 

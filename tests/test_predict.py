@@ -64,7 +64,7 @@ def test_overlay_shows_each_class_in_its_colour(tiny: Tiny, checkpoint: str, tmp
     ids = np.array(Image.open(tmp_path / "out/grey.png"))
     overlay = np.array(Image.open(tmp_path / "out/grey_overlay.jpg"))[:56, :70].astype(int)
     palette = np.array(get_spec("demo").palette)
-    for k in np.unique(ids):
+    for k in np.flatnonzero(np.bincount(ids.flatten()) > 0.1 * ids.size):  # JPEG mixes the colours of small patches
         expected = [100] * 3 if k == 0 else 0.45 * 100 + 0.55 * palette[k]
         assert np.abs(np.median(overlay[ids == k], axis=0) - expected).max() < 12
 

@@ -109,8 +109,9 @@ def test_every_mode_of_an_image_becomes_rgb_and_a_mask_of_another_mode_is_told(m
     name = "x.tif"
     try:
         image.save(tmp_path / name)
+        Image.open(tmp_path / name).load()
     except OSError:
-        pytest.skip(f"TIFF has no mode {mode}")
+        pytest.skip(f"Pillow cannot write TIFF of mode {mode}, or cannot read what it wrote")
     assert (open_image(str(tmp_path), name).mode, open_image(str(tmp_path), name).size) == ("RGB", (6, 4))
     if mode in ("LA", "RGBA", "CMYK", "F", "YCbCr"):
         with pytest.raises(UserError, match="one channel"):
