@@ -109,8 +109,8 @@ class DINOv2(nn.Module):
         patch_pos = patch_pos.reshape(1, GRID, GRID, -1).permute(0, 3, 1, 2)
         # The checkpoints were trained with these factors, 0.1 included, as the interpolation's own coordinates.
         scale = ((rows + 0.1) / GRID, (cols + 0.1) / GRID)
-        patch_pos = F.interpolate(patch_pos, scale_factor=scale, mode="bicubic", align_corners=False, recompute_scale_factor=False)
-        return torch.cat((cls_pos, patch_pos.flatten(2).transpose(1, 2)), dim=1).to(self.pos_embed.dtype)
+        resize = _bicubic_by_matrices if torch.are_deterministic_algorithms_enabled() else _bicubic
+        return torch.cat((cls_pos, resize(patch_pos, scale).flatten(2).transpose(1, 2)), dim=1).to(self.pos_embed.dtype)
 
     def forward(self, img: Tensor) -> list[Tensor]:
         rows, cols = img.shape[-2] // PATCH, img.shape[-1] // PATCH
@@ -125,6 +125,19 @@ class DINOv2(nn.Module):
             if i in self.taps:
                 maps.append(self.norm(x)[:, 1:])
         return maps
+
+
+def _bicubic(x: Tensor, scale: tuple[float, float]) -> Tensor:
+    return F.interpolate(x, scale_factor=scale, mode="bicubic", align_corners=False, recompute_scale_factor=False)
+
+
+def _bicubic_by_matrices(x: Tensor, scale: tuple[float, float]) -> Tensor:
+    """The same up to rounding, with a gradient that CUDA adds up in a fixed order: (1, C, GRID, GRID) between two matrices."""
+    identity = torch.eye(GRID, device=x.device)
+    with torch.autocast(x.device.type, enabled=False):
+        vertical = _bicubic(identity[None, :, :, None], (scale[0], 1.0))[0, :, :, 0].T  # (rows, GRID)
+        horizontal = _bicubic(identity[None, :, None, :], (1.0, scale[1]))[0, :, 0, :]  # (GRID, cols)
+        return vertical @ x @ horizontal
 
 
 def _init_linear(module: nn.Module) -> None:

@@ -8,6 +8,7 @@ from model import build_model
 from model.dropout import combine_factors, complementary_factors
 from model.semseg.dpt import DPT
 from tests.model import oracle
+from util.dist import deterministic
 
 TOLERANCE = 1e-4  # ||float32 - float64|| / ||float64|| of logits
 DISTINCT = 4  # blocks with weights of their own in the larger encoders; the others share them, which saves memory and time
@@ -89,6 +90,19 @@ def test_position_embedding_at_every_grid(small: DPT) -> None:
         found = small.backbone.position(rows, cols)[0, :, :16]
         assert found.shape == expected.shape
         assert (found - expected).abs().max() < 1e-5, (rows, cols)
+
+
+def test_position_embedding_whose_gradient_is_deterministic(small: DPT) -> None:
+    """With `deterministic: true` it is resized by matrices: the same numbers, the same gradient."""
+    pos, weights, found = small.backbone.pos_embed, noise(1, 1 + 57 * 18, 384), []
+    for wanted in (False, True):
+        with deterministic(wanted), torch.autocast("cpu", dtype=torch.bfloat16):
+            out = small.backbone.position(57, 18)
+        (gradient,) = torch.autograd.grad((out * weights).sum(), pos)
+        found.append((out.detach(), gradient))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=0)
+    assert not torch.equal(found[0][0], found[1][0]), "both ways are the same one"
 
 
 def test_position_embedding_at_518_is_the_parameter_itself(small: DPT) -> None:
