@@ -37,7 +37,8 @@ class Batch:
 def _statistics(img: Tensor) -> tuple[Tensor, Tensor]:
     """The encoder's mean and deviation as (C, 1, 1); C is 3 or 6 (two dates)."""
     dates = img.shape[-3] // 3
-    mean, std = (img.new_tensor(v * dates, dtype=torch.float32)[:, None, None] for v in (MEAN, STD))
+    # a GPU's queue goes on while these are copied to it: new_tensor would wait
+    mean, std = (torch.tensor(v * dates).to(img.device, non_blocking=True)[:, None, None] for v in (MEAN, STD))
     return mean, std
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
 
-from util.error import UserError, reason
+from util.error import StoppedError, UserError, reason
+
+WAIT = timedelta(hours=1)  # for the other processes: the first one may write large checkpoints to a slow disk, or draw, while they wait
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ def deterministic(wanted: bool) -> Iterator[None]:
 
 def _meet(backend: str, size: int) -> None:
     try:
-        dist.init_process_group(backend)
+        dist.init_process_group(backend, timeout=WAIT)
     except (ValueError, dist.DistError) as error:
         if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's addresses are right
             raise
@@ -170,6 +173,12 @@ def processes(device: str = "auto") -> Iterator[World]:
         _meet("nccl" if world.device.type == "cuda" else "gloo", size)
     try:
         yield world
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    except StoppedError:  # all of them leave
+        _part()
+        raise
+    _part()  # not where an error ends this process alone: NCCL would wait for the others, and they for it
+
+
+def _part() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -113,7 +113,7 @@ class Trainer:
         grads = [p.grad for p in self.student.parameters() if p.grad is not None]
         self.grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
         # 0 * loss is 0, or nan for a loss that is not finite; the gradient is already the same everywhere
-        words = torch.stack((self.grad_norm + (0 * self.losses).sum(), self.grad_norm.new_tensor(float(stop))))
+        words = torch.stack((self.grad_norm + (0 * self.losses).sum(), self.grad_norm.new_full((), float(stop))))
         norm, asked = self.world.sum_(words).tolist()
         self.stop = asked > 0
         good = math.isfinite(norm)

@@ -57,14 +57,14 @@ def kept_shares(labels_by: nn.Module, batches: Sequence[Batch], nclass: int, thr
 
     All processes must call it.
     """
-    counts = torch.zeros(nclass + 1, dtype=torch.float64, device=world.device)
+    counts = torch.zeros(nclass + 1, dtype=torch.int64, device=world.device)
     for batch in batches:
         pseudo, conf = pseudo_label(labels_by, batch.img_u_w)
         valid = batch.ignore_u != 255
         counts[:-1] += torch.bincount(pseudo[valid & (conf >= thresh)], minlength=nclass)
         counts[-1] += valid.sum()
-    world.sum_(counts)
-    return (100 * counts[:-1] / counts[-1].clamp(min=1)).tolist()
+    *kept, whole = world.sum_(counts).tolist()
+    return [100 * count / max(1, whole) for count in kept]
 
 
 class Watch:
