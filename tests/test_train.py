@@ -145,6 +145,20 @@ def test_init_starts_from_another_run_and_counts_from_zero(tiny: Tiny, tmp_path:
     assert b["epoch"] == 0
 
 
+def test_init_takes_over_all_but_the_layer_of_other_classes(tiny: Tiny, tmp_path: Path) -> None:
+    supervised.main(tiny.args(tmp_path / "a", "epochs=1", "batch_size=10", unlabeled=False))
+    state = checkpoint.load(tmp_path / "a/best.pth")["model"]
+    for name in ("head.scratch.output_conv.2.weight", "head.scratch.output_conv.2.bias"):
+        state[name] = torch.cat((state[name], state[name]))  # twelve classes
+    checkpoint.save(state, tmp_path / "other.pth")
+    fixmatch.main(tiny.args(tmp_path / "b", "epochs=1", "lr=1e-12", f"init={tmp_path}/other.pth"))
+    assert "other.pth has another number of classes; the last layer" in (tmp_path / "b/train.log").read_text()
+    found = checkpoint.load(tmp_path / "b/latest.pth")["model"]
+    for name, value in state.items():
+        if "output_conv.2" not in name:
+            torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0)
+
+
 def test_a_locked_encoder_keeps_its_weights(tiny: Tiny, tmp_path: Path) -> None:
     unimatch_v2.main(tiny.args(tmp_path, "epochs=1", "lock_backbone=true", "seed=3"))
     torch.manual_seed(3)

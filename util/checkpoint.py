@@ -22,10 +22,13 @@ class DamagedError(UserError):
     """A checkpoint file that is torn, corrupt or none at all."""
 
 
-def save(state: dict[str, Any], path: Path, keep: Path | None = None) -> None:
-    """Writes a checkpoint atomically; the one it replaces stays as `keep`. Raises UserError where the disk does not take it."""
+def save(state: dict[str, Any], path: Path, keep: Path | None = None, also: Path | None = None) -> None:
+    """Writes a checkpoint atomically, under the name `also` too; the one it replaces stays as `keep`.
+
+    Raises UserError where the disk does not take it: then all names stay as they were.
+    """
     try:
-        write_atomic(path, lambda file: torch.save(state, file), keep=keep)
+        write_atomic(path, lambda file: torch.save(state, file), keep=keep, also=also)
     except (OSError, RuntimeError) as error:
         # a write that fails inside torch's zip writer comes out as a RuntimeError whose context is the OSError
         cause: BaseException | None = error

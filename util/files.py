@@ -2,27 +2,52 @@
 
 import hashlib
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 
-def write_atomic(path: Path, write: Callable[[BinaryIO], Any], sync: bool = True, keep: Path | None = None) -> None:
+def write_atomic(
+    path: Path, write: Callable[[BinaryIO], Any], sync: bool = True, keep: Path | None = None, also: Path | None = None
+) -> None:
     """Calls `write` on a temporary file beside `path`, flushes it to the disk, then renames; makes the folder where there is none.
 
     sync=False leaves the flushing to the system: for thousands of small files that a command can make again.
     keep: the name that the file it replaces gets. For a moment, between two renames, there is only that one.
+    also: a second name, in the same folder, that the new file gets first; it takes no room where the system has hard links.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         with open(temporary, "wb") as file:
             write(file)
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
+        if also is not None:
+            _link(temporary, also)
         if keep is not None and path.exists():
             os.replace(path, keep)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+def _link(source: Path, path: Path) -> None:
+    temporary = _temporary(path)
+    try:
+        try:
+            os.link(source, temporary)
+        except OSError:  # a file system without hard links
+            with open(source, "rb") as old, open(temporary, "wb") as new:
+                shutil.copyfileobj(old, new)
+                new.flush()
+                os.fsync(new.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import pprint
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -169,7 +170,8 @@ class Record:
     def bad_images(self, epoch: int, problems: list[str]) -> None:
         """The files of an epoch that could not be read and were replaced (`bad_images: skip`)."""
         if problems:
-            lines = "".join(f"\n  {problem}" for problem in sorted(problems))
+            counts = sorted(Counter(problems).items())
+            lines = "".join(f"\n  {problem}" + (f" ({count} samples)" if count > 1 else "") for problem, count in counts)
             self.log.warning(f"{len(problems)} samples of epoch {epoch} replaced, their files cannot be read:{lines}")
             self.board.add("train/bad_images", len(problems), epoch)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -42,7 +43,7 @@ def claimed(folder: Path, patience: float = 60) -> Iterator[None]:
 
 
 def _wait_for(lock: IO[bytes], folder: Path, patience: float) -> None:
-    end = time.monotonic() + patience
+    end, told = time.monotonic() + patience, False
     while fcntl is not None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -50,6 +51,9 @@ def _wait_for(lock: IO[bytes], folder: Path, patience: float) -> None:
         except BlockingIOError:
             if time.monotonic() > end:
                 raise UserError(f"{folder}: another run is writing to it; end that one or give another --save-path") from None
+            if not told:
+                print(f"{folder}: another run is writing to it; waiting up to {patience:g} s for its end", file=sys.stderr, flush=True)
+            told = True
             time.sleep(0.2)
         except OSError:  # a file system without locks
             return
@@ -67,9 +71,19 @@ def find_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[str]] | No
             return path, checkpoint.load(path), problems
         except checkpoint.DamagedError as error:
             problems.append(str(error))
-    if not paths:
-        return None
-    raise UserError(f"{'; '.join(problems)}; no checkpoint is left: move these away to start again, or give another --save-path")
+    if paths:
+        raise UserError(f"{'; '.join(problems)}; no checkpoint is left: move these away to start again, or give another --save-path")
+    if (folder / BEST).exists():
+        raise UserError(
+            f"{folder / BEST}: found without {LATEST}; move it away to start again, copy it to {LATEST} to go on from there, "
+            f"or give another --save-path"
+        )
+    return None
+
+
+def is_start(state: dict[str, Any]) -> bool:
+    """Whether no step is done yet."""
+    return state.get("epoch") == -1 and state.get("step") == 0
 
 
 def differences(state: dict[str, Any], config: dict[str, Any], lists: dict[str, str]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -18,13 +19,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dataset.batch import Batch, make_batch
-from dataset.loader import Data, open_data, shard_count, test_source
+from dataset.loader import open_data, shard_count, test_source
 from dataset.preview import sheets
 from dataset.semi import batches
-from model import build_model
 from model.dropout import complementary_factors
-from model.semseg.dpt import DPT
-from model.weights import default_path
 from util import checkpoint, resume
 from util.config import Config, parse_command
 from util.dist import World, deterministic, processes
@@ -36,6 +34,7 @@ from util.precision import matmul_precision
 from util.provenance import add_start, changed_versions, versions
 from util.record import Averages, Record
 from util.signals import StopSignals
+from util.start import start_model
 from util.trainer import Step, Trainer
 from util.watch import Watch
 
@@ -60,9 +59,14 @@ class Run:
         self.config = asdict(cfg) | {"shards": self.data.sampler.shards, "nclass": self.data.spec.nclass}  # as they are in effect
         self.config["method"] = Path(inspect.getfile(step)).stem
         found = resume.find_checkpoint(self.folder)
-        world.wait()  # all have read before the first one writes
+        # all have read before the first one writes
+        if len(set(world.gather([found and (found[1].get("epoch"), found[1].get("step"))]))) > 1:
+            raise UserError(f"{self.folder}: the processes find different checkpoints; expected the same folder on all machines")
+        if found and resume.is_start(found[1]) and resume.differences(found[1], self.config, self.data.lists):
+            found = None  # a start that failed before its first step binds nobody
         torch.manual_seed(cfg.seed)
-        model = start_model(cfg, self.data, resumed=found is not None)
+        notes: list[str] = []
+        model = start_model(cfg, self.data, notes, resumed=found is not None)
         self.trainer = Trainer(cfg, model, step, self.steps * cfg.epochs, semi, world)
         self.averages = Averages(world)
         self.epoch, self.step = -1, 0
@@ -70,7 +74,7 @@ class Run:
         self.matrices: list[Tensor] | None = None  # of the epoch's evaluation, where it has one
         self.bad_images: list[str] = []  # of this epoch, on all processes
         self.new_bad_images: list[str] = []  # of this process since the last read
-        notes = self._load(*found) if found else []
+        notes += self._load(*found) if found else []
         if world.main:
             add_start(self.folder, world.device, world.size)
         self.log = open_log(self.folder / resume.LOG if world.main else None)
@@ -99,8 +103,6 @@ class Run:
         self.trainer.load_state(state, str(path))
         self.epoch, self.step = int(state["epoch"]), min(int(state.get("step", 0)), self.steps)
         self.trainer.it = (self.epoch + 1) * self.steps + self.step
-        if self.world.sum_(torch.tensor(self.trainer.it, device=self.world.device)) != self.trainer.it * self.world.size:
-            raise UserError(f"{path}: the processes read different checkpoints; is the save path the same folder for all of them?")
         self.averages.reset(**state.get("averages", {}))
         self.bad_images = list(state.get("bad_images", []))
         if self.world.main:
@@ -109,6 +111,8 @@ class Run:
 
     def fit(self) -> None:
         """Trains from the beginning, or from where the checkpoint left off, to the last epoch. Raises StoppedError when asked to stop."""
+        if self.epoch + 1 == self.cfg.epochs and self.world.main:
+            print(f"{self.folder}: all {self.cfg.epochs} epochs are done; --set epochs=N trains on", file=sys.stderr)
         progress = tqdm(total=self.trainer.total_steps, initial=self.trainer.it, disable=None if self.world.main else True, unit="step")
         for epoch in range(self.epoch + 1, self.cfg.epochs):
             if self.step == 0:
@@ -232,37 +236,23 @@ class Run:
         return state | {"files": resume.file_lengths(self.folder)}
 
     def _save(self, best: bool = False, required: bool = False) -> bool:
-        """Writes latest.pth, and best.pth where this is the best. A disk that does not take it is told; training goes on."""
+        """Writes latest.pth, which is best.pth too where this is the best. A disk that does not take it is told; training goes on."""
         if not self.world.main:
             return True
         begin = time.monotonic()
         error = None
         try:
-            state = self._state()
-            if best:
-                checkpoint.save(state, self.folder / resume.BEST)
-            checkpoint.save(state, self.folder / resume.LATEST, keep=self.folder / resume.PREVIOUS)
+            also = self.folder / resume.BEST if best else None
+            checkpoint.save(self._state(), self.folder / resume.LATEST, keep=self.folder / resume.PREVIOUS, also=also)
         except UserError as problem:
             if required:
                 raise
             error = problem
-            self.log.error(f"{error}; the checkpoints before it stay, and the next save tries again: make room in {self.folder}")
+            lost = f"; {resume.BEST} does not get this epoch, the best one so far" if best else ""
+            self.log.error(f"{error}; the checkpoints before it stay, and the next save tries again: make room in {self.folder}{lost}")
         self.last_save = time.monotonic()
         self.save_seconds = self.last_save - begin
         return error is None
-
-
-def start_model(cfg: Config, data: Data, resumed: bool = False) -> DPT:
-    """The model a run starts from: `init`, else the encoder weights of `pretrained`, else (or resumed) random weights."""
-    if resumed:
-        return build_model(cfg.backbone, data.spec.nclass, data.spec.task)
-    pretrained = None if cfg.init else str(default_path(cfg.backbone)) if cfg.pretrained == "auto" else cfg.pretrained
-    model = build_model(cfg.backbone, data.spec.nclass, data.spec.task, pretrained)
-    if cfg.init:
-        state = checkpoint.load(cfg.init)
-        weights = checkpoint.weights(state, "model_ema" if "model_ema" in state else "model")
-        checkpoint.load_strictly(model, weights, cfg.init, "`init` needs a run with the same backbone, classes and task")
-    return model
 
 
 def train(step: Step, argv: list[str], description: str | None, semi: bool = True) -> None:

@@ -15,7 +15,7 @@ import torch
 import supervised
 import unimatch_v2
 from tests import crash
-from tests.conftest import Tiny, make_tiny
+from tests.conftest import ROOT, Tiny, command, make_tiny
 from util import checkpoint, files, record, resume, training
 from util.error import UserError
 
@@ -66,7 +66,8 @@ PLACES: dict[str, tuple[object, str, int, bool]] = {
     "writing a log line": (record.Record, "iteration", 15, True),
     "writing a checkpoint": (torch, "save", 9, True),
     "between the two renames": (os, "replace", 10, True),
-    "writing best.pth": (torch, "save", 1 + 12, False),
+    "writing best.pth": (os, "link", 1, False),
+    "between best.pth and latest.pth": (os, "link", 1, True),
     "before the last save": (training, "evaluate", 2, True),
 }
 
@@ -246,9 +247,64 @@ def test_a_write_that_fails_inside_torch_is_a_clear_line(tmp_path: Path) -> None
         def flush(self) -> None: ...
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(checkpoint, "write_atomic", lambda path, write, keep: write(Full()))
+        patch.setattr(checkpoint, "write_atomic", lambda path, write, keep, also: write(Full()))
         with pytest.raises(UserError, match=r"x\.pth: cannot be saved \(No space left on device\)"):
             checkpoint.save({"a": torch.zeros(100000)}, tmp_path / "x.pth")
+
+
+def test_a_full_disk_at_the_best_epoch_says_what_best_pth_lacks(tiny: Tiny, tmp_path: Path) -> None:
+    original = checkpoint.save
+
+    def save(state: Any, path: Path, keep: Path | None = None, also: Path | None = None) -> None:
+        if also is not None:
+            raise UserError(f"{path}: cannot be saved (No space left on device)")
+        original(state, path, keep, also)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "save", save)
+        unimatch_v2.main(tiny.args(tmp_path, *QUICK))
+    assert "the next save tries again" in (tmp_path / "train.log").read_text()
+    assert "best.pth does not get this epoch, the best one so far" in (tmp_path / "train.log").read_text()
+    assert not (tmp_path / "best.pth").exists()
+
+
+def test_best_alone_is_not_overwritten(tiny: Tiny, whole: Path, tmp_path: Path) -> None:
+    shutil.copy(whole / "best.pth", tmp_path)
+    before = (tmp_path / "best.pth").read_bytes()
+    with pytest.raises(UserError, match=r"best\.pth: found without latest\.pth; move it away to start again, copy it to latest\.pth"):
+        unimatch_v2.main(tiny.args(tmp_path, *QUICK))
+    assert (tmp_path / "best.pth").read_bytes() == before
+    shutil.copy(tmp_path / "best.pth", tmp_path / "latest.pth")
+    unimatch_v2.main(tiny.args(tmp_path, *QUICK))
+    ended, expected = (checkpoint.load(folder / "latest.pth")["model_ema"] for folder in (tmp_path, whole))
+    assert all(torch.equal(ended[name], expected[name]) for name in expected)
+
+
+def test_a_start_that_failed_before_its_first_step_binds_nobody(tiny: Tiny, tmp_path: Path) -> None:
+    killed(tiny.args(tmp_path, *QUICK, "lr=0.1"), training.Trainer, "update", 1)
+    assert resume.is_start(checkpoint.load(tmp_path / "latest.pth"))
+    unimatch_v2.main(tiny.args(tmp_path, *QUICK, "epochs=1"))
+    assert checkpoint.load(tmp_path / "latest.pth")["config"]["lr"] == 3e-4
+
+
+def test_a_finished_run_says_so_and_how_to_go_on(tiny: Tiny, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copytree(whole, tmp_path / "run")
+    unimatch_v2.main(tiny.args(tmp_path / "run", *QUICK))
+    assert "run: all 2 epochs are done; --set epochs=N trains on" in capsys.readouterr().err
+
+
+def test_processes_that_see_different_folders_are_told(tiny: Tiny, whole: Path, tmp_path: Path) -> None:
+    """As on two nodes whose save path is a disk of their own: only the first one has a checkpoint."""
+    shutil.copytree(whole, tmp_path / "0/run")
+    (tmp_path / "1").mkdir()
+    words = [str(word) for word in tiny.args(Path("run"), *QUICK)]
+    code = (
+        f"import os, sys; sys.path.insert(0, {str(ROOT)!r}); import unimatch_v2; os.chdir({str(tmp_path)!r} + '/' + os.environ['RANK']); "
+    )
+    (tmp_path / "start.py").write_text(code + f"from util.error import run; run(unimatch_v2.main, {words!r})\n")
+    done = command(tmp_path / "start.py", processes=2)
+    assert done.returncode != 0
+    assert "error: run: the processes find different checkpoints; expected the same folder on all machines" in done.stderr
 
 
 def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
