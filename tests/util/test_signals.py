@@ -137,10 +137,10 @@ def test_a_stop_on_a_full_disk_says_that_nothing_was_saved(tiny: Tiny, tmp_path:
 
     original = checkpoint.save
 
-    def save(state: dict[str, Any], path: Path, keep: Path | None = None) -> None:
+    def save(state: dict[str, Any], path: Path, keep: Path | None = None, also: Path | None = None) -> None:
         if state["step"]:
             raise UserError(f"{path}: cannot be saved (No space left on device)")
-        original(state, path, keep)
+        original(state, path, keep, also)
 
     monkeypatch.setattr(checkpoint, "save", save)
     patch = signal_at(3, signal.SIGTERM, training.Trainer, "update")
