@@ -9,6 +9,7 @@ import importlib
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -32,13 +33,13 @@ class Probe(trainer.Trainer):
     folder: Path
     stop_at = -1
 
-    def update(self, batches: Any, stop: bool = False) -> dict[str, Tensor]:
+    def update(self, batches: Any, stop: bool = False, meanwhile: Callable[[], None] | None = None) -> dict[str, Tensor]:
         if self.it < 2:
             keys = ("name_x", "name_u", "img_u_s2", "box2", "drop")
             torch.save([[getattr(b, k) for k in keys] for b in batches], self.folder / f"batches-{self.it}-{self.world.rank}.pth")
         if self.it == self.stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
-        stats = super().update(batches, stop or self.it == self.stop_at)
+        stats = super().update(batches, stop or self.it == self.stop_at, meanwhile)
         if self.it == 1 and self.world.main:
             torch.save({name: p.grad for name, p in self.student.named_parameters()}, self.folder / "gradients.pth")
         return stats

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ import fixmatch
 import supervised
 import unimatch_v2
 from tests.conftest import Tiny, command
-from util import checkpoint
+from util import checkpoint, training
 from util.error import UserError
 
 METHODS = {"supervised": supervised, "fixmatch": fixmatch, "unimatch_v2": unimatch_v2}
@@ -129,6 +130,25 @@ def test_workers_and_who_makes_the_views_change_nothing(tiny: Tiny, tmp_path: Pa
     for first, *others in runs.values():
         assert others
         assert all(torch.equal(first[k], other[k]) for other in others for k in first)
+
+
+def test_the_next_mini_batch_is_made_before_the_host_waits(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU is never left without work while mini-batches are made."""
+    order: list[str] = []
+
+    def noted(target: object, name: str) -> None:
+        original = getattr(target, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            order.append(name)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(target, name, call)
+
+    noted(training, "make_batch")
+    noted(training.Trainer, "_agree")
+    fixmatch.main(tiny.args(tmp_path, "epochs=1"))
+    assert order == ["make_batch"] + ["make_batch", "_agree"] * 5 + ["_agree"], "6 steps"
 
 
 def test_fewer_than_eight_steps_an_epoch_log_every_step(tiny: Tiny, tmp_path: Path) -> None:

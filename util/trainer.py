@@ -78,10 +78,10 @@ class Trainer:
         """The encoder's learning rate for the next step."""
         return self.optimizer.param_groups[0]["lr"]
 
-    def update(self, batches: Sequence[Batch], stop: bool = False) -> dict[str, Tensor]:
+    def update(self, batches: Sequence[Batch], stop: bool = False, meanwhile: Callable[[], None] | None = None) -> dict[str, Tensor]:
         """One optimiser step from one mini-batch per own shard. Returns the stats, detached, averaged over these shards.
 
-        stop: this process was asked to stop.
+        stop: this process was asked to stop. meanwhile: called while the device computes the gradient, before the host waits for it.
         """
         self.student.train()
         self.optimizer.zero_grad()
@@ -96,6 +96,8 @@ class Trainer:
             all_stats.append(stats)
             losses.append(loss.detach())
         self.losses = torch.stack(losses)
+        if meanwhile is not None:
+            meanwhile()
         self.scaler.unscale_(self.optimizer)
         if self._agree(stop):
             self.optimizer.step()

@@ -124,7 +124,7 @@ class Run:
             self.bad_images = []
             self.matrices = None
             best = self._evaluate(epoch) if self._evaluation_due(epoch) else False
-            self.last = self.last or next(self._mini_batches(epoch, self.steps - 1))  # resumed after the last step
+            self.last = self.last or next(self._mini_batches(epoch, self.steps - 1))[0]  # resumed after the last step
             with self.trainer.scoring():
                 self.watch.epoch(epoch, self.averages.means(), self.matrices, self.trainer.student, self.trainer.teacher, self.last)
             self.averages.reset()
@@ -135,8 +135,7 @@ class Run:
         self.record.board.close()
 
     def _train_epoch(self, epoch: int, progress: tqdm) -> None:
-        for i, shards in enumerate(self._mini_batches(epoch, self.step), self.step):
-            stats = self.trainer.update(shards, self.signals.caught)
+        for i, (shards, stats) in enumerate(self.updates(epoch, self.step), self.step):
             self.last = shards
             if self.trainer.it == 1 and self.world.main:
                 for name, image in sheets(shards, self.data.spec, PREVIEWED).items():
@@ -161,22 +160,40 @@ class Run:
                 if self._save_due():
                     self._save()
 
-    def _mini_batches(self, epoch: int, start: int) -> Iterator[list[Batch]]:
-        """The mini-batches of the own shards, for each step from `start` on."""
+    def updates(self, epoch: int, start: int) -> Iterator[tuple[list[Batch], dict[str, Tensor]]]:
+        """Does the steps of an epoch from `start` on; after each, its mini-batches and stats.
+
+        While the device computes a step's gradient, the next mini-batches are made: it finds them waiting.
+        """
+        made = self._mini_batches(epoch, start)
+        upcoming = next(made, None)
+
+        def prepare() -> None:
+            nonlocal upcoming
+            upcoming = next(made, None)
+
+        while upcoming is not None:
+            shards, bad = upcoming
+            stats = self.trainer.update(shards, self.signals.caught, prepare)
+            self.new_bad_images += bad
+            yield shards, stats
+
+    def _mini_batches(self, epoch: int, start: int) -> Iterator[tuple[list[Batch], list[str]]]:
+        """The mini-batches of the own shards, and the files left out as bad, for each step from `start` on."""
         sampler, width = self.data.sampler, self.trainer.student.backbone.width
         sampler.set_epoch(epoch, start)
         raw = batches(self.data.loader)
         for step in range(start, self.steps):
-            out = []
+            out, bad = [], []
             for shard, mini_batch in zip(sampler.own, islice(raw, len(sampler.own)), strict=True):
                 # complementary dropout comes from (seed, step, shard), so any number of processes draws the same
                 seed = np.random.SeedSequence((self.cfg.seed, epoch * self.steps + step, shard)).generate_state(1, np.uint64)
                 generator = torch.Generator().manual_seed(int(seed[0] >> np.uint64(1)))
                 drop = complementary_factors(self.cfg.batch_size, width, generator)
                 for text in filter(None, mini_batch.pop("bad", ())):
-                    self.new_bad_images += text.split("\n")
+                    bad += text.split("\n")
                 out.append(make_batch(mini_batch, self.world.device, drop))
-            yield out
+            yield out, bad
 
     def _tell_skipped(self, shards: list[Batch]) -> None:
         """Tells of a skipped step. Raises UserError when it was the last of too many in a row."""

@@ -44,11 +44,11 @@ def test_a_step_that_is_not_finite_changes_no_weight_but_counts(value: float, th
         rates: list[float] = []
         original = unimatch_v2_trainer().update
 
-        def update(self: Any, batches: Any, stop: bool = False) -> dict[str, Tensor]:
+        def update(self: Any, *args: Any) -> dict[str, Tensor]:
             before = {
                 k: v.clone() for k, v in (self.student.state_dict() | {f"t.{k}": v for k, v in self.teacher.state_dict().items()}).items()
             }
-            stats = original(self, batches, stop)
+            stats = original(self, *args)
             after = self.student.state_dict() | {f"t.{k}": v for k, v in self.teacher.state_dict().items()}
             seen.append({k: after[k] - before[k] for k in before})
             rates.append(self.lr)

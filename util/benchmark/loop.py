@@ -53,13 +53,11 @@ def rows(cfg: Config, device: torch.device, precision: str = "bf16") -> list[Row
 
 
 def _profile(run: Run, device: torch.device, what: str) -> list[Row]:
-    steps = run._mini_batches(0, 0)
-    for batches in islice(steps, WARM):
-        run.trainer.update(batches)
+    steps = run.updates(0, 0)
+    list(islice(steps, WARM))
     wait_for(device)
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        for batches in islice(steps, STEPS):
-            run.trainer.update(batches)
+        list(islice(steps, STEPS))
         wait_for(device)
     events = [event for event in profiler.events() if event.device_type == DeviceType.CUDA]
     spans = [(event.time_range.start, event.time_range.end) for event in events]
