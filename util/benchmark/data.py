@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import tempfile
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -18,13 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageFilter, ImageOps
+from torch import Tensor
 from torch.utils.data import default_collate
 
 from dataset.batch import MEAN, STD, make_batch
 from dataset.lists import ImageList
+from dataset.loader import data_spec
 from dataset.photometry import Photometry, draw_photometry, strong_views
 from dataset.semi import STREAMS, Source, Sources, TrainSet, collate, open_file
-from dataset.spec import get_spec
+from dataset.spec import DatasetSpec, get_spec
 from dataset.transform import Geometry, crop_parts, cut_image, draw_box, draw_geometry
 from util.benchmark.measure import AT_LEAST, Row, ratio, seconds
 from util.config import Config
@@ -57,16 +59,20 @@ def photograph(width: int, height: int, rng: np.random.Generator, noise: float) 
     return Image.fromarray(out.clip(0, 255).astype(np.uint8))
 
 
-def write_images(root: Path, width: int, height: int, suffix: str, noise: float) -> None:
-    """FILES images with masks of 19 classes in soft shapes, and their list. A JPEG has quality 95."""
+def mask_values(spec: DatasetSpec) -> list[int]:
+    """Up to 19 values that masks of a data set may hold."""
+    return sorted(spec.label_map or range(spec.nclass))[:19]
+
+
+def write_images(root: Path, width: int, height: int, suffix: str, noise: float, values: Sequence[int] = range(19)) -> None:
+    """FILES images with masks that hold `values` in soft shapes, and their list. A JPEG has quality 95."""
     lines = []
     for i in range(FILES):
         rng = np.random.default_rng((width, i))
         photograph(width, height, rng, noise).save(root / f"{i}.{suffix}", quality=95)
-        fields = [
-            Image.fromarray(rng.random((6, 9)).astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC) for _ in range(19)
-        ]
-        Image.fromarray(np.stack([np.asarray(field) for field in fields]).argmax(0).astype(np.uint8)).save(root / f"{i}_mask.png")
+        fields = [Image.fromarray(rng.random((6, 9)).astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC) for _ in values]
+        largest = np.stack([np.asarray(field) for field in fields]).argmax(0)
+        Image.fromarray(np.array(values, np.uint8)[largest]).save(root / f"{i}_mask.png")
         lines.append(f"{i}.{suffix} {i}_mask.png\n")
     (root / "list.txt").write_text("".join(lines))
 
@@ -86,7 +92,7 @@ def _literal_strong(image: Image.Image, view: Photometry) -> Image.Image:
     return image if view.blur is None else image.filter(ImageFilter.GaussianBlur(view.blur))
 
 
-def _literal_tensor(image: Image.Image) -> torch.Tensor:
+def _literal_tensor(image: Image.Image) -> Tensor:
     return tvf.normalize(tvf.to_tensor(image), MEAN, STD)
 
 
@@ -136,21 +142,26 @@ def _alternatives(root: Path, crop: int, stream: str) -> dict[str, Callable[[], 
     return {"literal": literal, "device": ours(True), "worker": ours(False), "decode": decode}
 
 
-def host_batch(cfg: Config, nclass: int, on_device: bool = False) -> dict[str, Any]:
-    """A mini-batch as the loader's processes hand it over, of random pixels (seconds do not depend on them); on_device: see TrainSet."""
-    rng = np.random.default_rng(0)
+def host_batch(cfg: Config, on_device: bool = False) -> dict[str, Tensor]:
+    """A mini-batch as the loader's processes hand it over, of random pixels (seconds do not depend on them); on_device: see TrainSet.
+
+    For change detection, images are pairs. Boxes and shapes are those of TrainSet's samples, collated.
+    """
+    spec, rng = data_spec(cfg), np.random.default_rng(0)
+    dates = 2 if spec.task == "change" else 1
     count, size = cfg.batch_size, cfg.crop_size
-    raw: dict[str, Any] = {
-        "mask_x": torch.from_numpy(rng.integers(0, nclass, (count, size, size), np.uint8)),
+    raw: dict[str, Tensor] = {
+        "mask_x": torch.from_numpy(rng.integers(0, spec.nclass, (count, size, size), np.uint8)),
         "ignore_u": torch.zeros(count, size, size, dtype=torch.uint8),
     }
     raw["box1"] = raw["box2"] = torch.tensor([[size // 4, size // 4, size // 2, size // 2]] * count)
     place = Geometry(size, size, 0, 0, flip=False)
     for img, stream in (("img_x", "x"), ("img_u_w", "u")):
-        images = [Image.fromarray(rng.integers(0, 256, (3 * size // 4, 3 * size // 4, 3), np.uint8)) for _ in range(count)]
-        part, taps = (torch.stack(tensors) for tensors in zip(*(cut_image([image], place, size) for image in images), strict=True))
+        pixels = rng.integers(0, 256, (count, dates, 3 * size // 4, 3 * size // 4, 3), np.uint8)
+        cuts = [cut_image([Image.fromarray(date) for date in one], place, size) for one in pixels]
+        part, taps = (torch.stack(tensors) for tensors in zip(*cuts, strict=True))
         raw |= {f"part_{stream}": part, f"taps_{stream}": taps} if on_device else {img: crop_parts(part, taps)}
-    drawn = [[[draw_photometry(rng, 0.2).pack()] for _ in range(2)] for _ in range(count)]
+    drawn = [[[draw_photometry(rng, spec.grey).pack() for _ in range(dates)] for _ in range(2)] for _ in range(count)]
     photometry = torch.tensor(drawn, dtype=torch.float64)
     if on_device:
         return raw | {"photometry": photometry}
@@ -158,31 +169,34 @@ def host_batch(cfg: Config, nclass: int, on_device: bool = False) -> dict[str, A
     return raw
 
 
+def pinned(raw: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The mini-batch where the real loader leaves it for a GPU: in page-locked memory, from which it is copied while the host goes on."""
+    return {name: value.pin_memory() for name, value in raw.items()} if device.type == "cuda" else raw
+
+
 def _device_row(cfg: Config, rounds: int, device: torch.device) -> Row:
     """Milliseconds that the training device takes for the images of a mini-batch that come to it unmade."""
-    raw = host_batch(cfg, 2, on_device=True)
+    raw = pinned(host_batch(cfg, on_device=True), device)
     times = [1000 * t for t in seconds({"images": lambda: make_batch(raw, device)}, rounds, device)["images"]]
     count = cfg.batch_size
     figure = f"images of a mini-batch of {count}+{count}, crop {cfg.crop_size}, views=device, made on {device.type}"
     return Row(figure, median(times), "ms", None, min(times), max(times))
 
 
-def rows(cfg: Config, rounds: int, device: torch.device) -> list[Row]:
+def rows(cfg: Config, rounds: int, device: torch.device) -> Iterator[Row]:
     """The table's rows about samples: on one core, medians over `rounds` rounds of DRAWS samples; and what is left to `device`."""
+    yield _device_row(cfg, rounds, device)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as in a loader process
-    out: list[Row] = []
     try:
         with tempfile.TemporaryDirectory() as folder:
             for width, height, suffix, noise, crop in ((500, 375, "jpg", 6.0, 518), (2048, 1024, "png", 1.0, 798)):
                 root = Path(folder) / suffix
                 root.mkdir()
                 write_images(root, width, height, suffix, noise)
-                kind = f"{width} x {height} {suffix.upper()}, crop {crop}"
-                out += _sample_rows(root, kind, crop, rounds)
+                yield from _sample_rows(root, f"{width} x {height} {suffix.upper()}, crop {crop}", crop, rounds)
     finally:
         torch.set_num_threads(threads)
-    return [*out, _device_row(cfg, rounds, device)]
 
 
 # {(stream, width of the images, who makes the views): times the literal way}
@@ -190,11 +204,9 @@ GOALS = {("u", "500", "device"): 10.0, ("u", "500", "worker"): 3.0, ("u", "2048"
 WAYS = {"device": "views=device", "worker": "views=worker", "decode": "if nothing but decoding took time"}
 
 
-def _sample_rows(root: Path, kind: str, crop: int, rounds: int) -> list[Row]:
-    out = []
+def _sample_rows(root: Path, kind: str, crop: int, rounds: int) -> Iterator[Row]:
     for stream, name in (("u", "unlabelled"), ("x", "labelled")):
         times = {way: [t / DRAWS for t in each] for way, each in seconds(_alternatives(root, crop, stream), rounds).items()}
         for way, words in WAYS.items():
             bound = GOALS.get((stream, kind.split()[0], way))
-            out.append(ratio(f"{name} {kind}, {words}", times["literal"], times[way], (AT_LEAST, bound) if bound else None, "a sample"))
-    return out
+            yield ratio(f"{name} {kind}, {words}", times["literal"], times[way], (AT_LEAST, bound) if bound else None, "a sample")

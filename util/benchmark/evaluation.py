@@ -12,10 +12,10 @@ from torch import Tensor
 
 from dataset.batch import normalize
 from dataset.lists import ImageList
+from dataset.loader import data_spec
 from dataset.semi import Source
-from dataset.spec import get_spec
 from model import build_model
-from util.benchmark.data import write_images
+from util.benchmark.data import mask_values, write_images
 from util.benchmark.literal import literal_evaluation, literal_model
 from util.benchmark.measure import AT_LEAST, Row, ratio, seconds
 from util.config import Config
@@ -39,8 +39,10 @@ class LiteralList:
             yield normalize(batch["img"])[0], batch["mask"][0].long()
 
 
-def rows(cfg: Config, nclass: int, device: torch.device, rounds: int) -> list[Row]:
+def rows(cfg: Config, device: torch.device, rounds: int) -> list[Row]:
     """Both models over a short list, from the files to the IoU of each class; in float32, and ours in bfloat16 too."""
+    spec = data_spec(cfg)
+    nclass = spec.nclass
     torch.manual_seed(0)
     models = [build_model(cfg.backbone, nclass).eval().to(device) for _ in range(2)]
     plain = [literal_model(model) for model in models]
@@ -48,11 +50,11 @@ def rows(cfg: Config, nclass: int, device: torch.device, rounds: int) -> list[Ro
     workers = WORKERS.get(device.type, 0)
     with TemporaryDirectory() as folder:
         root = Path(folder)
-        write_images(root, 500, 375, "jpg", 6.0)
+        write_images(root, 500, 375, "jpg", 6.0, mask_values(spec))
         lines = (root / "list.txt").read_text().splitlines()
         count = LENGTH.get(device.type, LENGTH["cpu"])
         (root / "list.txt").write_text("".join(f"{line}\n" for line in (lines * count)[:count]))
-        source = Source(get_spec("pascal"), str(root), ImageList(str(root / "list.txt"), "segmentation", masks=True))
+        source = Source(spec, str(root), ImageList(str(root / "list.txt"), "segmentation", masks=True))
 
         def literal() -> Any:
             return literal_evaluation(plain, LiteralList(source, workers), nclass, device)

@@ -52,9 +52,10 @@ class LiteralLoop:
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
 
     def update(self, batch: Batch) -> dict[str, float]:
-        """batch: images (B, 3, S, S) float, normalised on the host. Returns the stats as numbers."""
+        """batch: images (B, C, S, S) float, normalised on the host. Returns the stats as numbers."""
         moved: dict[str, Any] = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in vars(batch).items()}
-        loss, stats = self.step(self.student, self.teacher, Batch(**moved), self.cfg)
+        labels_by = self.student if self.cfg.teacher == "student" else self.teacher
+        loss, stats = self.step(self.student, labels_by, Batch(**moved), self.cfg)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()

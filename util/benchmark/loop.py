@@ -1,27 +1,38 @@
-"""The whole loop on a GPU, loader included: how long the GPU waits, and how often the host reads from it."""
+"""The whole loop on a GPU, loader included: how long the GPU waits, how often the host reads from it, and where the host waits for it."""
 
 from __future__ import annotations
 
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch.profiler import DeviceType, ProfilerActivity, profile
 
 import unimatch_v2
-from util.benchmark.data import write_images
-from util.benchmark.measure import AT_MOST, Row, wait_for
+from dataset.loader import data_spec
+from util.benchmark.data import mask_values, write_images
+from util.benchmark.measure import AT_MOST, Row, attempt, wait_for
 from util.config import Config
 from util.dist import World
+from util.error import UserError
 from util.signals import StopSignals
 from util.training import Run
 
 IDLE_GOAL = (AT_MOST, 5.0)
 READS_GOAL = (AT_MOST, 1.0)
-WARM, STEPS = 8, 12
+WARM, WATCHED, STEPS = 8, 4, 12
 READS = "Memcpy DtoH"  # the profiler's name of a copy from the GPU to the host
+WAITS = "called a synchronizing CUDA operation"  # PyTorch's warning, one for each time
+SIZE = (500, 375)  # width and height of the images
 
 
 def busy(spans: list[tuple[float, float]]) -> float:
@@ -33,34 +44,73 @@ def busy(spans: list[tuple[float, float]]) -> float:
     return total
 
 
-def rows(cfg: Config, device: torch.device, precision: str = "bf16") -> list[Row]:
-    """STEPS steps of a run from files, after WARM steps that do not count. Only for an NVIDIA GPU."""
+@contextmanager
+def small_run(cfg: Config, device: torch.device, steps: int) -> Iterator[Run]:
+    """A run of `cfg`, of segmentation, with one shard and epochs of `steps` steps on images drawn for it. Its log goes to stderr."""
     with TemporaryDirectory() as folder:
         root = Path(folder)
-        write_images(root, 500, 375, "jpg", 6.0)
+        write_images(root, *SIZE, "jpg", 6.0, mask_values(data_spec(cfg)))
         lines = (root / "list.txt").read_text().splitlines()
-        count = (WARM + STEPS + 1) * cfg.batch_size
+        count = steps * cfg.batch_size
         (root / "list.txt").write_text("".join(f"{line}\n" for line in (lines * count)[:count]))
         listed = str(root / "list.txt")
         cfg = replace(
-            cfg, data_root=str(root), labeled_id_path=listed, unlabeled_id_path=listed, val_id_path=listed, pretrained=None,
-            save_path=str(root / "run"), shards=1, epochs=1, precision=precision,
+            cfg, data_root=str(root), data_root_u=None, labeled_id_path=listed, unlabeled_id_path=listed, val_id_path=listed,
+            test_id_path=None, pretrained=None, init=None, save_path=str(root / "run"), shards=1, epochs=1,
         )  # fmt: skip
         (root / "run").mkdir()
-        with StopSignals() as signals:
-            run = Run(cfg, unimatch_v2.step, True, World(device=device), signals)
-            return _profile(run, device, f"{cfg.backbone}, {cfg.crop_size}, {precision}")
+        with redirect_stdout(sys.stderr):
+            run = Run(cfg, unimatch_v2.step, True, World(device=device), StopSignals())
+        yield run
 
 
-def _profile(run: Run, device: torch.device, what: str) -> list[Row]:
-    steps = run.updates(0, 0)
-    list(islice(steps, WARM))
+def rows(cfg: Config, device: torch.device, precision: str = "bf16") -> Iterator[Row]:
+    """STEPS steps of a run from files, after WARM steps that do not count and WATCHED ones. Only for an NVIDIA GPU."""
+    what = f"{cfg.backbone}, {cfg.crop_size}, {precision}"
+    with small_run(replace(cfg, precision=precision), device, WARM + WATCHED + STEPS) as run:
+        steps = run.updates(0, 0)
+        list(islice(steps, WARM))
+        figure = f"times that the host waits for the GPU, {what}"
+        yield from attempt(figure, partial(watch, steps, device, figure))
+        yield from attempt(f"GPU idle in the loop, {what}", partial(trace, steps, device, what))
+
+
+def waits(caught: Iterable[warnings.WarningMessage]) -> Counter[str]:
+    """{file:line: how often} of PyTorch's warnings of operations for which the host waits."""
+    return Counter(f"{'/'.join(Path(one.filename).parts[-2:])}:{one.lineno}" for one in caught if WAITS in str(one.message))
+
+
+def watch(steps: Iterator[Any], device: torch.device, figure: str) -> Iterator[Row]:
+    """How often a step has the host wait for the GPU, for copies to it too, and at which lines. PyTorch does not see all of them."""
+    wait_for(device)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            list(islice(steps, WATCHED))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    found = waits(caught)
+    note = ", ".join(f"{line} x {count / WATCHED:g}" for line, count in found.most_common())
+    yield Row(figure, found.total() / WATCHED, "a step", note=note)
+
+
+def trace(steps: Iterator[Any], device: torch.device, what: str) -> list[Row]:
+    """What the profiler sees of STEPS steps."""
     wait_for(device)
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         list(islice(steps, STEPS))
         wait_for(device)
-    events = [event for event in profiler.events() if event.device_type == DeviceType.CUDA]
-    spans = [(event.time_range.start, event.time_range.end) for event in events]
+    return judge(profiler.events() or (), what)
+
+
+def judge(events: Iterable[Any], what: str) -> list[Row]:
+    """The share of time in which the GPU does nothing, and copies from it a step. Raises UserError for a profile without a GPU."""
+    # an annotation spans the kernels that it names and the time between them
+    events = [e for e in events if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+    if not events:
+        raise UserError("torch.profiler: found no work of the GPU, expected kernels; CUPTI may be missing or not allowed here")
+    spans = [(event.time_range.start, event.time_range.end) for event in events]  # microseconds
     whole = max(end for _, end in spans) - min(start for start, _ in spans)
     reads = sum(READS in event.name for event in events) / STEPS
     note = f"{whole / STEPS / 1000:.4g} ms a step over {STEPS} steps, profiled"

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import gc
+import json
 import time
-from collections.abc import Callable, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
+
+from util.error import UserError, reason
+from util.files import write_atomic
 
 AT_LEAST, AT_MOST = ">=", "<="
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of the table. `goal`: (">=" or "<=", bound), None for a figure that is only reported. low, high: over the rounds."""
+    """One figure of the table. `goal`: (">=" or "<=", bound), None for a figure that is only reported. low, high: over the rounds.
+
+    value: None where it could not be measured; then `note` says why.
+    """
 
     figure: str
-    value: float
+    value: float | None
     unit: str  # "x literal", "GB", "ms", "%"
     goal: tuple[str, float] | None = None
     low: float | None = None
@@ -27,11 +37,44 @@ class Row:
 
     @property
     def met(self) -> bool | None:
-        """Whether the goal is reached; None without one."""
-        if self.goal is None:
+        """Whether the goal is reached; None without one, or without a value."""
+        if self.goal is None or self.value is None:
             return None
         sign, bound = self.goal
         return self.value >= bound if sign == AT_LEAST else self.value <= bound
+
+
+def attempt(figure: str, measure: Callable[[], Iterable[Row]]) -> Iterator[Row]:
+    """The rows that `measure` makes, and one that says why where it fails, so that the others can go on.
+
+    What a machine may lack is told in that row; a bug has its traceback on stderr besides.
+    """
+    try:
+        yield from measure()
+        return
+    except (UserError, torch.OutOfMemoryError, torch._dynamo.exc.TorchDynamoException) as error:
+        why = f"{type(error).__name__}: {reason(error)}"[:300]  # a compiler's message can be a whole program
+    except Exception:
+        traceback.print_exc()
+        why = "a bug: its traceback is on stderr"
+    yield Row(figure, None, "", note=why)
+
+
+def release(device: torch.device) -> None:
+    """Gives back memory that nothing uses, and forgets what was compiled: PyTorch keeps only so many forms of a function."""
+    gc.collect()
+    torch.compiler.reset()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def write_figures(path: str, figures: Any) -> None:
+    """Writes the file of --json. Raises UserError where it cannot be written."""
+    text = json.dumps(figures, indent=1) + "\n"
+    try:
+        write_atomic(Path(path), lambda file: file.write(text.encode()))
+    except OSError as error:
+        raise UserError(f"--json {path}: cannot be written ({reason(error)}); give a path in a folder that can be") from error
 
 
 def wait_for(device: torch.device) -> None:

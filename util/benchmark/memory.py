@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from statistics import median
 
 import torch
 
 from dataset.loader import data_spec
 from util.benchmark.footprint import GIB, Settings, footprint
-from util.benchmark.measure import AT_MOST, Row, seconds
-from util.benchmark.step import Alternatives, release
+from util.benchmark.measure import AT_MOST, Row, attempt, release, seconds
+from util.benchmark.step import Alternatives
 from util.config import Config
 
 PEAK_GOAL = (AT_MOST, 24.0)
@@ -18,34 +20,39 @@ TIME_GOAL = (AT_MOST, 1.35)
 CPU_SIZE = 252  # crop whose seconds are measured where there is no GPU
 
 
-def peak(cfg: Config, device: torch.device, precision: str, checkpointing: bool) -> Row:
+def peak(cfg: Config, device: torch.device, precision: str, checkpointing: bool, what: str) -> Iterator[Row]:
     """The fullest moment of a step in GiB: measured on an NVIDIA GPU, elsewhere calculated for one."""
-    what = f"peak memory, {cfg.backbone}, crop {cfg.crop_size}, {cfg.batch_size}+{cfg.batch_size} images, {precision}"
-    what += ", activation checkpointing" if checkpointing else ""
     goal = PEAK_GOAL if checkpointing and precision == "fp32" else None
     if device.type != "cuda":
         total = footprint(cfg, data_spec(cfg), "unimatch_v2", Settings(precision, checkpointing)).total
-        return Row(what, total / GIB, "GiB", goal, note="calculated for a GPU")
+        yield Row(what, total / GIB, "GiB", goal, note="calculated for a GPU")
+        return
     release(device)
     torch.cuda.reset_peak_memory_stats(device)
-    update = Alternatives(cfg, data_spec(cfg).nclass, device).ours(precision=precision, activation_checkpointing=checkpointing)
+    update = Alternatives(cfg, device).ours(precision=precision, activation_checkpointing=checkpointing)
     for _ in range(2):  # AdamW's moments come with the first step
         update()
-    return Row(what, torch.cuda.max_memory_allocated(device) / GIB, "GiB", goal, note="torch.cuda.max_memory_allocated")
+    yield Row(what, torch.cuda.max_memory_allocated(device) / GIB, "GiB", goal, note="torch.cuda.max_memory_allocated")
 
 
-def rows(cfg: Config, device: torch.device, rounds: int) -> list[Row]:
+def cost(cfg: Config, device: torch.device, precision: str, rounds: int, what: str) -> Iterator[Row]:
+    """Seconds of a step with activation checkpointing over those without."""
+    release(device)
+    made = Alternatives(cfg, device)
+    kinds = {str(on): made.ours(precision=precision, activation_checkpointing=on) for on in (False, True)}
+    times = seconds(kinds, rounds, device)
+    parts = [a / b for a, b in zip(times["True"], times["False"], strict=True)]
+    note = f"{1000 * median(times['False']):.4g} -> {1000 * median(times['True']):.4g} ms"
+    yield Row(what, median(parts), "x without", TIME_GOAL if precision == "fp32" else None, min(parts), max(parts), note)
+
+
+def rows(cfg: Config, device: torch.device, rounds: int) -> Iterator[Row]:
     """Peaks of a step of `cfg`, and its seconds with checkpointing over those without."""
-    out = [peak(cfg, device, precision, checkpointing) for precision in ("fp32", "bf16") for checkpointing in (False, True)]
+    for precision in ("fp32", "bf16"):
+        what = f"peak memory, {cfg.backbone}, crop {cfg.crop_size}, {cfg.batch_size}+{cfg.batch_size} images, {precision}"
+        for on, figure in ((False, what), (True, f"{what}, activation checkpointing")):
+            yield from attempt(figure, partial(peak, cfg, device, precision, on, figure))
     timed = cfg if device.type == "cuda" else replace(cfg, backbone="dinov2_small", crop_size=CPU_SIZE)
     for precision in ("fp32", "bf16"):
-        made = Alternatives(timed, data_spec(cfg).nclass, device)
-        kinds = {str(on): made.ours(precision=precision, activation_checkpointing=on) for on in (False, True)}
-        times = seconds(kinds, rounds, device, warm=1)
-        cost = [a / b for a, b in zip(times["True"], times["False"], strict=True)]
         what = f"seconds with activation checkpointing, {timed.backbone}, crop {timed.crop_size}, {precision}"
-        note = f"{1000 * median(times['False']):.4g} -> {1000 * median(times['True']):.4g} ms"
-        out.append(Row(what, median(cost), "x without", TIME_GOAL if precision == "fp32" else None, min(cost), max(cost), note))
-        del made, kinds
-        release(device)
-    return out
+        yield from attempt(what, partial(cost, timed, device, precision, rounds, what))

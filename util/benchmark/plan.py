@@ -9,21 +9,19 @@ products at the card's peak rate) and an estimate at an assumed share of peak ra
 from __future__ import annotations
 
 import argparse
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from dataset.custom import spec_of
 from util.benchmark.cards import CARDS, get_card
 from util.benchmark.footprint import GIB, Footprint, footprint
+from util.benchmark.measure import write_figures
 from util.benchmark.recipe import IMAGE_SIZES, Recipe, find_lengths
 from util.benchmark.scaling import CORES, EFFICIENCY, LAUNCH, MANY, Cluster, Cost, Row, cost, table, verdict
 from util.benchmark.work import IMAGES, Part, Settings, check_method, settings
 from util.config import load_config
-from util.error import UserError, reason
-from util.files import write_atomic
+from util.error import UserError
 from util.precision import PRECISIONS
 
 USABLE = 0.95  # share of a card's memory that a run may take; the rest is for CUDA, NCCL, cuDNN's workspaces and gaps
@@ -73,11 +71,7 @@ def main(args: argparse.Namespace) -> None:
     plan = make_plan(args)
     print(text(plan))
     if args.json:
-        content = json.dumps(figures(plan), indent=1) + "\n"
-        try:
-            write_atomic(Path(args.json), lambda file: file.write(content.encode()))
-        except OSError as error:
-            raise UserError(f"--json {args.json}: cannot be written ({reason(error)}); give a path in a folder that can be") from error
+        write_figures(args.json, figures(plan))
 
 
 def make_plan(args: argparse.Namespace) -> Plan:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from dataset.batch import make_batch
+from dataset.loader import data_spec
 from model import build_model
 from model.dropout import complementary_factors
 from unimatch_v2 import step
-from util.benchmark.data import host_batch
+from util.benchmark.data import host_batch, pinned
 from util.benchmark.literal import LiteralLoop
-from util.benchmark.measure import AT_LEAST, Row, ratio, seconds
+from util.benchmark.measure import AT_LEAST, Row, attempt, ratio, release, seconds
 from util.config import Config
 from util.dist import World
 from util.ema import ema_update_
@@ -37,29 +38,43 @@ GOAL = (AT_LEAST, 6.0)  # of bf16 with compile on a GPU
 CPU_GOAL = (AT_LEAST, 1.0)
 
 
+# what a step is measured with besides the defaults; the first two, then the parts, are what a table begins with
+SETTINGS: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "bf16, compile": {"precision": "bf16", "compile": True},
+    "bf16": {"precision": "bf16"},
+    "tf32": {"precision": "tf32"},
+    "fp16": {"precision": "fp16"},
+    "fp32, compile": {"compile": True},
+}
+
+
 class Alternatives:
     """The literal loop and trainers with several settings, from the same weights, on the same mini-batch."""
 
-    def __init__(self, cfg: Config, nclass: int, device: torch.device) -> None:
-        self.cfg, self.nclass, self.device = cfg, nclass, device
+    def __init__(self, cfg: Config, device: torch.device) -> None:
+        self.spec, self.device = data_spec(cfg), device
+        self.cfg = replace(cfg, teacher=cfg.teacher or self.spec.teacher)
         torch.manual_seed(0)
-        self.model = build_model(cfg.backbone, nclass)
-        self.raw = host_batch(cfg, nclass)
+        self.model = build_model(cfg.backbone, self.spec.nclass, self.spec.task)
+        self.raw = host_batch(cfg)
         self.drop = complementary_factors(cfg.batch_size, self.model.backbone.width, torch.Generator().manual_seed(0))
 
     def literal(self) -> Callable[[], Any]:
+        """A step from one normalised float tensor a view, in pageable memory, as a plain DataLoader leaves it: its copies block."""
         loop = LiteralLoop(self.cfg, self.model, step, STEPS_IN_ALL, self.device)
-        batch = make_batch(self.raw, torch.device("cpu"), self.drop)  # one normalised float tensor a view, on the host
+        batch = make_batch(self.raw, torch.device("cpu"), self.drop)
         return lambda: loop.update(batch)
 
     def trainer(self, **settings: Any) -> Trainer:
-        model = build_model(self.cfg.backbone, self.nclass)
+        model = build_model(self.cfg.backbone, self.spec.nclass, self.spec.task)
         model.load_state_dict(self.model.state_dict())
         return Trainer(replace(self.cfg, **settings), model, step, STEPS_IN_ALL, world=World(device=self.device))
 
     def ours(self, **settings: Any) -> Callable[[], Any]:
+        """A step from what the real loader leaves: for a GPU, images still to be made (`views: auto`), in page-locked memory."""
         trainer = self.trainer(**settings)
-        raw = host_batch(self.cfg, self.nclass, on_device=self.device.type == "cuda")  # `views: auto`
+        raw = pinned(host_batch(self.cfg, on_device=self.device.type == "cuda"), self.device)
 
         def update() -> None:
             with matmul_precision(trainer.cfg.precision, self.device):
@@ -67,35 +82,25 @@ class Alternatives:
 
         return update
 
+    def compare(self, name: str, figure: str, rounds: int) -> Iterator[Row]:
+        """The product's step with SETTINGS[name] beside the literal one: two at a time, all together would not fit into the memory."""
+        release(self.device)
+        gpu = self.device.type == "cuda"
+        goals = {"bf16, compile": GOAL} if gpu else {"fp32": CPU_GOAL}
+        calls = {"literal": self.literal(), "ours": self.ours(**SETTINGS[name])}
+        times = seconds(calls, rounds, self.device, warm=3 if gpu else 1)
+        yield ratio(figure, times["literal"], times["ours"], goals.get(name))
 
-def rows(cfg: Config, nclass: int, device: torch.device, rounds: int) -> list[Row]:
-    """A step of `cfg`: literal, then the product in each precision, and the parts of the product's step."""
-    gpu = device.type == "cuda"
-    made = Alternatives(cfg, nclass, device)
-    settings: dict[str, dict[str, Any]] = {"fp32": {}, "bf16": {"precision": "bf16"}}
-    if gpu:
-        settings |= {"tf32": {"precision": "tf32"}, "fp16": {"precision": "fp16"}}
-        settings["bf16, compile"] = {"precision": "bf16", "compile": True}
-        settings["fp32, compile"] = {"compile": True}
-    goals = {"bf16, compile": GOAL} if gpu else {"fp32": CPU_GOAL}
+
+def rows(cfg: Config, device: torch.device, rounds: int, names: Iterable[str], parted: Iterable[str] = ()) -> Iterator[Row]:
+    """A step of `cfg` with SETTINGS of these `names` beside the literal one, and the parts of the step in the precisions `parted`."""
+    made = Alternatives(cfg, device)
     what = f"step, {cfg.backbone}, {cfg.crop_size}, {cfg.batch_size}+{cfg.batch_size} images"
-    out = []
-    for name, chosen in settings.items():  # two at a time: all together would not fit into the memory
-        times = seconds({"literal": made.literal(), "ours": made.ours(**chosen)}, rounds, device, warm=3 if gpu else 1)
-        out.append(ratio(f"{what}: {name}", times["literal"], times["ours"], goals.get(name)))
-        release(device)
-    for precision in ("fp32", "bf16"):
-        out += parts(made, precision, rounds)
-        release(device)
-    return out
-
-
-def release(device: torch.device) -> None:
-    """Gives back memory that nothing uses, and forgets what was compiled: PyTorch keeps only so many forms of a function."""
-    gc.collect()
-    torch.compiler.reset()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    for name in names:
+        figure = f"{what}: {name}"
+        yield from attempt(figure, partial(made.compare, name, figure, rounds))
+    for precision in parted:
+        yield from attempt(f"{what}: parts, {precision}", partial(parts, made, precision, rounds))
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int = 5) -> float:
@@ -108,6 +113,7 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int = 5) -> fl
 
 def parts(made: Alternatives, precision: str, rounds: int) -> list[Row]:
     """TFLOP/s of the parts of one step, as shares of the matrix rate measured here: where the time goes."""
+    release(made.device)
     trainer = made.trainer(precision=precision)
     student, teacher = trainer.student.train(), trainer.teacher
     assert teacher is not None
@@ -115,7 +121,7 @@ def parts(made: Alternatives, precision: str, rounds: int) -> list[Row]:
     strong = torch.cat((batch.img_u_s1, batch.img_u_s2))
     rate = matrix_rate(made.device, torch.bfloat16 if precision == "bf16" else torch.float32)
     with torch.no_grad(), autocast(precision, made.device):
-        maps = [x.float().requires_grad_() for x in student.backbone(strong)]
+        maps = [x.float().requires_grad_() for x in student.encode(strong)]
     side = made.cfg.crop_size // 14
 
     def in_precision(call: Callable[[], Any]) -> Callable[[], Any]:
@@ -132,7 +138,7 @@ def parts(made: Alternatives, precision: str, rounds: int) -> list[Row]:
     def average() -> None:
         ema_update_(teacher, student, 1)
 
-    forward_encoder = in_precision(lambda: student.backbone(strong))
+    forward_encoder = in_precision(lambda: student.encode(strong))
     forward_decoder = in_precision(lambda: student.head(maps, side, side))
     calls: dict[str, Callable[[], Any]] = {
         "teacher": in_precision(label),
@@ -143,7 +149,8 @@ def parts(made: Alternatives, precision: str, rounds: int) -> list[Row]:
     }
     work = {name: _operations(call) for name, call in calls.items()}
     times = seconds(calls, rounds, made.device)
-    return [_part(f"{precision}: {name}", work[name], times[name], rate) for name in calls]
+    what = f"part of {made.cfg.backbone}, {made.cfg.crop_size}, {made.cfg.batch_size}+{made.cfg.batch_size} images, {precision}"
+    return [_part(f"{what}: {name}", work[name], times[name], rate) for name in calls]
 
 
 def _sum(tensors: Sequence[Tensor]) -> Tensor:

@@ -24,11 +24,12 @@ from util.evaluation import evaluate, validation_loader
 CPU = torch.device("cpu")
 
 
-def test_updates_agree() -> None:
-    cfg = recipe("pascal", backbone="dinov2_tiny", crop_size=56, batch_size=2, conf_thresh=0.04, lr=1e-5)
-    made = Alternatives(cfg, 21, CPU)
+@pytest.mark.parametrize("name", ["pascal", "levir"])
+def test_updates_agree(name: str) -> None:
+    cfg = recipe(name, backbone="dinov2_tiny", crop_size=56, batch_size=2, conf_thresh=0.04, lr=1e-5)
+    made = Alternatives(cfg, CPU)
     trainer = made.trainer()
-    loop = LiteralLoop(cfg, made.model, unimatch_v2.step, 1000, CPU)
+    loop = LiteralLoop(made.cfg, made.model, unimatch_v2.step, 1000, CPU)
     batch = make_batch(made.raw, CPU, made.drop)
     for _ in range(3):
         found, expected = trainer.update([batch]), loop.update(batch)
@@ -40,9 +41,10 @@ def test_updates_agree() -> None:
             assert float((p - q).detach().abs().max()) < 1e-5
 
 
-def test_images_made_on_the_device_are_those_of_the_worker() -> None:
-    cfg = recipe("pascal", backbone="dinov2_tiny", crop_size=56, batch_size=2)
-    ready, unmade = (make_batch(host_batch(cfg, 21, on_device), CPU) for on_device in (False, True))
+@pytest.mark.parametrize("name", ["pascal", "levir"])
+def test_images_made_on_the_device_are_those_of_the_worker(name: str) -> None:
+    cfg = recipe(name, backbone="dinov2_tiny", crop_size=56, batch_size=2)
+    ready, unmade = (make_batch(host_batch(cfg, on_device), CPU) for on_device in (False, True))
     for name in ("img_x", "img_u_w", "img_u_s1", "img_u_s2"):
         assert torch.equal(getattr(ready, name), getattr(unmade, name))
     assert not torch.equal(ready.img_u_s1, ready.img_u_s2)
