@@ -1,10 +1,20 @@
 #!/bin/sh
-# Makes the table of speed and memory on an NVIDIA GPU: step, loop, samples, evaluation, memory, each beside the literal way.
+# Makes the table of speed and memory on an NVIDIA GPU: step, memory, loop, evaluation, samples, each beside the literal way.
 #
 #   sh scripts/gpu_table.sh [FILE] [arguments of python -m util.benchmark all...]
 #
-# Prints the table; FILE (default gpu_table.json) gets the figures with card and versions. Needs nothing but requirements.txt, no data and
-# no weights. Exit code 1 when a goal is missed.
+# Prints the table, each row as it is measured; FILE (default gpu_table.json) gets the same figures with card and versions, anew with
+# each row. What comes first says most, so a run that is cut short has lost the least. Needs nothing but requirements.txt, no data and no
+# weights; compiling needs Triton and a C compiler. Exit code 1 when a goal is missed or a figure could not be measured.
+#
+# Takes 6 to 9 minutes on an H100 with 16 cores. That is an estimate, nobody has measured it:
+#   step      fp32; bf16 with compile, of which compiling 1 to 2 minutes; the parts of the step    2 to 3 minutes
+#   memory    four peaks at crop 798, the cost of activation checkpointing                         1 minute
+#   loop      idle time, host reads, waits                                                         half a minute
+#   eval      64 images, two models, four rounds of three ways                                     1 minute
+#   data      one CPU core                                                                         1 to 1.5 minutes
+#   settings  bf16, tf32, fp16; fp32 with compile, which compiles again                            1.5 to 2.5 minutes
+# Where less time is given, `python -m util.benchmark step --device cuda --json FILE` measures one of them.
 
 . "$(dirname -- "$0")/setup.sh"
 setup requirements.txt
