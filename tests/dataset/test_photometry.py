@@ -119,3 +119,26 @@ def test_dates_and_views_keep_their_places() -> None:
 def test_who_makes_the_views(views: str, device: str, expected: bool, tiny: Tiny, tmp_path: Path) -> None:
     cfg = load_config(str(tiny.config), [f"views={views}"])
     assert views_on_device(cfg, World(device=torch.device(device))) is expected
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_makes_random_chains_as_a_cpu_does() -> None:
+    views = draws(60)
+    crops = torch.stack([crop(i) for i in range(60)])
+    made, expected = apply_photometry(crops.cuda(), views).cpu(), apply_photometry(crops, views)
+    differing = [i for i in range(60) if not torch.equal(made[i], expected[i])]
+    assert not differing, f"{len(differing)} of 60 chains, the first is {views[differing[0]]}"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_turns_the_hue_of_every_colour_as_a_cpu_does() -> None:
+    line = torch.arange(256, dtype=torch.uint8)
+    green, blue = torch.meshgrid(line, line, indexing="ij")
+    factors = np.linspace(-0.25, 0.25, 256).tolist()
+    for reds in line.split(16):
+        colours = torch.stack([torch.stack((torch.full_like(green, int(red)), green, blue)) for red in reds])
+        chosen = [factors[int(red)] for red in reds]
+        made, expected = adjust_hue(colours.cuda(), chosen).cpu(), adjust_hue(colours, chosen)
+        assert int((made != expected).any(1).sum()) == 0, f"colours that differ among the reds {reds.tolist()}"

@@ -242,3 +242,22 @@ def test_crops_at_every_border(source: tuple[int, int]) -> None:
             assert_same_crop(hwc(crop_image(image, place, CROP)), expected)
             part, taps = cut_image([image], place, CROP)
             assert_same_crop(hwc(crop_parts(part[None], taps[None])[0]), expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["pascal", "levir"])
+def test_a_gpu_makes_the_mini_batches_of_a_cpu(root: Path, name: str) -> None:
+    """The weak crops to the bit; normalised, where a GPU multiplies with 1 / 255, to a small part of an 8-bit level, which is 0.017."""
+    data, length = data_set(root, get_spec(name), on_device=True)
+    raw: Any = collate([data[("x", 2, i, i), ("u", 2, i, i)] for i in range(length)])
+    for stream in ("x", "u"):
+        part, taps = raw[f"part_{stream}"], raw[f"taps_{stream}"]
+        assert torch.equal(crop_parts(part.cuda(), taps.cuda()).cpu(), crop_parts(part, taps))
+    made, expected = make_batch(dict(raw), torch.device("cuda")), make_batch(dict(raw), torch.device("cpu"))
+    for field in fields(Batch):
+        a, b = getattr(made, field.name), getattr(expected, field.name)
+        if field.name.startswith("name"):
+            assert a == b
+        else:
+            torch.testing.assert_close(a.cpu(), b, atol=1e-5, rtol=0)

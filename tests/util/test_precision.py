@@ -1,6 +1,7 @@
 """precision, compile, activation_checkpointing: what each promises about the numbers, on real updates."""
 
 from collections import Counter
+from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from model.dropout import complementary_factors
 from tests.conftest import Tiny, command
 from util import checkpoint
 from util.config import Config
-from util.dist import check_compiler
+from util.dist import World, check_compiler
 from util.error import UserError
+from util.precision import matmul_precision
 from util.trainer import Trainer
 
 STEPS = 4
@@ -154,3 +156,59 @@ def test_precision_may_change_without_force_and_typos_are_named(tiny: Tiny, tmp_
     done = command("supervised.py", *tiny.args(tmp_path, "precision=fp8", unlabeled=False))
     assert done.returncode == 2
     assert "precision: found 'fp8', expected one of fp32, tf32, bf16, fp16" in done.stderr
+
+
+# A GPU beside the CPU's fp32. Losses of four steps and the first gradient's norm, relative: its fp32 has convolutions in TF32 (a
+# mantissa of 10 bits, as fp16's), tf32 matrix products too; bf16 has 7 bits. A pseudo label at a tie may become another.
+GPU_BOUNDS = {"fp32": 5e-3, "tf32": 5e-3, "bf16": 3e-2, "fp16": 5e-3}
+
+
+def trained_on_gpu(steps: int, **keys: Any) -> tuple[Trainer, list[float]]:
+    """As `trained`, on a GPU, from the same weights and mini-batches."""
+    cpu, _ = trained(0, **{key: value for key, value in keys.items() if key != "compile"})
+    device = torch.device("cuda")
+    trainer = Trainer(replace(cpu.cfg, **keys), cpu.student, unimatch_v2.step, 100, world=World(device=device))
+    losses = []
+    with matmul_precision(trainer.cfg.precision, device):
+        for it in range(steps):
+            tensors: dict[str, Any] = {name: value.to(device) for name, value in vars(batch(it)).items() if isinstance(value, Tensor)}
+            losses.append(float(trainer.update([Batch(**tensors)])["loss_all"]))
+    return trainer, losses
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", GPU_BOUNDS)
+def test_a_gpu_trains_as_a_cpu_does(precision: str, fp32: tuple[Trainer, list[float]]) -> None:
+    trainer, losses = trained_on_gpu(STEPS, precision=precision)
+    assert losses == pytest.approx(fp32[1], rel=GPU_BOUNDS[precision])
+    assert trainer.skipped == 0
+    assert all(p.dtype == torch.float32 for p in trainer.student.parameters())
+    norms = [float(one[0].grad_norm) for one in (trained_on_gpu(1, precision=precision), trained(1))]
+    assert norms[0] == pytest.approx(norms[1], rel=2 * GPU_BOUNDS[precision])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_without_tf32_computes_the_gradients_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    found, expected = trained_on_gpu(1), trained(1)
+    assert found[1] == pytest.approx(expected[1], rel=1e-5)
+    for (name, p), q in zip(found[0].student.named_parameters(), expected[0].student.parameters(), strict=True):
+        if q.grad is not None:
+            assert p.grad is not None
+            assert float((p.grad.cpu() - q.grad).norm()) <= 1e-3 * float(q.grad.norm()) + 1e-7, name
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_compiled_updates_agree_on_a_gpu(precision: str) -> None:
+    eager, expected = trained_on_gpu(STEPS, precision=precision)
+    torch.compiler.reset()
+    try:
+        compiled, losses = trained_on_gpu(STEPS, precision=precision, compile=True)
+    finally:
+        torch.compiler.reset()
+    assert losses == pytest.approx(expected, rel=GPU_BOUNDS[precision])
+    assert float(compiled.grad_norm) == pytest.approx(float(eager.grad_norm), rel=10 * GPU_BOUNDS[precision])
