@@ -13,6 +13,7 @@ from tests.util.benchmark.recipes import recipe
 from util.benchmark import loop
 from util.benchmark.data import mask_values
 from util.error import UserError
+from util.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -56,6 +57,28 @@ def test_waits_are_counted_by_line() -> None:
             warnings.warn_explicit(f"{loop.WAITS} (Triggered internally at c10/cuda)", UserWarning, "/x/util/trainer.py", 122)
         warnings.warn_explicit("Synchronization debug mode is a prototype feature", UserWarning, "/x/torch/cuda/__init__.py", 1)
     assert loop.waits(caught) == {"util/trainer.py:122": 3}
+
+
+def test_the_steps_that_are_watched_run_in_the_debug_mode(monkeypatch: pytest.MonkeyPatch) -> None:
+    modes: list[str] = []
+    agree = Trainer._agree
+
+    def waiting(self: Trainer, stop: bool) -> bool:
+        assert modes == ["warn"]
+        warnings.warn(loop.WAITS, stacklevel=2)  # what PyTorch says of a GPU, from the line that waits
+        return agree(self, stop)
+
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
+    monkeypatch.setattr(Trainer, "_agree", waiting)
+    cfg = recipe("demo", backbone="dinov2_tiny", crop_size=28, batch_size=2, num_workers=0)
+    with loop.small_run(cfg, CPU, steps=loop.WATCHED + 1) as run:
+        batches = run._mini_batches(0, 0)
+        (row,) = loop.watch(run, batches, CPU, "waits")
+        assert len(list(batches)) == 1
+    assert (row.value, row.unit) == (1.0, "a step")
+    assert row.note.startswith("util/trainer.py:")
+    assert row.note.endswith(" x 1")
+    assert modes == ["warn", "default"]
 
 
 def event(name: str, start: float, end: float, device: DeviceType = DeviceType.CUDA, note: bool = False) -> SimpleNamespace:
