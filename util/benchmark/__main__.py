@@ -93,6 +93,12 @@ MEASURE: dict[str, Callable[[Config, torch.device, argparse.Namespace], Iterable
 }
 
 
+def kind_rows(kind: str, cfg: Config, device: torch.device, args: argparse.Namespace) -> Iterator[Row]:
+    """The rows of a kind, begun with the memory of those before it given back."""
+    release(device)
+    yield from MEASURE[kind](cfg, device, args)
+
+
 def machine(device: torch.device) -> dict[str, Any]:
     """Where the figures come from."""
     cpu = platform.processor() or platform.machine()
@@ -128,8 +134,7 @@ def measure(args: argparse.Namespace) -> None:
             write_figures(args.json, figures)  # finds a path that cannot be written before the work
         describe(figures["machine"])
         for kind, cfg in configs.items():
-            release(device)
-            for row in attempt(kind, partial(MEASURE[kind], cfg, device, args)):
+            for row in attempt(kind, partial(kind_rows, kind, cfg, device, args)):
                 rows.append(row)
                 print(line(row), flush=True)
                 figures["rows"].append(asdict(row) | {"met": row.met})

@@ -92,6 +92,24 @@ def test_a_failure_leaves_the_other_figures(
     assert end.value.code == 1
 
 
+def test_a_gpu_that_has_broken_leaves_the_exit_code(
+    kinds: Measured, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """After an illegal access every call to the GPU fails."""
+    calls = iter(range(9))
+
+    def broken(device: torch.device) -> None:
+        if next(calls) > 0:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(__main__, "release", broken)
+    with pytest.raises(SystemExit, match="1"):
+        __main__.main(["all", "--device", "cpu"])
+    out = capsys.readouterr().out
+    assert "| figure of step | 1 s |" in out
+    assert "3 figures failed: memory; eval; data" in out
+
+
 def test_a_row_is_out_before_the_next_is_measured(kinds: Measured, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     def second(*_: Any) -> Iterator[Row]:
         assert "| figure of step | 1 s |" in capsys.readouterr().out
