@@ -72,9 +72,10 @@ def test_the_steps_that_are_watched_run_in_the_debug_mode(monkeypatch: pytest.Mo
     monkeypatch.setattr(Trainer, "_agree", waiting)
     cfg = recipe("demo", backbone="dinov2_tiny", crop_size=28, batch_size=2, num_workers=0)
     with loop.small_run(cfg, CPU, steps=loop.WATCHED + 1) as run:
-        batches = run._mini_batches(0, 0)
-        (row,) = loop.watch(run, batches, CPU, "waits")
-        assert len(list(batches)) == 1
+        steps = run.updates(0, 0)
+        (row,) = loop.watch(steps, CPU, "waits")
+        monkeypatch.setattr(Trainer, "_agree", agree)
+        assert len(list(steps)) == 1
     assert (row.value, row.unit) == (1.0, "a step")
     assert row.note.startswith("util/trainer.py:")
     assert row.note.endswith(" x 1")
