@@ -43,6 +43,11 @@ run_settings() {
     save_path=${save_path:-exp/$dataset/$method/$exp/$split}
 }
 
+# names_lists: whether the config names its own lists, as those of large-scale training do
+names_lists() {
+    grep -q '^labeled_id_path:' "$config" 2>/dev/null
+}
+
 # find_python FILE: sets PYTHON to the first Python that satisfies a requirements file; else returns 1, with the reason in $why
 find_python() {
     why=

@@ -1,21 +1,30 @@
 # Sourced by train.sh: several runs, one after the other, for lists of seeds, splits or methods. Uses its settings and "$@".
 
-# finished FOLDER: whether the run in it has done all its epochs
-finished() {
-    [ -e "$1/latest.pth" ] && "$PYTHON" -c '
-import sys
-from util import checkpoint
-state = checkpoint.load(sys.argv[1])
-sys.exit(state["epoch"] + 1 < state["config"]["epochs"])' "$1/latest.pth" 2>/dev/null
+# check_files: every run's method and lists, before the first of them trains for hours
+check_files() {
+    set --
+    for one_method in $method; do
+        [ -f "$one_method.py" ] || fail "method: found '$one_method', but there is no $one_method.py; expected methods such as unimatch_v2"
+        for one_split in $split; do
+            set -- "$@" "splits/$dataset/$one_split/labeled.txt"
+            [ "$one_method" = supervised ] || set -- "$@" "splits/$dataset/$one_split/unlabeled.txt"
+        done
+    done
+    names_lists || "$PYTHON" -c '
+from dataset.lists import read_lines
+from util.error import run
+run(lambda paths: [read_lines(path) for path in paths])' "$@" || exit
 }
 
-# sweep ARGUMENT...: trains every combination, and prints their table. Stops at the first run that fails, with its exit code.
+# sweep ARGUMENT...: trains every combination, and prints their table. Stops at the first run that fails, with its exit code. A finished
+# run is started too: it alone knows whether these are its settings, and ends at once where they are.
 sweep() {
     count=0
     for each in $method; do for each in $split; do count=$((count + 1)); done; done
     if [ -n "$given_path" ] && [ "$count" -gt 1 ]; then
         fail "save_path: found one folder for $count runs, expected none; each run gets exp/$dataset/METHOD/$exp/SPLIT"
     fi
+    check_files
     logs=
     for one_method in $method; do
         for one_split in $split; do
@@ -23,11 +32,8 @@ sweep() {
             for seed in ${seeds:-none}; do
                 folder=$base
                 [ "$seed" = none ] || folder=$base/seed$seed
-                logs="$logs $folder"
-                if finished "$folder"; then
-                    echo "$folder: finished before, skipped"
-                    continue
-                fi
+                logs="$logs$folder
+"
                 echo "$folder: training"
                 [ "$seed" = none ] || set -- --set "seed=$seed" "$@"
                 seeds='' dataset=$dataset method=$one_method split=$one_split exp=$exp config=$config save_path=$folder \
@@ -36,12 +42,8 @@ sweep() {
             done
         done
     done
-    # no run's folder has a space in its name: lists are split at spaces; only a save_path can
-    if [ -n "$given_path" ]; then
-        set -- "$given_path"
-    else
-        # shellcheck disable=SC2086
-        set -- $logs
-    fi
-    "$PYTHON" -m util.report "$@"
+    IFS='
+'
+    # shellcheck disable=SC2086 # one folder a line
+    "$PYTHON" -m util.report $logs
 }

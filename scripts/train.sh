@@ -13,7 +13,7 @@
 # Port 0: any free one. Relative paths start at the repository. The same command again continues an unfinished run. The exit code is
 # the training's.
 #
-# Several runs, one after the other, finished ones skipped, with their table (mean and deviation over seeds) at the end:
+# Several runs, one after the other (finished ones end at once), with their table (mean and deviation over seeds) at the end:
 #   dataset=pascal split="92 183" method="supervised unimatch_v2" seeds="0 1 2" sh scripts/train.sh 4 29500
 # They go to exp/$dataset/METHOD/$exp/SPLIT, with seeds to seed0, seed1, ... below (or below save_path).
 
@@ -47,8 +47,7 @@ case "${seeds:+several }$method:$split" in
 esac
 
 set -- --save-path "$save_path" --port "$port" "$@"
-# a config may name its own lists, as those of large-scale training do
-if ! grep -q '^labeled_id_path:' "$config" 2>/dev/null; then
+if ! names_lists; then
     set -- --labeled-id-path "splits/$dataset/$split/labeled.txt" --unlabeled-id-path "splits/$dataset/$split/unlabeled.txt" "$@"
 fi
 set -- --config="$config" "$@"

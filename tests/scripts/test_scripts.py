@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
+import supervised
 from dataset.stage import main as stage
 from tests.conftest import make_tiny
 from util import checkpoint
+from util.error import UserError
 from util.launch import choose_port
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,7 +42,7 @@ esac"""
 def repo(tmp_path: Path) -> Path:
     """A repository with the scripts and one method that records how it was called."""
     folder = tmp_path / "a clone's folder"
-    for name in ("scripts", "util"):
+    for name in ("scripts", "util", "dataset"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("requirements.txt", "requirements-dev.txt", "constraints.txt"):
         shutil.copy(ROOT / name, folder)
@@ -256,9 +257,9 @@ def test_train_reads_a_copy_of_the_data_and_copies_once(tmp_path: Path, capsys: 
     assert missing.stderr.splitlines()[-1].startswith(f"error: {data.root}/images/7.jpg: no such file")
 
 
-# stands in for the launcher and a method: the run's files at once, from a checkpoint that lies ready
+# stands in for the launcher and a method: the run's log at once
 SWEPT = """
-import os, shutil, sys
+import os, sys
 from pathlib import Path
 method, words = [(Path(w).stem, sys.argv[i + 2:]) for i, w in enumerate(sys.argv) if w.endswith(".py") and i][0]
 args = dict(zip(words[::2], words[1::2]))
@@ -269,7 +270,6 @@ with open("calls.txt", "a") as file:
 if os.environ.get("FAIL") == str(folder):
     sys.exit(3)
 folder.mkdir(parents=True, exist_ok=True)
-shutil.copy("finished.pth", folder / "latest.pth")
 seed = int(chosen[0].removeprefix("seed="))
 stamp = "[2026-01-01 00:00:00,000][    INFO] "
 header = {"backbone": "dinov2_small", "dataset": "pascal", "epochs": 1, "save_path": str(folder), "seed": seed}
@@ -280,9 +280,19 @@ lines += [f"***** Evaluation original ***** >>>> MeanIoU: 60.00, EMA: {70 + seed
 """
 
 
+def write_pairs(repo: Path, *splits: str) -> None:
+    """Lists of one line, and the files of two methods."""
+    for split in splits:
+        folder = repo / f"splits/pascal/{split}"
+        folder.mkdir(parents=True)
+        for name in ("labeled", "unlabeled"):
+            (folder / f"{name}.txt").write_text("a b\n")
+    (repo / "supervised.py").touch()
+
+
 def test_train_runs_seeds_splits_and_methods(repo: Path) -> None:
     (repo / "util/launch.py").write_text(SWEPT)
-    torch.save({"epoch": 0, "config": {"epochs": 1}}, repo / "finished.pth")
+    write_pairs(repo, "92")
     train = repo / "scripts/train.sh"
     lists = {"split": "92", "method": "supervised unimatch_v2", "seeds": "0 2"}
     folders = [f"exp/pascal/{method}/dinov2_small/92/seed{seed}" for method in ("supervised", "unimatch_v2") for seed in (0, 2)]
@@ -292,10 +302,38 @@ def test_train_runs_seeds_splits_and_methods(repo: Path) -> None:
     assert (repo / "calls.txt").read_text().splitlines() == expected[:3]  # stops at the run that fails
     again = sh(train, "1", "0", "--set", "epochs=1", **lists)
     assert again.returncode == 0, again.stderr
-    assert (repo / "calls.txt").read_text().splitlines()[3:] == expected[2:]
-    for folder in folders[:2]:
-        assert f"{folder}: finished before, skipped" in again.stdout
+    assert (repo / "calls.txt").read_text().splitlines()[3:] == expected  # finished ones too: they know whether the settings are theirs
     assert re.search(r"\| 71\.0 ± 1\.4 \(2\)", again.stdout), again.stdout  # mean of 70 and 72, their deviation and number
     both = sh(train, "1", "0", split="92 183", save_path="exp/one")
     assert both.returncode == 2
     assert "save_path: found one folder for 2 runs" in both.stderr
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ({"split": "92 9_9"}, "splits/pascal/9_9/labeled.txt: no such list"),
+        ({"split": "92 half"}, "splits/pascal/half/unlabeled.txt: no such list"),
+        ({"split": "92", "method": "supervised unimatch"}, "there is no unimatch.py"),
+    ],
+)
+def test_several_runs_are_checked_before_the_first(repo: Path, env: dict[str, str], words: str) -> None:
+    (repo / "util/launch.py").write_text(SWEPT)
+    write_pairs(repo, "92", "half")
+    (repo / "splits/pascal/half/unlabeled.txt").unlink()
+    done = sh(repo / "scripts/train.sh", "1", "0", **env)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (repo / "calls.txt").exists()
+
+
+def test_a_finished_run_that_is_started_again_ends_at_once(tmp_path: Path) -> None:
+    """What a sweep relies on: nothing is trained again, and a run of other settings is refused."""
+    args = make_tiny(tmp_path / "data").args(tmp_path / "run", "epochs=1", "supervised_length=4", unlabeled=False)
+    supervised.main(args)
+    before = (tmp_path / "run/latest.pth").stat()
+    supervised.main(args)
+    assert (tmp_path / "run/latest.pth").stat() == before
+    with pytest.raises(UserError, match=r"lr: 0\.0003, now 0\.1"):
+        supervised.main([*args, "--set", "epochs=2", "--set", "lr=0.1"])
