@@ -33,13 +33,25 @@ positive() {
     esac
 }
 
-# run_settings: what a run is, from the environment or the defaults
+# config_value KEY: the value of a key of the config, as far as a shell can read YAML: one word or quoted text on the key's line
+config_value() {
+    sed -n "s/^$1:[[:space:]]*//p" "$config" | sed "s/[[:space:]]#.*//; s/[[:space:]]*\$//; s/^['\"]//; s/['\"]\$//"
+}
+
+# run_settings ARGUMENT...: what a run is, from the environment, the config or the method's arguments (backbone=...)
 run_settings() {
-    dataset=${dataset:-pascal}
     method=${method:-unimatch_v2}
     split=${split:-366}
-    exp=${exp:-dinov2_small}
-    config=${config:-configs/$dataset.yaml}
+    [ -n "$config" ] || config=configs/${dataset:=pascal}.yaml
+    [ -f "$config" ] || fail "$config: no such config file; name one with config=FILE, or with dataset=NAME one of those in configs/"
+    dataset=${dataset:-$(config_value 'dataset\(_l\)*')}
+    backbone=$(config_value backbone)
+    for argument; do
+        case $argument in
+        backbone=* | --set=backbone=*) backbone=${argument#*backbone=} ;;
+        esac
+    done
+    exp=${exp:-$backbone}
     save_path=${save_path:-exp/$dataset/$method/$exp/$split}
 }
 

@@ -24,7 +24,7 @@ case $3 in
 esac
 num_gpu=$1 port=$2 partition=$3
 shift 3
-run_settings
+run_settings "$@"
 positive "${gpus_per_node:=8}" || fail "gpus_per_node: found '$gpus_per_node', expected a number of at least 1"
 nodes=$(((num_gpu + gpus_per_node - 1) / gpus_per_node))
 per_node=$((num_gpu / nodes))

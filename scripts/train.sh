@@ -4,11 +4,12 @@
 #   sh scripts/train.sh <num_gpu> <port> [arguments for the method...]
 #   dataset=pascal method=unimatch_v2 split=366 sh scripts/train.sh 4 29500 --set epochs=30
 #
-# From the environment: dataset (pascal), method (unimatch_v2: any file METHOD.py), split (366), exp (dinov2_small: a folder name),
-# config (configs/$dataset.yaml), save_path (exp/$dataset/$method/$exp/$split); MAX_RESTARTS (0): how often workers that died are
-# started again, from the last checkpoint; stage_data: a folder on a disk of this machine to copy the run's images and masks to before
-# it starts, and to read them from (dataset/stage.py). Several machines: NNODES on each, NODE_RANK (0 to NNODES - 1) and MASTER_ADDR (the name or
-# address of node 0, where the port has to be free), num_gpu then being the number on each, and a save path that all of them share:
+# From the environment: config (configs/$dataset.yaml), dataset (the config's, else pascal), method (unimatch_v2: any file METHOD.py),
+# split (366), exp (a folder name: the backbone), save_path (exp/$dataset/$method/$exp/$split); MAX_RESTARTS (0): how often workers that
+# died are started again, from the last checkpoint; stage_data: a folder on a disk of this machine to copy the run's images and masks
+# to before it starts, and to read them from (dataset/stage.py). Several machines: NNODES on each, NODE_RANK (0 to NNODES - 1) and
+# MASTER_ADDR (the name or address of node 0, where the port has to be free), num_gpu then being the number on each, and a save path
+# that all of them share:
 #   NNODES=2 NODE_RANK=1 MASTER_ADDR=node17 sh scripts/train.sh 2 29500
 # Port 0: any free one. Relative paths start at the repository. The same command again continues an unfinished run. The exit code is
 # the training's.
@@ -35,7 +36,7 @@ for name in NODE_RANK MAX_RESTARTS; do
     [ "$value" = 0 ] || positive "$value" || fail "$name: found '$value', expected a number, 0 or more"
 done
 given_path=$save_path
-run_settings
+run_settings "$@"
 find_python requirements.txt || fail "no Python that satisfies requirements.txt (${why:-none found}); run: sh scripts/setup.sh"
 
 case "${seeds:+several }$method:$split" in

@@ -42,7 +42,7 @@ esac"""
 def repo(tmp_path: Path) -> Path:
     """A repository with the scripts and one method that records how it was called."""
     folder = tmp_path / "a clone's folder"
-    for name in ("scripts", "util", "dataset"):
+    for name in ("scripts", "util", "dataset", "configs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("requirements.txt", "requirements-dev.txt", "constraints.txt"):
         shutil.copy(ROOT / name, folder)
@@ -93,7 +93,7 @@ def test_train_passes_everything_on(repo: Path) -> None:
     seen = json.loads((repo / "seen.json").read_text())
     assert seen["cwd"] == str(repo)
     assert seen["WORLD_SIZE"] == "2"
-    save = "exp/camvid/unimatch_v2/dinov2_small/1_8"
+    save = "exp/camvid/unimatch_v2/dinov2_tiny/1_8"
     assert seen["argv"] == [
         *("--config=configs/camvid.yaml", "--labeled-id-path", "splits/camvid/1_8/labeled.txt"),
         *("--unlabeled-id-path", "splits/camvid/1_8/unlabeled.txt", "--save-path", save, "--port", "0", "--set", "data_root=my data"),
@@ -101,11 +101,29 @@ def test_train_passes_everything_on(repo: Path) -> None:
 
 
 def test_train_leaves_the_lists_to_a_config_that_names_them(repo: Path) -> None:
-    (repo / "configs").mkdir()
-    (repo / "configs/coco_extra.yaml").write_text("dataset: coco\nlabeled_id_path: l.txt\nunlabeled_id_path: [a.txt, b.txt]\n")
     assert sh(repo / "scripts/train.sh", "1", "0", dataset="coco_extra", split="all").returncode == 0
-    save = "exp/coco_extra/unimatch_v2/dinov2_small/all"
+    save = "exp/coco_extra/unimatch_v2/dinov2_base/all"
     assert json.loads((repo / "seen.json").read_text())["argv"] == ["--config=configs/coco_extra.yaml", "--save-path", save, "--port", "0"]
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [("dataset: street # mine", "street"), ("dataset: 'my street'\r", "my street"), ("dataset_l: ade20k\ndataset_u: coco", "ade20k")],
+)
+def test_data_set_and_encoder_come_from_the_config(repo: Path, line: str, name: str) -> None:
+    (repo / "own.yaml").write_text(f"{line}\nbackbone: dinov2_large\n")
+    for settings, backbone in (((), "dinov2_large"), (("--set", "backbone=dinov2_giant"), "dinov2_giant")):
+        job = sh(repo / "scripts/slurm_train.sh", "--dry-run", "1", "29500", "gpu", *settings, config="own.yaml", split="1_4").stdout
+        assert f"\ndataset='{name}'\n" in job
+        assert f"\nsave_path='exp/{name}/unimatch_v2/{backbone}/1_4'\n" in job
+
+
+@pytest.mark.parametrize("script", ["train.sh", "slurm_train.sh"])
+@pytest.mark.parametrize("env", [{"dataset": "kitti"}, {"config": "configs/kitti.yaml"}])
+def test_a_missing_config_is_named_at_once(script: str, env: dict[str, str]) -> None:
+    done = sh(ROOT / f"scripts/{script}", "1", "29500", "gpu", **env)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("error: configs/kitti.yaml: no such config file; name one with config=FILE")
 
 
 @pytest.mark.parametrize(("code", "line"), [("2", "error: one line\n"), ("5", "error: rank 0 ended with exit code 5\n")])
@@ -165,7 +183,7 @@ def test_slurm_dry_run_prints_the_job() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     for line in ("--nodes=2", "--gres=gpu:8", "--partition=gpu", "--requeue", "--signal=B:USR1@120", "--open-mode=append"):
         assert f"#SBATCH {line}\n" in done.stdout
-    assert '#SBATCH --output="exp/cityscapes/unimatch_v2/dinov2_small/1_16/slurm-%j.log"\n' in done.stdout
+    assert '#SBATCH --output="exp/cityscapes/unimatch_v2/dinov2_base/1_16/slurm-%j.log"\n' in done.stdout
     assert "'8' '29500' '--set' 'data_root=my data'" in done.stdout
     subprocess.run(["sh", "-n"], input=done.stdout, text=True, check=True)
 
@@ -295,7 +313,7 @@ def test_train_runs_seeds_splits_and_methods(repo: Path) -> None:
     write_pairs(repo, "92")
     train = repo / "scripts/train.sh"
     lists = {"split": "92", "method": "supervised unimatch_v2", "seeds": "0 2"}
-    folders = [f"exp/pascal/{method}/dinov2_small/92/seed{seed}" for method in ("supervised", "unimatch_v2") for seed in (0, 2)]
+    folders = [f"exp/pascal/{method}/dinov2_base/92/seed{seed}" for method in ("supervised", "unimatch_v2") for seed in (0, 2)]
     expected = [f"{folder.split('/')[2]} {folder} seed={folder[-1]} epochs=1" for folder in folders]
     first = sh(train, "1", "0", "--set", "epochs=1", FAIL=folders[2], **lists)
     assert first.returncode == 3
