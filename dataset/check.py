@@ -83,7 +83,9 @@ def check(spec: DatasetSpec, lists: list[Checked], decode: bool = False) -> list
             _add(one, spec, job, jobs[job])
         if spec.name == "ade20k" and one.masks >= 20 and not one.pixels[-1]:  # raw labels without the last class have legal values only
             one.problems.append(("raw", f"{one.path}: found no ignored pixel in {one.masks} masks, expected some with 255"))
-    return _hints(spec, jobs, [kind for one in lists for kind, _ in one.problems])
+    labeled = [one for one in lists if one.role == "labeled" and one.masks and spec.name not in SPECS]
+    absent = [hint for one in labeled for hint in _absent(one, spec)]
+    return _hints(spec, jobs, [kind for one in lists for kind, _ in one.problems]) + absent
 
 
 def _job(spec: DatasetSpec, one: Checked, entry: Entry, decode: bool) -> Job:
@@ -100,6 +102,20 @@ def _add(one: Checked, spec: DatasetSpec, job: Job, found: Found) -> None:
         one.problems.append((found.kind, found.problem))
     elif wrong := illegal(found.values, spec):
         one.problems.append(("value", f"{job.label}: found the values {_some(wrong)}, expected {spec.legal}"))
+
+
+def _absent(one: Checked, spec: DatasetSpec) -> list[str]:
+    """A hint where labelled masks lack classes. Where they have only one, that is a problem: there is nothing to learn."""
+    seen = {c for c in one.pixels if c >= 0}
+    if len(seen) > 1:
+        names = ", ".join(name for c, name in enumerate(spec.classes) if c not in seen)
+        how = "`make --stratify` draws pairs with every class; what other mask values stand for is the key label_map"
+        return [f"{one.path}: no mask has {names}, which will not be learned: {how}."] if names else []
+    if all(kind != "value" for kind, _ in one.problems):
+        only = "".join(f" but {spec.classes[c]}" for c in seen)
+        ignored = f" ({one.pixels[-1] / one.pixels.total():.1%} of the pixels are ignored)"
+        one.problems.append(("one class", f"{one.path}: found no class{only} in {one.masks} masks{ignored}, expected two or more"))
+    return []
 
 
 def _some(values: list[int]) -> str:
@@ -144,7 +160,7 @@ def _hints(spec: DatasetSpec, jobs: dict[Job, Found], kinds: list[str]) -> list[
         hints.append("ids from 19 to 33 are raw Cityscapes ids: make the train ids with `python -m dataset.prepare cityscapes`.")
     if spec.name == "ade20k" and (150 in values or "raw" in kinds):
         hints.append("these look like raw ADE20K labels (0 is void, 1 to 150): shift them with `python -m dataset.prepare ade20k`.")
-    if "value" in kinds and spec.name not in SPECS and len(values) == 2 and not spec.label_map:
+    if {"value", "one class"} & set(kinds) and len(values) == spec.nclass == 2 and spec.name not in SPECS and not spec.label_map:
         low, high = sorted(values)
         hints.append(
             f"masks of two values: say what they stand for with `label_map: {{{low}: {spec.classes[0]}, {high}: {spec.classes[1]}}}`."

@@ -341,6 +341,33 @@ def test_a_problem_that_check_explains(capsys: pytest.CaptureFixture[str]) -> No
     assert "label_map: {0: ground, 255: water}" in out
 
 
+@pytest.mark.parametrize(
+    ("classes", "values", "problem", "hint"),
+    [
+        (["ground", "water"], (0, 255), "found no class but ground in 3 masks", "label_map: {0: ground, 255: water}"),
+        (["ground", "water"], (1, 255), "found no class but water in 3 masks", "label_map: {1: ground, 255: water}"),
+        (["ground", "water"], (0,), "found no class but ground in 3 masks (0.0% of the pixels are ignored)", ""),
+        (["ground", "water", "rail", "snow"], (0, 2), "", "1_2/labeled.txt: no mask has water, snow, which will not be learned"),
+    ],
+)
+def test_check_sees_classes_that_are_not_labelled(
+    classes: list[str], values: tuple[int, ...], problem: str, hint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Black and white masks are legal, because 255 is: only a look at the classes tells that nothing can be learned from them."""
+    street(values=values)
+    config(classes=classes)
+    make()
+    if problem:
+        with pytest.raises(UserError, match="check: found 2 problems in 2 lists"):  # train.txt and 1_2/labeled.txt
+            splits.main(["check", "--config", "c.yaml"])
+    else:
+        splits.main(["check", "--config", "c.yaml"])
+    out = capsys.readouterr().out
+    assert problem in out
+    assert hint in out
+    assert ("hint:" in out) == bool(hint)
+
+
 def test_check_knows_the_data_root_as_training_does(capsys: pytest.CaptureFixture[str]) -> None:
     street()
     config()
