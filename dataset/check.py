@@ -7,7 +7,7 @@ from functools import cached_property
 from os.path import isfile, join, normpath
 from pathlib import Path
 
-from dataset.lists import Entry, read_list
+from dataset.lists import Entry, missing_validation, read_list
 from dataset.look import Found, Job, class_of, illegal, inspect
 from dataset.spec import IGNORE, SPECS, DatasetSpec
 from util.error import UserError
@@ -43,17 +43,16 @@ def find_lists(spec: DatasetSpec, splits: Sequence[str], root: str, root_u: str 
     for split in splits:
         if not (base / split).is_dir():
             raise UserError(f"check: no such pair: {base / split}; write it with `make` or `fetch`, or give one of {_folders(base)}")
-    places = [(base / f"{name}.txt", role) for name, role in (("val", "val"), ("test", "val"), ("train", "labeled"))]
+    validation = open_validation(spec, val, root)
+    places = [(base / f"{name}.txt", role) for name, role in (("val", "val"), ("test", "val"), ("train", "labeled"))][val is not None :]
     for split in splits or _folders(base):
         places += [(base / split / f"{name}.txt", role) for name, role in (("labeled", "labeled"), ("train", "labeled"))]
         places.append((base / split / "unlabeled.txt", "unlabeled"))
-    if val is not None:
-        places[0] = (Path(val), "val")
-    lists = []
+    lists = [validation]
     for path, role in places:
-        if path.is_file() or str(path) == val:
+        if path.is_file() and path != validation.path:
             lists.append(open_list(spec, path, role, root_u if root_u and role == "unlabeled" else root, str(path.parent)))
-    if not lists:
+    if len(lists) == 1 and not validation.entries:
         raise UserError(f"check: found no list in {base}; `fetch` gets the published ones, `make` writes others")
     return lists
 
@@ -64,6 +63,14 @@ def open_list(spec: DatasetSpec, path: Path, role: str, root: str, pair: str) ->
     if spec.task == "change" and role != "unlabeled":
         entries = [Entry(entry.image, f"label/{entry.image}") for entry in entries]
     return Checked(path, role, root, entries, pair=pair)
+
+
+def open_validation(spec: DatasetSpec, val: str | None, root: str) -> Checked:
+    """The list that training validates on: `val`, or the data set's own. A list without entries and with a problem where there is none."""
+    path = Path(val or spec.val_list)
+    if path.exists():
+        return open_list(spec, path, "val", root, str(path.parent))
+    return Checked(path, "val", root, [], [("no list", missing_validation(path))])
 
 
 def _folders(base: Path) -> list[str]:

@@ -64,6 +64,14 @@ def _read(path: str | os.PathLike[str]) -> bytes:
     return content
 
 
+def missing_validation(path: str | os.PathLike[str]) -> str:
+    """What to say of a validation list that is not there."""
+    return (
+        f"{path}: no such list, expected one to validate on; hold images out with `python -m dataset.splits make ... --val 1/8`, "
+        "get a published one with `fetch`, or name one with val_id_path"
+    )
+
+
 def read_lines(path: str | os.PathLike[str]) -> list[str]:
     """The lines of a list that are not empty. Raises UserError for a list that is missing, empty or no text."""
     return _read(path).decode().split("\n")

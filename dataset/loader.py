@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from torch.utils.data import DataLoader
 
+from dataset.change import date_paths, label_path
 from dataset.custom import spec_of as data_spec
 from dataset.custom import unlabeled_places
 from dataset.demo import draw_at_first_use
-from dataset.lists import ImageList
+from dataset.lists import ImageList, missing_validation
 from dataset.sampler import ShardSampler, repeated_length
-from dataset.semi import Source, Sources, TrainSet, collate
+from dataset.semi import Source, Sources, TrainSet, ValSet, collate, find_file
 from dataset.spec import DatasetSpec
 from util.config import Config
 from util.dist import World, cpu_count
@@ -55,7 +58,31 @@ def shard_count(cfg: Config, world: World, log: logging.Logger) -> int:
 def validation_source(cfg: Config, spec: DatasetSpec) -> Source:
     """The validation list and its root."""
     draw_at_first_use(spec.name, cfg.data_root)
-    return Source(spec, cfg.data_root, ImageList(cfg.val_id_path or spec.val_list, spec.task, masks=True))
+    path = cfg.val_id_path or spec.val_list
+    if not os.path.exists(path):
+        raise UserError(missing_validation(path))
+    return Source(spec, cfg.data_root, ImageList(path, spec.task, masks=True))
+
+
+def needed(ids: ImageList, masks: bool) -> Iterator[str]:
+    """The paths that a list's images, and masks where they are read, have below the data root."""
+    for entry in (ids[i] for i in range(len(ids))):
+        if ids.task == "change":
+            yield from date_paths(entry.image)
+        else:
+            yield entry.image
+        if masks:
+            yield label_path(entry.image) if ids.task == "change" else str(entry.mask)
+
+
+def check_files(source: Source) -> None:
+    """Raises UserError where an image or mask of a list is missing, or the first ones cannot be used: before hours of training."""
+    with ThreadPoolExecutor(16) as pool:  # a shared file system takes its time for each of them
+        for _ in pool.map(lambda path: find_file(source.root, path), needed(source.ids, masks=True)):
+            pass
+    first = ValSet(source)[0]
+    if isinstance(first, UserError):
+        raise first
 
 
 def test_source(cfg: Config, spec: DatasetSpec, validation: Source, log: logging.Logger) -> Source | None:
@@ -128,10 +155,11 @@ def training_sources(cfg: Config, spec: DatasetSpec, semi: bool) -> dict[str, So
     return sources
 
 
-def open_data(cfg: Config, world: World, semi: bool, log: logging.Logger) -> Data:
-    """Reads the lists and sets up the loaders. Raises UserError for a list that cannot be used."""
-    spec = data_spec(cfg)
-    sources = training_sources(cfg, spec, semi)
+def training_loader(
+    cfg: Config, spec: DatasetSpec, sources: dict[str, Sources], world: World, log: logging.Logger
+) -> tuple[ShardSampler, DataLoader]:
+    """The mini-batches of this process's shards. Raises UserError where there are none, or no room for them."""
+    semi = "u" in sources
     listed = {name: len(source) for name, source in sources.items()}
     length = repeated_length(listed["x"], listed["u"] if semi else spec.supervised_length, spec.task == "change")
     streams = {name: (count, length if name == "x" else count) for name, count in listed.items()}
@@ -145,7 +173,6 @@ def open_data(cfg: Config, world: World, semi: bool, log: logging.Logger) -> Dat
             f"batch_size: {shortest} images an epoch make no full mini-batch of {batch} on each of {shards} shard(s); "
             f"lower batch_size or shards, or give a longer list"
         )
-    validation = validation_source(cfg, spec)
     workers = loader_workers(cfg, world)
     on_device = views_on_device(cfg, world)
     check_shared_memory(cfg, batch, semi, workers, world.local_size, on_device=on_device)
@@ -159,5 +186,16 @@ def open_data(cfg: Config, world: World, semi: bool, log: logging.Logger) -> Dat
         persistent_workers=workers > 0,
         pin_memory=world.device.type == "cuda",
     )
+    return sampler, loader
+
+
+def open_data(cfg: Config, world: World, semi: bool, log: logging.Logger) -> Data:
+    """Reads the lists and sets up the loader. Raises UserError for a list that cannot be used, and where validation images are missing."""
+    spec = data_spec(cfg)
+    sources = training_sources(cfg, spec, semi)
+    sampler, loader = training_loader(cfg, spec, sources, world, log)
+    validation = validation_source(cfg, spec)
+    if world.local_rank == 0:  # once on each machine: their disks may differ
+        check_files(validation)
     lists = {name: source.sha256 for name, source in sources.items()} | {"val": validation.ids.sha256}
-    return Data(spec, sampler, loader, validation, cfg.eval_mode or spec.eval_mode, workers, lists)
+    return Data(spec, sampler, loader, validation, cfg.eval_mode or spec.eval_mode, loader.num_workers, lists)

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from dataset.batch import Batch, denormalize, make_batch
-from dataset.loader import open_data
+from dataset.loader import data_spec, training_loader, training_sources
 from dataset.semi import batches
 from dataset.spec import IGNORE, DatasetSpec
 from model.pseudo import cutmix
@@ -96,14 +96,15 @@ def _sized(date: Image.Image, box: Tensor | None) -> Image.Image:
 def first_mini_batches(cfg: Config, count: int) -> tuple[list[Batch], DatasetSpec]:
     """The mini-batches that hold the first `count` samples of a run."""
     semi = cfg.unlabeled_id_path is not None
-    data = open_data(replace(cfg, num_workers=0), World(), semi, logging.getLogger(__name__))
-    data.sampler.set_epoch(0)
+    cfg, spec = replace(cfg, num_workers=0), data_spec(cfg)
+    sampler, loader = training_loader(cfg, spec, training_sources(cfg, spec, semi), World(), logging.getLogger(__name__))
+    sampler.set_epoch(0)
     out: list[Batch] = []
-    for raw in batches(data.loader):
+    for raw in batches(loader):
         out.append(make_batch(raw, torch.device("cpu")))
         if sum(len(batch.img_x) for batch in out) >= count:
             break
-    return out, data.spec
+    return out, spec
 
 
 def _config(args: argparse.Namespace) -> Config:

@@ -80,22 +80,35 @@ class Sources:
         return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()
 
 
-def open_file(root: str, path: str) -> Image.Image:
+def find_file(root: str, path: str) -> str:
+    """The full path of a file of a list. Raises UserError where it is not below the root, missing or no file."""
     full = inside(root, path)
     try:
-        if not stat.S_ISREG(os.stat(full).st_mode):  # reading a pipe would wait for ever
-            raise BadFileError(f"{full}: not a file; correct the list")
+        mode = os.stat(full).st_mode
+    except FileNotFoundError as error:
+        where = f"the folder that the list's paths start from, {root} (data_root; of unlabelled lists data_root_u)"
+        raise BadFileError(f"{full}: no such file; check the list, and {where}") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero byte
+        raise _unreadable(full, error) from error
+    if not stat.S_ISREG(mode):  # reading a pipe would wait for ever
+        raise BadFileError(f"{full}: not a file; correct the list")
+    return full
+
+
+def _unreadable(full: str, error: Exception) -> BadFileError:
+    return BadFileError(f"{full}: cannot be read as an image ({reason(error)}); replace the file or take it off the list")
+
+
+def open_file(root: str, path: str) -> Image.Image:
+    full = find_file(root, path)
+    try:
         with Image.open(full) as image:
             decoded = _decode_png(full, image.mode) if image.format == "PNG" else None
             if decoded is None:
                 image.load()
             return decoded or image
-    except FileNotFoundError as error:
-        raise BadFileError(f"{full}: no such file; check data_root ({root}) and the list") from error
-    except BadFileError:
-        raise
     except Exception as error:  # PIL's readers raise whatever broken bytes lead them to
-        raise BadFileError(f"{full}: cannot be read as an image ({reason(error)}); replace the file or take it off the list") from error
+        raise _unreadable(full, error) from error
 
 
 def _decode_png(path: str, mode: str) -> Image.Image | None:

@@ -12,10 +12,10 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
-from dataset.check import Checked, classes_in, find_lists, open_list, report
+from dataset.check import Checked, classes_in, find_lists, open_list, open_validation, report
 from dataset.check import check as check_lists
 from dataset.custom import spec_of, unlabeled_places
-from dataset.lists import Entry, format_line, parse_line, read_lines, write_lines
+from dataset.lists import Entry, format_line, missing_validation, parse_line, read_lines, write_lines
 from dataset.make import choose, pair_folders, rank
 from dataset.published import PUBLISHED, fetch, import_clone, manifest
 from dataset.spec import SPECS, DatasetSpec
@@ -41,6 +41,9 @@ def make(args: argparse.Namespace) -> None:
         source = _make_list(args, source or Path("splits") / args.dataset / "train.txt")
     if args.labeled is not None or args.count is not None:
         _make_pair(args, source or _train_list(args.dataset))
+    val = (cfg and cfg.val_id_path) or (args.spec.val_list if args.spec else f"splits/{args.dataset}/val.txt")
+    if not Path(val).exists():
+        print(f"still to do: {missing_validation(val)}")
 
 
 def _dataset(command: str, name: str | None, cfg: Config | None) -> str:
@@ -159,9 +162,10 @@ def _configured(args: argparse.Namespace) -> tuple[DatasetSpec, list[Checked]]:
     if splits or not (cfg.labeled_id_path and cfg.unlabeled_id_path):
         root_u = unlabeled_places(replace(cfg, unlabeled_id_path="unlabeled.txt"))[0][1]
         return spec, find_lists(spec, splits, cfg.data_root, root_u, cfg.val_id_path)
-    places = [("val", cfg.val_id_path or spec.val_list, cfg.data_root), ("labeled", cfg.labeled_id_path, cfg.data_root)]
+    places = [("labeled", cfg.labeled_id_path, cfg.data_root)]
     places += [("unlabeled", path, root) for path, root in unlabeled_places(cfg)]
-    return spec, [open_list(spec, Path(path), role, root, args.config) for role, path, root in places]
+    lists = [open_list(spec, Path(path), role, root, args.config) for role, path, root in places]
+    return spec, [open_validation(spec, cfg.val_id_path, cfg.data_root), *lists]
 
 
 def _named(args: argparse.Namespace) -> tuple[DatasetSpec, list[Checked]]:

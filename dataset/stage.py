@@ -9,12 +9,10 @@ scripts/train.sh does both where the environment has stage_data. A file that is 
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from dataset.change import date_paths, label_path
-from dataset.loader import data_spec, training_sources, validation_source
+from dataset.loader import data_spec, needed, training_sources, validation_source
 from dataset.semi import ImageList, Source, inside
 from util.config import Config, parse_command
 from util.error import UserError, reason, run
@@ -37,17 +35,6 @@ def copy(source: Path, target: Path) -> int:
     except OSError as error:
         raise UserError(f"{target}: cannot be copied from {source} ({reason(error)}); make room, or go without stage_data") from error
     return found.st_size
-
-
-def needed(ids: ImageList, masks: bool) -> Iterator[str]:
-    """The paths that a list's images, and masks where they are read, have below the data root."""
-    for entry in (ids[i] for i in range(len(ids))):
-        if ids.task == "change":
-            yield from date_paths(entry.image)
-        else:
-            yield entry.image
-        if masks:
-            yield label_path(entry.image) if ids.task == "change" else str(entry.mask)
 
 
 def stage(cfg: Config, folder: Path) -> list[str]:

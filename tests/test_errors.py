@@ -29,7 +29,7 @@ from evaluate import main as evaluate
 from model import build_model
 from predict import main as predict
 from tests.conftest import ROOT, Tiny, command, make_tiny
-from util.error import run
+from util.error import UserError, run
 
 # Breaks a data set of its own and returns the arguments of the command.
 Break = Callable[[Tiny, Path], list[str]]
@@ -230,7 +230,7 @@ ROWS: dict[str, tuple[Break, tuple[str, ...]]] = {
     # lists
     "list missing": (file("labeled.txt", None), ("labeled.txt", "no such list")),
     "list empty": (file("unlabeled.txt", b"\n\n"), ("unlabeled.txt", "empty")),
-    "validation list missing": (file("val.txt", None), ("val.txt", "no such list")),
+    "validation list missing": (file("val.txt", None), ("val.txt", "no such list", "--val 1/8", "val_id_path")),
     "list line without a mask": (line("labeled", "images/0.jpg"), ("labeled.txt:1", "images/0.jpg", "no mask")),
     "list line with None in a labelled list": (line("labeled", "images/0.jpg None"), ("labeled.txt:1", "no mask")),
     "list line with three fields": (line("labeled", "my images/0.jpg masks/0.png"), ("labeled.txt:1", "TAB")),
@@ -252,11 +252,13 @@ ROWS: dict[str, tuple[Break, tuple[str, ...]]] = {
     "mask is text": (file("masks/2.png", b"class 1"), ("masks/2.png", "cannot be read as an image")),
     "mask is cut off": (file("masks/2.png", b"\x89PNG\r\n\x1a\n\x00\x00"), ("masks/2.png", "cannot be read as an image")),
     "data root missing": (setting("data_root=/no/such/root"), ("/no/such/root", "no such file", "data_root")),
-    "data root of the unlabelled list missing": (setting("data_root_u=/no/such/root"), ("/no/such/root", "no such file")),
+    "data root of the unlabelled list missing": (setting("data_root_u=/no/such/root"), ("/no/such/root", "no such file", "data_root_u")),
     "all images bad and skipped": (setting("data_root_u=/no/such/root", "bad_images=skip"), ("/no/such/root", "10 files in a row")),
     "image missing": (file("images/0.jpg", None), ("images/0.jpg", "no such file", "data_root")),
     "unlabelled image missing": (file("images/9.jpg", None), ("images/9.jpg", "no such file")),
-    "validation image missing": (file("images/18.jpg", None), ("images/18.jpg", "no such file")),
+    "validation image missing": (file("images/21.jpg", None), ("images/21.jpg", "no such file")),
+    "validation mask missing": (file("masks/20.png", None), ("masks/20.png", "no such file", "data_root")),
+    "validation image is text": (file("images/18.jpg", b"hello"), ("images/18.jpg", "cannot be read as an image")),
     "mask missing": (file("masks/0.png", None), ("masks/0.png", "no such file")),
     "image is text": (file("images/0.jpg", b"hello"), ("images/0.jpg", "cannot be read as an image")),
     "image is empty": (file("images/0.jpg", b""), ("images/0.jpg", "cannot be read as an image")),
@@ -329,6 +331,14 @@ OTHERS: dict[str, tuple[Callable[[list[str]], None], Callable[[Tiny, Path], list
         ("tiny.yaml/disk",),
     ),
 }
+
+
+def test_a_validation_file_that_is_missing_is_found_before_the_first_step(tmp_path: Path) -> None:
+    tiny = make_tiny(tmp_path / "data")
+    (tiny.root / "masks/21.png").unlink()
+    with pytest.raises(UserError, match=r"masks/21\.png: no such file"):
+        fixmatch.main(tiny.args(tmp_path / "out"))
+    assert not (tmp_path / "out/train.log").exists()
 
 
 @pytest.mark.parametrize("name", OTHERS)

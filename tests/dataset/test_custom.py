@@ -368,6 +368,21 @@ def test_check_sees_classes_that_are_not_labelled(
     assert ("hint:" in out) == bool(hint)
 
 
+def test_make_and_check_say_that_there_is_no_validation_list(capsys: pytest.CaptureFixture[str]) -> None:
+    street()
+    config()
+    words = ["make", "--config", "c.yaml", "--images", "street/images", "--masks", "street/masks", "--labeled", "1/2"]
+    splits.main(words)
+    told = "splits/street/val.txt: no such list, expected one to validate on; hold images out with"
+    assert f"still to do: {told}" in capsys.readouterr().out
+    with pytest.raises(UserError, match="check: found 1 problems in 1 lists"):
+        splits.main(["check", "--config", "c.yaml"])
+    assert f"problem: {told}" in capsys.readouterr().out
+    config(val_id_path="splits/street/1_2/labeled.txt")
+    splits.main(words)
+    assert "to do" not in capsys.readouterr().out
+
+
 def test_check_knows_the_data_root_as_training_does(capsys: pytest.CaptureFixture[str]) -> None:
     street()
     config()

@@ -111,8 +111,8 @@ def test_finished_mini_batches_are_not_decoded_again(tiny: Tiny, tmp_path: Path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(semi, "open_image", count)
         unimatch_v2.main(args)
-    shown = 3  # validation images on the run's page
-    assert len(opened) == 3 * 2 + 4 + shown, "3 steps of one labelled and one unlabelled image, and 4 validation images"
+    looked_at = 1 + 3  # validation images: the first one before the first step, and those on the run's page
+    assert len(opened) == 3 * 2 + 4 + looked_at, "3 steps of one labelled and one unlabelled image, and 4 validation images"
 
 
 def test_a_torn_or_corrupt_checkpoint_falls_back_and_says_so(tiny: Tiny, whole: Path, tmp_path: Path) -> None:
