@@ -7,13 +7,15 @@ scripts/train.sh does both where the environment has stage_data. A file that is 
 """
 
 import json
+import logging
 import shutil
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from dataset.loader import data_spec, needed, training_sources, validation_source
-from dataset.semi import ImageList, Source, inside
+from dataset.lists import inside
+from dataset.loader import data_spec, needed, test_source, training_sources, validation_source
+from dataset.semi import find_file
 from util.config import Config, parse_command
 from util.error import UserError, reason, run
 from util.files import write_atomic
@@ -30,8 +32,6 @@ def copy(source: Path, target: Path) -> int:
         with open(source, "rb") as file:
             write_atomic(target, lambda out: shutil.copyfileobj(file, out), sync=False)
         shutil.copystat(source, target)
-    except FileNotFoundError:
-        raise UserError(f"{source}: no such file; check data_root and the list") from None
     except OSError as error:
         raise UserError(f"{target}: cannot be copied from {source} ({reason(error)}); make room, or go without stage_data") from error
     return found.st_size
@@ -42,16 +42,16 @@ def stage(cfg: Config, folder: Path) -> list[str]:
     spec, folder = data_spec(cfg), folder.resolve()
     sources = training_sources(cfg, spec, cfg.unlabeled_id_path is not None)
     unlabeled = sources["u"].parts if "u" in sources else []
-    with_masks = [*sources["x"].parts, validation_source(cfg, spec)]
-    if cfg.test_id_path:
-        with_masks.append(Source(spec, cfg.data_root, ImageList(cfg.test_id_path, spec.task, masks=True)))
+    validation = validation_source(cfg, spec)
+    test = test_source(cfg, spec, validation, logging.getLogger(__name__))
+    with_masks = [*sources["x"].parts, validation, *([test] if test else [])]
     places = {cfg.data_root: folder}  # another root gets a folder of its own: names may be the same
     for part in unlabeled:
         places.setdefault(part.root, folder / f"unlabeled{len(places)}")
     parts = [(part, True) for part in with_masks] + [(part, False) for part in unlabeled]
     jobs = sorted({(part.root, path) for part, masks in parts for path in needed(part.ids, masks)})
     with ThreadPoolExecutor(THREADS) as pool:
-        sizes = list(pool.map(lambda job: copy(Path(inside(*job)), Path(inside(str(places[job[0]]), job[1]))), jobs))
+        sizes = list(pool.map(lambda job: copy(Path(find_file(*job)), Path(inside(str(places[job[0]]), job[1]))), jobs))
     copied = [size for size in sizes if size]
     print(f"{folder}: {len(sizes)} files, {len(copied)} of them copied now ({sum(copied) / 1e6:.1f} MB)", file=sys.stderr)
     roots = [str(places[part.root]) for part in unlabeled]
@@ -62,7 +62,10 @@ def stage(cfg: Config, folder: Path) -> list[str]:
 def main(argv: list[str]) -> None:
     if not argv or argv[0].startswith("-"):
         raise UserError("usage: python -m dataset.stage FOLDER [a method's command line]; found no folder")
-    cfg = parse_command(argv[1:], __doc__, any(word.startswith("--unlabeled-id-path") for word in argv))
+    try:
+        cfg = parse_command(argv[1:], __doc__, unlabeled=True)
+    except UserError:  # a supervised run may have no unlabelled list; other mistakes come again
+        cfg = parse_command(argv[1:], __doc__, unlabeled=False)
     print("\n".join(stage(cfg, Path(argv[0]))))
 
 

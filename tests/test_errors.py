@@ -330,6 +330,16 @@ OTHERS: dict[str, tuple[Callable[[list[str]], None], Callable[[Tiny, Path], list
         lambda t, o: [str(t.config / "disk"), *t.args(o)],
         ("tiny.yaml/disk",),
     ),
+    "copied to where no folder can be made": (
+        stage,
+        lambda t, o: ["/proc/no/disk", *t.args(o)],
+        ("/proc/no/disk/images", "cannot be copied from", "stage_data"),
+    ),
+    "copied without an image": (
+        stage,
+        lambda t, o: [str(o), *t.args(o, "data_root=/no/such/root")],
+        ("/no/such/root/images", "no such file"),
+    ),
 }
 
 
