@@ -135,7 +135,7 @@ def check_shared_memory(
     # bytes for a pixel of the crop: labelled, weak and two strong images, mask and ignore map
     image = PART * channels if on_device else channels
     pixel = (2 if on_device else 4) * image + 2 if semi else image + 1
-    need = processes * workers * PREFETCH * batch * pixel * cfg.crop_size**2
+    need = int(processes * workers * PREFETCH * batch * pixel * cfg.crop_size**2)
     found = os.statvfs(folder)
     free = found.f_bavail * found.f_frsize
     if free < need:
