@@ -12,6 +12,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+from dataset.change import label_path
 from dataset.check import Checked, classes_in, find_lists, open_list, open_validation, report
 from dataset.check import check as check_lists
 from dataset.custom import spec_of, unlabeled_places
@@ -94,14 +95,17 @@ def _train_list(name: str) -> Path:
 
 def _make_pair(args: argparse.Namespace, source: Path) -> None:
     task = args.spec.task if args.spec else "segmentation"
+    kind = "label file" if task == "change" else "mask"
     lines = read_lines(source)
     if len(set(lines)) < len(lines):
         raise UserError(f"{source}: found {len(lines) - len(set(lines))} lines twice, expected every image once")
     entries = [parse_line(line, f"{source}:{number}", task) for number, line in enumerate(lines, 1)]
-    able = [i for i, entry in enumerate(entries) if task == "change" or entry.mask is not None]
+    able = _able(args, entries, task)
     count, folder = _share(args, len(able))
     if not 0 < count <= len(able) or count == len(lines):
-        raise UserError(f"make: found {count} labelled of {len(lines)} images ({len(able)} have a mask), expected one or more on each side")
+        raise UserError(
+            f"make: found {count} labelled of {len(lines)} images ({len(able)} have a {kind}), expected one or more on each side"
+        )
     ranked = [able[i] for i in rank([lines[i] for i in able], args.seed)]
     chosen = choose(ranked, count, _classes(args, entries, able) if args.stratify else None)
     target = Path("splits") / args.dataset / (args.name or folder)
@@ -109,7 +113,17 @@ def _make_pair(args: argparse.Namespace, source: Path) -> None:
         raise UserError(f"make: {target} is the name of a published pair; choose another with --name")
     _write_new(target / "labeled.txt", [line for i, line in enumerate(lines) if i in chosen])
     _write_new(target / "unlabeled.txt", [line for i, line in enumerate(lines) if i not in chosen])
-    print(f"{target}: {count} labelled, {len(lines) - count} unlabelled, from {source} with seed {args.seed}")
+    bare = f", {len(lines) - len(able)} of them without a {kind}" if len(able) < len(lines) else ""
+    print(f"{target}: {count} labelled, {len(lines) - count} unlabelled{bare}, from {source} with seed {args.seed}")
+
+
+def _able(args: argparse.Namespace, entries: list[Entry], task: str) -> list[int]:
+    """Which entries can be labelled: images with a mask, pairs whose label file is there (all pairs where no label is on this machine)."""
+    if task != "change":
+        return [i for i, entry in enumerate(entries) if entry.mask is not None]
+    root = Path(args.data_root or f"data/{args.dataset}")
+    there = [i for i, entry in enumerate(entries) if (root / label_path(entry.image)).is_file()]
+    return there or list(range(len(entries)))
 
 
 def _share(args: argparse.Namespace, total: int) -> tuple[int, str]:

@@ -110,6 +110,17 @@ def test_pairs_need_no_classes() -> None:
     assert len(Path("splits/street/1/labeled.txt").read_text().split()) == 1
 
 
+def test_pairs_without_a_label_file_are_unlabelled(capsys: pytest.CaptureFixture[str]) -> None:
+    config(classes=..., task="change")
+    Path("street/label").mkdir(parents=True)
+    Path("all.txt").write_text("".join(f"{i}.png\n" for i in range(20)))
+    for i in (3, 7, 11, 15):
+        Path(f"street/label/{i}.png").touch()
+    splits.main(["make", "--config", "c.yaml", "--from", "all.txt", "--labeled", "1/2"])
+    assert "splits/street/1_2: 2 labelled, 18 unlabelled, 16 of them without a label file" in capsys.readouterr().out
+    assert set(Path("splits/street/1_2/labeled.txt").read_text().split()) < {"3.png", "7.png", "11.png", "15.png"}
+
+
 def test_from_folders_to_predictions(capsys: pytest.CaptureFixture[str]) -> None:
     """Paths with spaces, binary 0/255 masks, validation held out, both kinds of sizes: make, check, train, evaluate, predict."""
     street(values=(0, 255))
