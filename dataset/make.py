@@ -53,6 +53,8 @@ def pair_folders(images: Path, masks: Path | None, root: Path | None, suffix: st
     behind the image's name (`_L` for a.jpg and a_L.png). Returns the data root, the entries (an image without a mask gets None) and
     the number of masks that belong to no image. Raises UserError for folders without images or without a single match.
     """
+    if masks is not None and masks.resolve() == images.resolve():
+        raise UserError(f"--masks: found the folder of --images ({images}), expected another one; move the masks to a folder of their own")
     found = _by_name(images, "--images")
     if root is None:
         root = Path(os.path.commonpath([os.path.abspath(images), os.path.abspath(masks or images)]))

@@ -49,7 +49,8 @@ class Source:
         images = [open_image(self.root, path) for path in paths]
         for path, image in zip(paths[1:], images[1:], strict=True):
             if image.size != images[0].size:
-                raise UserError(f"{path}: found {image.size}, expected {images[0].size} (width, height) as {paths[0]}; fix the pair")
+                full = inside(self.root, path)
+                raise UserError(f"{full}: found {image.size}, expected {images[0].size} (width, height) as {paths[0]}; fix the pair")
         return images
 
     def mask(self, entry: Entry, size: tuple[int, int]) -> np.ndarray:
@@ -135,19 +136,19 @@ def open_mask(spec: DatasetSpec, root: str, path: str, size: tuple[int, int]) ->
 
     Raises UserError for a colour mask, another size, or a value that is no class.
     """
-    image = open_file(root, path)
+    image, full = open_file(root, path), inside(root, path)
     if image.mode == "1":
         image = image.convert("L")
     if image.mode not in ("L", "P") and not image.mode.startswith("I"):
-        raise UserError(f"{path}: found mode {image.mode}, expected one channel of class ids (8-bit grey or palette); convert the mask")
+        raise UserError(f"{full}: found mode {image.mode}, expected one channel of class ids (8-bit grey or palette); convert the mask")
     if image.size != size:
-        raise UserError(f"{path}: mask is {image.size}, its image {size} (width, height); expected the same size, correct one of them")
+        raise UserError(f"{full}: mask is {image.size}, its image {size} (width, height); expected the same size, correct one of them")
     values = np.array(image)
     found = np.unique(values) if image.mode.startswith("I") else np.flatnonzero(image.histogram())
     table, worst = spec.label_table, int(found[-1])
     ids = table[found] if worst < len(table) else None
     if ids is None or (ids < 0).any():
-        raise _illegal_label(spec, path, worst if ids is None else int(found[ids < 0][0]), worst)
+        raise _illegal_label(spec, full, worst if ids is None else int(found[ids < 0][0]), worst)
     if np.array_equal(ids, found):
         return values.astype(np.uint8, copy=False)
     return table.astype(np.uint8)[values]

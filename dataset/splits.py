@@ -31,6 +31,9 @@ def make(args: argparse.Namespace) -> None:
     args.dataset = _dataset("make", args.dataset, cfg)
     args.spec = spec_of(cfg) if cfg else SPECS.get(args.dataset)
     args.data_root = args.data_root or (cfg.data_root if cfg else None)
+    for option, name in (("make", args.dataset), ("--name", args.name or "")):
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"{option}: found {name!r}, expected the name of a folder below splits/")
     if args.masks is not None and args.images is None:
         raise UserError("make: found --masks without --images, expected both folders")
     if args.images is None and args.labeled is None and args.count is None:

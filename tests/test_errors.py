@@ -262,9 +262,9 @@ ROWS: dict[str, tuple[Break, tuple[str, ...]]] = {
     "mask missing": (file("masks/0.png", None), ("masks/0.png", "no such file")),
     "image is text": (file("images/0.jpg", b"hello"), ("images/0.jpg", "cannot be read as an image")),
     "image is empty": (file("images/0.jpg", b""), ("images/0.jpg", "cannot be read as an image")),
-    "mask value too large": (mask(np.full((43, 57), 6, np.uint8)), ("masks/0.png", "label 6", "0..5", "255")),
-    "mask of another size": (mask(np.zeros((40, 57), np.uint8)), ("masks/0.png", "(57, 40)", "(57, 43)")),
-    "mask in colour": (mask(np.zeros((43, 57, 3), np.uint8)), ("masks/0.png", "RGB", "one channel")),
+    "mask value too large": (mask(np.full((43, 57), 6, np.uint8)), ("/masks/0.png", "label 6", "0..5", "255")),
+    "mask of another size": (mask(np.zeros((40, 57), np.uint8)), ("/masks/0.png", "(57, 40)", "(57, 43)")),
+    "mask in colour": (mask(np.zeros((43, 57, 3), np.uint8)), ("/masks/0.png", "RGB", "one channel")),
     "mask 16-bit with a large value": (mask(np.full((43, 57), 1000, np.uint16)), ("masks/0.png", "label 1000")),
     # where things are saved
     "save path below a file": (save_path_below_a_file, ("run", "cannot be written", "--save-path")),
