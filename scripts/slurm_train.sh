@@ -59,6 +59,7 @@ $gres_line
 #SBATCH --open-mode=append
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@120
+# submitted with: sbatch $(printf %s "$sbatch_args" | tr '\n' ' ')
 
 MASTER_ADDR=\$(scontrol show hostnames "\$SLURM_JOB_NODELIST" | head -n 1)
 NNODES=$nodes

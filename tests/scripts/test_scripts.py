@@ -61,7 +61,7 @@ def sh(script: Path, *args: str, path: str = "", **env: str) -> "subprocess.Comp
 def tools(folder: Path, **commands: str) -> str:
     """A PATH with the basic tools and the given commands (shell scripts) only: no Python unless given."""
     folder.mkdir()
-    for name in ("sh", "dirname", "sed", "mkdir", "cat", "rm", "cp", "env", "head"):
+    for name in ("sh", "dirname", "sed", "tr", "mkdir", "cat", "rm", "cp", "env", "head"):
         (folder / name).symlink_to(shutil.which(name) or name)
     for name, text in commands.items():
         (folder / name).write_text(f"#!/bin/sh\n{text}\n")
@@ -179,11 +179,12 @@ def test_setup_says_what_failed(repo: Path, tmp_path: Path, broken: str, words: 
 
 def test_slurm_dry_run_prints_the_job() -> None:
     args = ("16", "29500", "gpu", "--set", "data_root=my data", "--dry-run")
-    done = sh(ROOT / "scripts/slurm_train.sh", *args, dataset="cityscapes", split="1_16")
+    done = sh(ROOT / "scripts/slurm_train.sh", *args, dataset="cityscapes", split="1_16", sbatch_args="--time=24:00:00 -A vision")
     assert (done.returncode, done.stderr) == (0, "")
     for line in ("--nodes=2", "--gres=gpu:8", "--partition=gpu", "--requeue", "--signal=B:USR1@120", "--open-mode=append"):
         assert f"#SBATCH {line}\n" in done.stdout
     assert '#SBATCH --output="exp/cityscapes/unimatch_v2/dinov2_base/1_16/slurm-%j.log"\n' in done.stdout
+    assert "# submitted with: sbatch --time=24:00:00 -A vision\n" in done.stdout
     assert "'8' '29500' '--set' 'data_root=my data'" in done.stdout
     subprocess.run(["sh", "-n"], input=done.stdout, text=True, check=True)
 
