@@ -30,7 +30,7 @@ from util.config import Config, load_config
 from util.error import UserError, run
 from util.evaluation import predict_whole
 from util.files import write_atomic
-from util.trained import Trained, load_trained
+from util.trained import Trained, config_of, load_trained
 
 SUFFIX = {"torch": ".pt", "safetensors": ".safetensors", "onnx": ".onnx"}
 SIZES = ((1, 98, 70), (2, 61, 45), (1, 28, 140), (1, 518, 518))  # batch, height, width that an ONNX file is tried at
@@ -162,11 +162,7 @@ def _config(args: argparse.Namespace) -> Config:
     """The config of the command line, or the one that our checkpoints carry."""
     if args.config:
         return load_config(args.config, args.set)
-    made = checkpoint.load(args.checkpoint).get("config")
-    if not isinstance(made, dict):
-        raise UserError(f"{args.checkpoint}: does not say what it was trained with; give --config")
-    known = {key: made[key] for key in ("dataset", "backbone", "crop_size", "eval_mode") if key in made}
-    return Config(data_root="", epochs=1, batch_size=1, lr=1.0, config=args.checkpoint, **known)
+    return config_of(checkpoint.load(args.checkpoint), args.checkpoint, args.set)
 
 
 def main(argv: list[str]) -> None:

@@ -174,7 +174,11 @@ def _assign(values: dict[str, Any], setting: str) -> None:
 
 def load_config(path: str, settings: list[str] | None = None, **given: Any) -> Config:
     """The config of a YAML file, then `settings` ("key=value"), then `given` (command-line paths that are not None)."""
-    values = _read_yaml(path)
+    return make_config(_read_yaml(path), path, settings, **given)
+
+
+def make_config(values: dict[str, Any], path: str, settings: list[str] | None = None, **given: Any) -> Config:
+    """The config of `values` as a file `path` holds them, then `settings` and `given` as in `load_config`. Raises UserError."""
     for setting in settings or []:
         _assign(values, setting)
     for old, new in _ALIASES.items():

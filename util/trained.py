@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dataset.custom import OWN_KEYS
 from dataset.loader import data_spec
 from dataset.spec import DatasetSpec
 from model import build_model
 from model.semseg.dpt import DPT
 from util import checkpoint
-from util.config import Config
+from util.config import Config, make_config
 from util.error import UserError
 from util.precision import autocast
 
@@ -44,6 +45,19 @@ class Bf16(nn.Module):
     def forward(self, img: Tensor) -> Tensor:
         with autocast("bf16", img.device):
             return self.model(img)
+
+
+def config_of(state: dict[str, Any], path: str, settings: list[str] | None = None) -> Config:
+    """The data set and model that a checkpoint of ours was trained with, changed by `settings` ("key=value").
+
+    Raises UserError for a checkpoint that does not say it.
+    """
+    made = state.get("config")
+    if not isinstance(made, dict):
+        raise UserError(f"{path}: does not say what it was trained with; give --config")
+    values = {key: made[key] for key in ("dataset", "backbone", "crop_size", "eval_mode", *OWN_KEYS) if key in made}
+    values |= {"data_root": "", "epochs": 1, "batch_size": 1, "lr": 1.0}  # Config wants them; nothing is trained
+    return make_config(values, str(made.get("config") or path), settings)  # a file of class names is looked for beside the config
 
 
 def load_trained(cfg: Config, path: str, which: str | None = None, device: torch.device | str = "cpu") -> Trained:

@@ -96,3 +96,19 @@ def test_mistakes_end_in_one_line(checkpoint: Path, tmp_path: Path, monkeypatch:
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(UserError, match=r"pip install -r requirements-extra\.txt"):
         export.main(["--checkpoint", str(checkpoint), "--format", "safetensors"])
+
+
+def test_a_data_set_of_ones_own_needs_no_config(tmp_path: Path) -> None:
+    own = {"classes": ["sky", "road"], "palette": [[1, 2, 3], "#ffffff"], "label_map": {7: "sky", 9: 1}, "ignore_index": 0, "task": None}
+    config = own | {"dataset": "mine", "backbone": "dinov2_tiny", "crop_size": 28, "eval_mode": None, "lr": 3e-4, "method": "x"}
+    torch.save({"model": build_model("dinov2_tiny", 2).state_dict(), "config": config}, tmp_path / "k.pth")
+
+    def about(*extra: str) -> dict:
+        export.main(["--checkpoint", str(tmp_path / "k.pth"), "--format", "torch", *extra])
+        return json.loads(torch.load(tmp_path / "k.pt", weights_only=True)["meta"])
+
+    plain = about()
+    assert (plain["classes"], plain["palette"], plain["window"]) == (["sky", "road"], [[1, 2, 3], [255, 255, 255]], 28)
+    assert about("--set", "crop_size=42", "--set", "eval_mode=sliding_window")["window"] == 42
+    with pytest.raises(UserError, match="crop: no such config key"):
+        about("--set", "crop=42")
