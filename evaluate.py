@@ -30,7 +30,7 @@ from util.config import Config, load_config
 from util.dist import World, processes
 from util.error import UserError, run
 from util.evaluation import on_device, predict, validation_loader
-from util.files import write_atomic
+from util.files import check_output, output, write_atomic
 from util.inputs import PairSource, find_pairs, image_tensor
 from util.trained import Bf16, Trained, load_trained
 
@@ -192,6 +192,14 @@ def _source(args: argparse.Namespace, cfg: Config, spec: DatasetSpec) -> tuple[S
     return cast(Source, PairSource(spec, find_pairs(a, b, args.label))), f"{a} {b}"
 
 
+def _check_outputs(args: argparse.Namespace, folder: Path) -> None:
+    for option, name in (("--json", args.json), ("--confusion", args.confusion)):
+        if name:
+            check_output(option, Path(name))
+    if args.worst:
+        check_output("--out", folder, folder=True)
+
+
 def _report(args: argparse.Namespace, trained: Trained, scores: Scores, recipe: Recipe, listed: str) -> None:
     """Prints the figures and writes what was asked for."""
     spec = trained.spec
@@ -204,10 +212,12 @@ def _report(args: argparse.Namespace, trained: Trained, scores: Scores, recipe: 
         result |= {"window": recipe.window if recipe.mode == "sliding_window" else None, "scales": list(recipe.scales), "flip": recipe.flip}
         result |= {"boundary_distance": recipe.distance, "bf16": args.bf16}
         result["worst"] = [{"image": name, "miou": value} for value, _, name in scores.images[: args.worst]]
-        write_atomic(Path(args.json), lambda file: file.write(json.dumps(result, indent=1).encode()))
+        with output("--json", Path(args.json)):
+            write_atomic(Path(args.json), lambda file: file.write(json.dumps(result, indent=1).encode()))
     if args.confusion:
         image = picture.confusion_picture(np.array(result["confusion"]), spec.classes)
-        picture.save(image, Path(args.confusion))
+        with output("--confusion", Path(args.confusion)):
+            picture.save(image, Path(args.confusion))
 
 
 def main(argv: list[str]) -> None:
@@ -220,12 +230,15 @@ def main(argv: list[str]) -> None:
         mode = "sliding_window" if args.tile else args.mode or cfg.eval_mode or spec.eval_mode
         recipe = Recipe(mode, args.tile or cfg.crop_size, tuple(args.scales), args.flip, args.boundary_distance)
         model: nn.Module = Bf16(trained.model) if args.bf16 else trained.model
+        folder = Path(args.out) if args.out else Path(args.checkpoint).parent / "worst"
+        if world.main:
+            _check_outputs(args, folder)
         scores = score(model, source, recipe, loader_workers(cfg, world), world)
         if world.main:
             _report(args, trained, scores, recipe, listed)
             if args.worst:
-                folder = Path(args.out) if args.out else Path(args.checkpoint).parent / "worst"
-                draw_worst(model, source, recipe, scores.images[: args.worst], folder, world)
+                with output("--out", folder):
+                    draw_worst(model, source, recipe, scores.images[: args.worst], folder, world)
                 print(f"their pictures: {folder}")
         world.wait()
 

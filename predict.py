@@ -33,7 +33,7 @@ from util.config import load_config
 from util.dist import cpu_count, processes
 from util.error import UserError, run
 from util.evaluation import predict, probabilities
-from util.files import write_atomic
+from util.files import check_output, output, write_atomic
 from util.inputs import Scene, batches_by_size, find_scenes, image_tensor, output_names, read_image, read_scene
 from util.trained import Bf16, Trained, load_trained
 
@@ -172,6 +172,7 @@ def main(argv: list[str]) -> None:
     scenes = find_scenes(args.inputs, args.pair, predictor.trained.spec.task, cfg.data_root, out)
     names = output_names(scenes, out)
     groups = batches_by_size(scenes, args.batch_size)
+    check_output("--out", out, folder=True)
     loader: DataLoader[Any] = DataLoader(Scenes(scenes), batch_sampler=groups, num_workers=min(4, cpu_count() - 1), collate_fn=list)
     print(f"{args.checkpoint}: {predictor.trained}, {len(scenes)} scenes", flush=True)
     with tqdm(total=len(scenes), unit="image", disable=None) as progress:
@@ -181,7 +182,8 @@ def main(argv: list[str]) -> None:
                     raise img
             ids, probs = predictor.scores(torch.stack([img for _, img in batch]))
             for (index, img), own, prob in zip(batch, ids.byte().cpu().numpy(), probs, strict=True):
-                write(out, names[index], img, own, prob, predictor, args)
+                with output("--out", out):
+                    write(out, names[index], img, own, prob, predictor, args)
             progress.update(len(batch))
     print(f"results: {out}")
 

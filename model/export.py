@@ -29,7 +29,7 @@ from util import checkpoint
 from util.config import Config, load_config
 from util.error import UserError, run
 from util.evaluation import predict_whole
-from util.files import write_atomic
+from util.files import check_output, output, write_atomic
 from util.trained import Trained, config_of, load_trained
 
 SUFFIX = {"torch": ".pt", "safetensors": ".safetensors", "onnx": ".onnx"}
@@ -181,7 +181,9 @@ def main(argv: list[str]) -> None:
     path = Path(args.out) if args.out else Path(args.checkpoint).with_suffix(SUFFIX[args.format])
     if path.resolve() == Path(args.checkpoint).resolve():
         raise UserError(f"{path}: is the checkpoint itself; give another --out")
-    told = export(cfg, trained, args.format, path)
+    check_output("--out", path)
+    with output("--out", path):
+        told = export(cfg, trained, args.format, path)
     print(f"{path}: {trained}, {trained.spec.nclass} classes of {trained.spec.name}, {told}")
 
 

@@ -306,7 +306,18 @@ def test_one_clear_line(name: str, tmp_path: Path, capsys: pytest.CaptureFixture
         assert word in lines[0]
 
 
-OTHERS: dict[str, tuple[Callable[[list[str]], None], Callable[[Tiny, Path], list[str]], tuple[str, ...]]] = {
+def scored(*extra: str) -> Break:
+    """A command on a checkpoint that fits; `{root}` in its arguments stands for the data set's folder."""
+
+    def broken(tiny: Tiny, out: Path) -> list[str]:
+        torch.save({"model": build_model("dinov2_tiny", 6).state_dict()}, out.with_suffix(".pth"))
+        given = [text.format(root=tiny.root) for text in extra]
+        return ["--config", str(tiny.config), "--checkpoint", str(out.with_suffix(".pth")), *given]
+
+    return broken
+
+
+OTHERS: dict[str, tuple[Callable[[list[str]], None], Break, tuple[str, ...]]] = {
     "archive missing": (prepare, lambda t, o: ["ade20k", "--src", "no.zip", "--dst", str(o)], ("--src", "no.zip", "no such file")),
     "archive is none": (
         prepare,
@@ -325,6 +336,15 @@ OTHERS: dict[str, tuple[Callable[[list[str]], None], Callable[[Tiny, Path], list
         lambda t, o: ["--config", str(t.config), "--checkpoint", "no.pth", "--out", str(o), str(t.root)],
         ("no.pth", "no such"),
     ),
+    "scores into a folder": (evaluate, scored("--json", "/tmp"), ("--json", "/tmp", "cannot be written (Is a directory)")),
+    "scores below a file": (evaluate, scored("--json", "{root}/tiny.yaml/x.json"), ("--json", "tiny.yaml/x.json", "cannot be written")),
+    "confusion matrix into a folder": (evaluate, scored("--confusion", "/tmp"), ("--confusion", "/tmp", "Is a directory")),
+    "worst images into a file": (
+        evaluate,
+        scored("--worst", "2", "--out", "{root}/tiny.yaml"),
+        ("--out", "tiny.yaml", "cannot be written"),
+    ),
+    "predictions into a file": (predict, scored("--out", "{root}/tiny.yaml", "{root}"), ("--out", "tiny.yaml", "cannot be written")),
     "copied to a disk that is none": (
         stage,
         lambda t, o: [str(t.config / "disk"), *t.args(o)],

@@ -1,11 +1,16 @@
 """Files that are whole at any moment, and sums that say which file it is."""
 
+import errno
 import hashlib
 import os
 import shutil
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from util.error import UserError, reason
 
 
 def write_atomic(
@@ -51,6 +56,26 @@ def _link(source: Path, path: Path) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def output(option: str, path: Path) -> Iterator[None]:
+    """Inside, what cannot be written is told as a UserError that names `path` and the option of the command line that gave it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({reason(error)}); make room, or give another {option}") from error
+
+
+def check_output(option: str, path: Path, folder: bool = False) -> None:
+    """Makes the folder that an output needs, and raises UserError where it could not be written: before the work, not after it."""
+    with output(option, path):
+        if path.is_dir() and not folder:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        place = path if folder else path.parent
+        place.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=place):
+            pass
 
 
 def sha256(path: Path) -> str:

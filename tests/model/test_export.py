@@ -93,6 +93,8 @@ def test_mistakes_end_in_one_line(checkpoint: Path, tmp_path: Path, monkeypatch:
     torch.save({"model": torch.load(checkpoint, weights_only=True)["model"]}, tmp_path / "bare.pth")
     with pytest.raises(UserError, match="give --config"):
         export.main(["--checkpoint", str(tmp_path / "bare.pth"), "--format", "torch"])
+    with pytest.raises(UserError, match=r"bare\.pth/x: cannot be written \(.*\); make room, or give another --out"):
+        export.main(["--checkpoint", str(checkpoint), "--format", "torch", "--out", str(tmp_path / "bare.pth/x")])
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     with pytest.raises(UserError, match=r"pip install -r requirements-extra\.txt"):
         export.main(["--checkpoint", str(checkpoint), "--format", "safetensors"])
