@@ -26,7 +26,8 @@ from dataset.loader import loader_workers, validation_source
 from dataset.semi import Source
 from dataset.spec import DatasetSpec
 from util import metric, picture
-from util.config import Config, load_config
+from util.cli import Parser
+from util.config import Config, load_config, parse_arguments
 from util.dist import World, processes
 from util.error import UserError, run
 from util.evaluation import on_device, predict, validation_loader
@@ -152,7 +153,7 @@ def draw_worst(model: nn.Module, source: Source, recipe: Recipe, worst: list[tup
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="the config of the run")
     parser.add_argument("--checkpoint", required=True, help="best.pth, latest.pth, or one of the authors'")
     parser.add_argument("--data-root", help="instead of the config's data_root")
@@ -171,7 +172,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", metavar="DIR", help="folder of the pictures of --worst (default: worst/ beside the checkpoint)")
     parser.add_argument("--bf16", action="store_true", help="run the model in bfloat16: faster on a GPU, figures differ a little")
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="change a config key; may be repeated")
-    args = parser.parse_args(argv)
+    args = parse_arguments(parser, argv)
     checks = {"--scales": min(args.scales), "--tile": args.tile or 1, "--boundary-distance": args.boundary_distance}
     for name, value in checks.items():
         if value <= 0:

@@ -29,7 +29,8 @@ from tqdm import tqdm
 
 from dataset.batch import normalize
 from util import picture
-from util.config import load_config
+from util.cli import Parser
+from util.config import load_config, parse_arguments
 from util.dist import cpu_count, processes
 from util.error import UserError, run
 from util.evaluation import predict, probabilities
@@ -141,7 +142,7 @@ def write(out: Path, name: str, img: Tensor, ids: np.ndarray, probs: Tensor, pre
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="*", metavar="IMAGE_OR_FOLDER", help="images, folders, globs, lists (.txt)")
     parser.add_argument("--config", required=True, help="the config of the run")
     parser.add_argument("--checkpoint", required=True, help="best.pth, latest.pth, or one of the authors'")
@@ -156,7 +157,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--confidence", action="store_true", help="write a map of the confidence too")
     parser.add_argument("--probabilities", action="store_true", help="write the probabilities of all classes too (large files)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a config key; may be repeated")
-    args = parser.parse_args(argv)
+    args = parse_arguments(parser, argv)
     if args.batch_size < 1 or (args.tile or 0) < 0:
         raise UserError(f"--batch-size {args.batch_size}, --tile {args.tile}: expected a number above 0")
     if bool(args.inputs) == bool(args.pair):

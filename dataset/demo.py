@@ -4,7 +4,6 @@ Everything is a function of (set, part, index), so that every machine draws the 
 dataset/scene.py. They are drawn at first use, or by `python -m dataset.demo`.
 """
 
-import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image
 
 from dataset.scene import background, develop, place, relight, render, two_dates
 from dataset.spec import get_spec
+from util.cli import Parser
 from util.error import UserError, run
 from util.files import write_atomic
 
@@ -104,7 +104,7 @@ def draw_at_first_use(name: str, root: str) -> None:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m dataset.demo", description="Draws the demo images (default) or the demo pairs.")
+    parser = Parser(prog="dataset.demo", description="Draws the demo images (default) or the demo pairs.")
     parser.add_argument("--change", action="store_true", help="draw the pairs for change detection")
     parser.add_argument("--root", type=Path, help="folder to draw into (default data/demo, with --change data/demo_change)")
     args = parser.parse_args(argv)

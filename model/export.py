@@ -26,7 +26,8 @@ from dataset.batch import MEAN, STD, normalize
 from model.backbone.dinov2 import GRID, PATCH
 from model.semseg.dpt import DPT
 from util import checkpoint
-from util.config import Config, load_config
+from util.cli import Parser
+from util.config import Config, load_config, parse_arguments
 from util.error import UserError, run
 from util.evaluation import predict_whole
 from util.files import check_output, output, write_atomic
@@ -166,16 +167,14 @@ def _config(args: argparse.Namespace) -> Config:
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m model.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(prog="model.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="best.pth, latest.pth, or one of the authors'")
     parser.add_argument("--format", required=True, choices=tuple(SUFFIX))
     parser.add_argument("--out", metavar="FILE", help="default: beside the checkpoint, with the format's suffix")
     parser.add_argument("--config", help="the config of the run; our own checkpoints know it")
     parser.add_argument("--which", choices=("ema", "student"), help="default: the EMA where the checkpoint has one")
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="change a config key; may be repeated")
-    args = parser.parse_args(argv)
+    args = parse_arguments(parser, argv)
     cfg = _config(args)
     trained = load_trained(cfg, args.checkpoint, args.which)
     path = Path(args.out) if args.out else Path(args.checkpoint).with_suffix(SUFFIX[args.format])

@@ -3,7 +3,6 @@
 python -m scripts.demo_report --config configs/demo.yaml --out exp/demo/pictures.png supervised=RUN_FOLDER unimatch_v2=RUN_FOLDER
 """
 
-import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from dataset.semi import ValSet
 from dataset.spec import DatasetSpec, get_spec
 from model import build_model
 from util import checkpoint
+from util.cli import Parser
 from util.config import Config, load_config
 from util.error import UserError, run
 from util.evaluation import predict
@@ -118,7 +118,7 @@ def contact_sheet(titles: list[str], rows: list[list[Image.Image]], spec: Datase
 
 
 def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(prog="python -m scripts.demo_report", description=__doc__)
+    parser = Parser(prog="scripts.demo_report", description=__doc__)
     parser.add_argument("--config", required=True)
     parser.add_argument("--out", required=True, type=Path, help="PNG file for the pictures")
     parser.add_argument("--count", type=int, default=6, help="how many images of the validation list, from its beginning")

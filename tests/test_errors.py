@@ -22,14 +22,17 @@ from PIL import Image
 import fixmatch
 import supervised
 import unimatch_v2
+from dataset.demo import main as demo
 from dataset.prepare.__main__ import main as prepare
 from dataset.splits import main as splits
 from dataset.stage import main as stage
 from evaluate import main as evaluate
 from model import build_model
+from model.export import main as export
 from predict import main as predict
 from tests.conftest import ROOT, Tiny, command, make_tiny
 from util.error import UserError, run
+from util.report.__main__ import main as report
 
 # Breaks a data set of its own and returns the arguments of the command.
 Break = Callable[[Tiny, Path], list[str]]
@@ -189,6 +192,9 @@ ROWS: dict[str, tuple[Break, tuple[str, ...]]] = {
     "weights not downloaded": (setting("pretrained=auto", "backbone=dinov2_small"), ("pretrained/dinov2_small.pth", "model.pretrained")),
     "init missing": (setting("init=no/such.pth"), ("no/such.pth", "no such checkpoint")),
     "GPU asked for where there is none": (setting("device=cuda"), ("device", "found 0 GPU")),
+    "option unknown": (lambda t, o: [*t.args(o), "--fast"], ("unrecognized arguments: --fast", "--help")),
+    "config key as an option": (lambda t, o: [*t.args(o), "--batch-size", "3"], ("--batch-size", "--set batch_size=3")),
+    "config key as an option with =": (lambda t, o: [*t.args(o), "--epochs=3"], ("--epochs", "--set epochs=3")),
     # numbers that are none, too small or too large
     "rate not a number": (setting("lr=.nan"), ("lr", "found nan", "above 0")),
     "rate infinite": (setting("lr=.inf"), ("lr", "found inf")),
@@ -345,6 +351,11 @@ OTHERS: dict[str, tuple[Callable[[list[str]], None], Break, tuple[str, ...]]] = 
         ("--out", "tiny.yaml", "cannot be written"),
     ),
     "predictions into a file": (predict, scored("--out", "{root}/tiny.yaml", "{root}"), ("--out", "tiny.yaml", "cannot be written")),
+    "config key as an option of a command": (evaluate, scored("--device", "cpu"), ("--device", "--set device=cpu")),
+    "arguments missing": (predict, lambda t, o: [], ("required: --config", "--help")),
+    "arguments missing of the export": (export, lambda t, o: [], ("required: --checkpoint", "python -m model.export --help")),
+    "arguments unknown of the report": (report, lambda t, o: ["--fast"], ("unrecognized arguments: --fast", "-m util.report --help")),
+    "arguments unknown of the demo": (demo, lambda t, o: ["--fast"], ("unrecognized arguments: --fast", "-m dataset.demo --help")),
     "copied to a disk that is none": (
         stage,
         lambda t, o: [str(t.config / "disk"), *t.args(o)],
@@ -428,7 +439,8 @@ def test_a_missing_argument_is_named(tiny: Tiny, tmp_path: Path, capsys: pytest.
         with pytest.raises(SystemExit) as end:
             run(module.main, without(name)(tiny, tmp_path / "out"))
         assert end.value.code == 2
-        assert name in capsys.readouterr().err.splitlines()[-1]
+        (told,) = capsys.readouterr().err.splitlines()
+        assert name in told
 
 
 def test_what_a_worker_meets_is_still_one_line(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from util.cli import Parser
 from util.error import UserError, reason
 from util.precision import PRECISIONS
 
@@ -199,9 +200,22 @@ def make_config(values: dict[str, Any], path: str, settings: list[str] | None = 
     return Config(**{key: convert(key, value) for key, value in values.items()})
 
 
+def parse_arguments(parser: Parser, argv: list[str]) -> argparse.Namespace:
+    """The arguments of a command that has `--set`. Raises UserError; for a config key given as an option it says how to set it."""
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        option, equals, value = unknown[0].partition("=")
+        key = option.lstrip("-").replace("-", "_")
+        if option.startswith("--") and key in KEYS:
+            value = value if equals else next(iter(unknown[1:]), "VALUE")
+            raise UserError(f"{option}: no such option, but a config key; give --set {key}={value}")
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return args
+
+
 def parse_command(argv: list[str], description: str | None, unlabeled: bool) -> Config:
-    """Reads the command line that every method has (spec.md 5). Exits with 2 for an unknown argument, as argparse does."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Reads the command line that every method has (spec.md 5). Raises UserError."""
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True)
     parser.add_argument("--labeled-id-path", help="list of `image mask` lines")
     parser.add_argument("--unlabeled-id-path", nargs="+", metavar="LIST", help="list of images without labels, or several")
@@ -210,7 +224,7 @@ def parse_command(argv: list[str], description: str | None, unlabeled: bool) -> 
     parser.add_argument("--pretrained-path", help="encoder weights, same as --set pretrained=PATH")
     parser.add_argument("--port", help="accepted for old command lines; the launcher knows the port")
     parser.add_argument("--local_rank", "--local-rank", help="accepted for old command lines; the launcher sets it")
-    args = parser.parse_args(argv)
+    args = parse_arguments(parser, argv)
     lists = args.unlabeled_id_path
     cfg = load_config(
         args.config,

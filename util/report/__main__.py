@@ -1,12 +1,12 @@
 """Tables from training logs: `python -m util.report [--format markdown|json|latex] PATH...` (files, or folders with *.log in them)."""
 
-import argparse
 import io
 import json
 import os
 import sys
 from pathlib import Path
 
+from util.cli import Parser
 from util.error import UserError
 from util.error import run as run_command
 from util.report.parse import Run, read_log
@@ -52,7 +52,7 @@ def read_all(logs: list[tuple[Path, bool]]) -> tuple[list[Run], list[Skipped]]:
 
 def main(argv: list[str]) -> None:
     """Reads the logs and prints the report."""
-    parser = argparse.ArgumentParser(prog="python -m util.report", description="Tables from training logs, beside the published numbers.")
+    parser = Parser(prog="util.report", description="Tables from training logs, beside the published numbers.")
     parser.add_argument(
         "paths", nargs="*", metavar="PATH", help=f"logs, or folders searched for *.log (default: {' '.join(DEFAULT_PATHS)})"
     )
