@@ -53,6 +53,11 @@ def check_criterion(criterion: dict[str, Any]) -> None:
         raise UserError(f"criterion: found {found}, expected name and kwargs with {', '.join(sorted(allowed[name]))}; correct the config")
     if name == "OHEM" and not {"thresh", "min_kept"} <= set(kwargs):
         raise UserError("criterion.kwargs: OHEM needs thresh (a probability) and min_kept (pixels); add them to the config")
+    thresh, kept = kwargs.get("thresh", 0), kwargs.get("min_kept", 0)
+    if type(thresh) not in (int, float) or not 0 <= thresh <= 1:
+        raise UserError(f"criterion.kwargs.thresh: found {thresh!r}, expected a probability from 0 to 1; correct it in the config")
+    if type(kept) is not int or kept < 0:
+        raise UserError(f"criterion.kwargs.min_kept: found {kept!r}, expected a whole number of pixels; correct it in the config")
 
 
 def unlabeled_loss(pred: Tensor, pseudo: Tensor, conf: Tensor, ignore: Tensor, thresh: float) -> Tensor:

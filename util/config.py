@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import math
 import types
 import typing
 from dataclasses import MISSING, dataclass, field, fields, replace
@@ -69,14 +68,19 @@ class Config:
     config: str = ""
 
     def __post_init__(self) -> None:
-        positive = ("crop_size", "epochs", "batch_size", "eval_every", "lr", "lr_multi", "max_bad_steps", "shards", "nclass")
+        positive = (
+            *("crop_size", "epochs", "batch_size", "eval_every", "lr", "lr_multi", "max_bad_steps", "shards", "nclass"),
+            "supervised_length",
+        )
+        most = {"conf_thresh": 1, "lr": 1, "seed": 2**63 - 1}
         for name in KEYS:
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or isinstance(value, bool):
                 continue
-            if not math.isfinite(value) or value < 0 or (value == 0 and name in positive):
+            limit = most.get(name, 10**9)
+            if not 0 <= value <= limit or (value == 0 and name in positive):  # nan is not
                 least = "a number above 0" if name in positive else "0 or more"
-                raise UserError(f"{name}: found {value}, expected {least}; correct it in the config")
+                raise UserError(f"{name}: found {value}, expected {least}, at most {limit}; correct it in the config")
         if self.crop_size % 14:
             near = max(14, round(self.crop_size / 14) * 14)
             raise UserError(f"crop_size: found {self.crop_size}, expected a multiple of 14 (the patch size); the nearest is {near}")
@@ -136,11 +140,26 @@ def _unknown(key: str) -> UserError:
     return UserError(f"{key}: no such config key; the nearest is {near[0]!r}" if near else f"{key}: no such config key")
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping, of which YAML would silently take the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            known = (key.tag, str(key.value))
+            if known in seen:
+                raise UserError(f"{self.name}:{key.start_mark.line + 1}: found the key {key.value!r} again, expected it once; remove one")
+            seen.add(known)
+        return node
+
+
 def _read_yaml(path: str) -> dict[str, Any]:
     if "\0" in path or not Path(path).is_file():
         raise UserError(f"{path}: no such config file; give one with --config (the ones shipped are in configs/)")
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        with open(path, encoding="utf-8") as file:
+            values = yaml.load(file, _Loader)
     except PermissionError as error:
         raise UserError(f"{path}: cannot be read ({reason(error)}); correct its permissions") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date such as 2001-99-99
