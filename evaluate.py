@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -25,6 +25,7 @@ from dataset.batch import normalize
 from dataset.loader import loader_workers, validation_source
 from dataset.semi import Source
 from dataset.spec import DatasetSpec
+from model.backbone.dinov2 import PATCH
 from util import metric, picture
 from util.cli import Parser
 from util.config import Config, load_config, parse_arguments
@@ -69,6 +70,7 @@ class Scores:
 def score(model: nn.Module, source: Source, recipe: Recipe, workers: int, world: World) -> Scores:
     """Scores over all processes, exact on any number of them; every image counts once."""
     nclass = source.spec.nclass
+    first = 1 if source.spec.task == "change" else 0  # an image's score: change detection looks at the changed class alone
     loader = validation_loader(source, world, workers)
     matrix, bands = (torch.zeros(n, nclass, dtype=torch.int64, device=world.device) for n in (nclass, 3))
     scores = Scores(matrix, bands)
@@ -78,14 +80,10 @@ def score(model: nn.Module, source: Source, recipe: Recipe, workers: int, world:
         own = metric.confusion(pred, batch["mask"], nclass)
         scores.matrix += own
         scores.bands += metric.boundary_counts(pred, batch["mask"], nclass, recipe.distance)
-        scores.images.append((metric.present_iou(own), world.rank + i * world.size, batch["name"][0]))
+        scores.images.append((metric.present_iou(own, first), world.rank + i * world.size, batch["name"][0]))
     world.sum_(scores.matrix)
     world.sum_(scores.bands)
-    if world.size > 1:
-        parts: list[Any] = [None] * world.size
-        dist.all_gather_object(parts, scores.images)
-        scores.images = [image for part in parts for image in part]
-    scores.images.sort()
+    scores.images = sorted(world.gather(scores.images))
     return scores
 
 
@@ -168,15 +166,24 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--boundary-distance", type=int, default=5, metavar="PX", help="width of the band of the boundary IoU (default: 5)")
     parser.add_argument("--json", metavar="FILE", help="write all figures to FILE")
     parser.add_argument("--confusion", metavar="FILE.png", help="draw the confusion matrix")
-    parser.add_argument("--worst", type=int, default=0, metavar="N", help="name the N images of lowest IoU and draw them")
+    parser.add_argument(
+        "--worst", type=int, default=0, metavar="N", help="name and draw the N images of lowest IoU (change: of the changed class)"
+    )
     parser.add_argument("--out", metavar="DIR", help="folder of the pictures of --worst (default: worst/ beside the checkpoint)")
     parser.add_argument("--bf16", action="store_true", help="run the model in bfloat16: faster on a GPU, figures differ a little")
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="change a config key; may be repeated")
     args = parse_arguments(parser, argv)
-    checks = {"--scales": min(args.scales), "--tile": args.tile or 1, "--boundary-distance": args.boundary_distance}
-    for name, value in checks.items():
-        if value <= 0:
-            raise UserError(f"{name}: found {value}, expected a number above 0")
+    if not all(0 < scale < math.inf for scale in args.scales):  # nan is neither
+        raise UserError(f"--scales: found {' '.join(map(str, args.scales))}, expected numbers above 0")
+    for name, value, least in (
+        ("--tile", args.tile, PATCH),
+        ("--boundary-distance", args.boundary_distance, 1),
+        ("--worst", args.worst, 0),
+    ):
+        if value is not None and value < least:
+            raise UserError(f"{name}: found {value}, expected {least} or more")
+    if args.tile and args.mode == "original":
+        raise UserError(f"--tile {args.tile}: found beside --mode original, which sees whole images; give one of the two")
     if (args.pair is None) != (args.label is None):
         raise UserError("--pair and --label: found one without the other; scores need two dates and their label")
     return args
@@ -212,7 +219,8 @@ def _report(args: argparse.Namespace, trained: Trained, scores: Scores, recipe: 
         result |= {"checkpoint": args.checkpoint, "which": trained.which, "epoch": trained.epoch, "list": listed, "mode": recipe.mode}
         result |= {"window": recipe.window if recipe.mode == "sliding_window" else None, "scales": list(recipe.scales), "flip": recipe.flip}
         result |= {"boundary_distance": recipe.distance, "bf16": args.bf16}
-        result["worst"] = [{"image": name, "miou": value} for value, _, name in scores.images[: args.worst]]
+        figure = "changed_iou" if spec.task == "change" else "miou"
+        result["worst"] = [{"image": name, figure: value} for value, _, name in scores.images[: args.worst]]
         with output("--json", Path(args.json)):
             write_atomic(Path(args.json), lambda file: file.write(json.dumps(result, indent=1).encode()))
     if args.confusion:

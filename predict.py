@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dataset.batch import normalize
+from model.backbone.dinov2 import PATCH
 from util import picture
 from util.cli import Parser
 from util.config import load_config, parse_arguments
@@ -158,8 +159,10 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--probabilities", action="store_true", help="write the probabilities of all classes too (large files)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a config key; may be repeated")
     args = parse_arguments(parser, argv)
-    if args.batch_size < 1 or (args.tile or 0) < 0:
-        raise UserError(f"--batch-size {args.batch_size}, --tile {args.tile}: expected a number above 0")
+    if args.batch_size < 1:
+        raise UserError(f"--batch-size: found {args.batch_size}, expected 1 or more")
+    if args.tile and args.tile < PATCH:
+        raise UserError(f"--tile: found {args.tile}, expected {PATCH} or more, or 0 for whole images")
     if bool(args.inputs) == bool(args.pair):
         raise UserError("inputs: expected images, folders, globs or lists, or else --pair A B; give one of the two")
     return args

@@ -371,6 +371,11 @@ OTHERS: dict[str, tuple[Callable[[list[str]], None], Break, tuple[str, ...]]] = 
     "arguments missing of the export": (export, lambda t, o: [], ("required: --checkpoint", "python -m model.export --help")),
     "arguments unknown of the report": (report, lambda t, o: ["--fast"], ("unrecognized arguments: --fast", "-m util.report --help")),
     "arguments unknown of the demo": (demo, lambda t, o: ["--fast"], ("unrecognized arguments: --fast", "-m dataset.demo --help")),
+    "scale not a number": (evaluate, scored("--scales", "1", "nan"), ("--scales", "found 1.0 nan")),
+    "worst images below 0": (evaluate, scored("--worst", "-1"), ("--worst", "found -1")),
+    "windows of whole images": (evaluate, scored("--mode", "original", "--tile", "42"), ("--tile 42", "--mode original")),
+    "windows smaller than a patch": (evaluate, scored("--tile", "1"), ("--tile", "found 1", "14 or more")),
+    "windows to predict in smaller than a patch": (predict, scored("--out", "x", "--tile", "1", "y"), ("--tile", "found 1", "14 or more")),
     "copied to a disk that is none": (
         stage,
         lambda t, o: [str(t.config / "disk"), *t.args(o)],

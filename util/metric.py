@@ -55,10 +55,10 @@ def frequency_weighted_iou(matrix: Tensor) -> float:
     return float((iou(matrix) * matrix.sum(1)).sum() / matrix.sum().clamp(min=1))
 
 
-def present_iou(matrix: Tensor) -> float:
-    """Mean IoU over the classes that are in the truth or the prediction: the score of one image. 100 where no pixel is scored."""
-    seen = (matrix.sum(0) + matrix.sum(1)) > 0
-    return float(iou(matrix)[seen].mean()) if bool(seen.any()) else 100.0
+def present_iou(matrix: Tensor, first: int = 0) -> float:
+    """Mean IoU over the classes from `first` on that are in the truth or the prediction: the score of one image. 100 where none is."""
+    seen = ((matrix.sum(0) + matrix.sum(1)) > 0)[first:]
+    return float(iou(matrix)[first:][seen].mean()) if bool(seen.any()) else 100.0
 
 
 def boundary_band(labels: Tensor, distance: int) -> Tensor:

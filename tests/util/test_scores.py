@@ -53,3 +53,5 @@ def test_scores_of_a_matrix_worked_out_by_hand() -> None:
     assert np.isclose(metric.frequency_weighted_iou(matrix), 100 * (iou[0] * 8 + iou[1] * 12) / 20)
     assert np.isclose(metric.present_iou(matrix), 100 * (iou[0] + iou[1]) / 2)
     assert metric.present_iou(torch.zeros(3, 3)) == 100
+    assert np.isclose(metric.present_iou(matrix, 1), 100 * iou[1])
+    assert metric.present_iou(torch.tensor([[9, 0], [0, 0]]), 1) == 100  # nothing has changed, and nothing was found
