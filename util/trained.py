@@ -86,11 +86,27 @@ def _check_origin(state: dict[str, Any], cfg: Config, spec: DatasetSpec, path: s
     made = state.get("config")
     if isinstance(made, dict) and made.get("dataset", cfg.dataset) != cfg.dataset:
         raise UserError(f"{path}: was trained on {made['dataset']}, but {cfg.config} is for {cfg.dataset}; give the config of its run")
+    _check_names(_classes_of(state, path), spec, cfg, path)
     changes = any(name.startswith("previous_best") and name.endswith("_iou") for name in state)
     trained = any(name.startswith("previous_best") for name in state)
     if trained and changes != (spec.task == "change"):
         task = "change detection" if changes else "segmentation"
         raise UserError(f"{path}: a checkpoint of {task}, but {spec.name} is a data set of another task; give the config of its run")
+
+
+def _classes_of(state: dict[str, Any], path: str) -> tuple[str, ...]:
+    """The classes that a checkpoint was trained with; none where it does not say, or names a file of them that is gone."""
+    try:
+        return data_spec(config_of(state, path)).classes
+    except UserError:
+        return ()
+
+
+def _check_names(trained: tuple[str, ...], spec: DatasetSpec, cfg: Config, path: str) -> None:
+    """Classes in another order have as many outputs, and would be scored and painted under each other's names."""
+    for i, (old, new) in enumerate(zip(trained, spec.classes, strict=False)):
+        if old != new:
+            raise UserError(f"{path}: its class {i} is {old!r}, but that of {cfg.config} is {new!r}; give the config of its run")
 
 
 def _check_classes(weights: dict[str, Tensor], spec: DatasetSpec, path: str) -> None:
