@@ -33,10 +33,11 @@ from util import picture
 from util.cli import Parser
 from util.config import load_config, parse_arguments
 from util.dist import cpu_count, processes
-from util.error import UserError, run
+from util.error import UserError, run, tell_once
 from util.evaluation import predict, probabilities
 from util.files import check_output, output, write_atomic
 from util.inputs import Scene, batches_by_size, find_scenes, image_tensor, output_names, read_image, read_scene
+from util.signals import start_worker
 from util.trained import Bf16, Trained, load_trained
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -142,6 +143,26 @@ def write(out: Path, name: str, img: Tensor, ids: np.ndarray, probs: Tensor, pre
         write_atomic(out / f"{name}.npz", lambda file: np.savez_compressed(file, probabilities=values, classes=classes), sync=False)
 
 
+def predict_all(
+    predictor: Predictor, scenes: Sequence[Scene], names: Sequence[str], out: Path, args: argparse.Namespace
+) -> list[UserError]:
+    """Predicts the scenes and writes their files. Returns what is wrong with those that cannot be read, in their order."""
+    problems: dict[int, UserError] = {}
+    options: dict[str, Any] = {"num_workers": min(4, cpu_count() - 1), "worker_init_fn": start_worker, "collate_fn": list}
+    loader: DataLoader[Any] = DataLoader(Scenes(scenes), batch_sampler=batches_by_size(scenes, args.batch_size), **options)
+    with tqdm(total=len(scenes), unit="image", disable=None) as progress:
+        for batch in loader:
+            problems |= {index: img for index, img in batch if isinstance(img, UserError)}
+            good = [(index, img) for index, img in batch if index not in problems]
+            if good:
+                ids, probs = predictor.scores(torch.stack([img for _, img in good]))
+                for (index, img), own, prob in zip(good, ids.byte().cpu().numpy(), probs, strict=True):
+                    with output("--out", out):
+                        write(out, names[index], img, own, prob, predictor, args)
+            progress.update(len(batch))
+    return [problem for _, problem in sorted(problems.items())]
+
+
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="*", metavar="IMAGE_OR_FOLDER", help="images, folders, globs, lists (.txt)")
@@ -175,21 +196,14 @@ def main(argv: list[str]) -> None:
     out = Path(args.out)
     scenes = find_scenes(args.inputs, args.pair, predictor.trained.spec.task, cfg.data_root, out)
     names = output_names(scenes, out)
-    groups = batches_by_size(scenes, args.batch_size)
     check_output("--out", out, folder=True)
-    loader: DataLoader[Any] = DataLoader(Scenes(scenes), batch_sampler=groups, num_workers=min(4, cpu_count() - 1), collate_fn=list)
     print(f"{args.checkpoint}: {predictor.trained}, {len(scenes)} scenes", flush=True)
-    with tqdm(total=len(scenes), unit="image", disable=None) as progress:
-        for batch in loader:
-            for _, img in batch:
-                if isinstance(img, UserError):
-                    raise img
-            ids, probs = predictor.scores(torch.stack([img for _, img in batch]))
-            for (index, img), own, prob in zip(batch, ids.byte().cpu().numpy(), probs, strict=True):
-                with output("--out", out):
-                    write(out, names[index], img, own, prob, predictor, args)
-            progress.update(len(batch))
+    problems = predict_all(predictor, scenes, names, out, args)
     print(f"results: {out}")
+    for problem in problems[:-1]:
+        tell_once(f"error: {problem}")
+    if problems:
+        raise problems[-1]
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """predict.py: what it writes for images, folders, globs, lists and pairs; the Python API; names that would clash."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from dataset.spec import get_spec
 from model import build_model
 from tests.conftest import Tiny
 from util.error import UserError
+from util.error import run as end_of
 from util.inputs import output_names
 
 
@@ -100,8 +102,28 @@ def test_lists_globs_and_results_that_must_not_replace_each_other(tiny: Tiny, ch
     assert {p.name for p in (tmp_path / "same").glob("*.png")} == {"x_cam_0.png", "y_cam_0.png", "1.png"}
     with pytest.raises(UserError, match="a result would replace it"):
         run(tiny, checkpoint, tmp_path / "x", str(tmp_path / "x/1.png"))
+    assert output_names([Path("/a/0.png"), Path("/a/0.jpg"), Path("/a/1.jpg")], tmp_path) == ["0_png", "0_jpg", "1"]
     with pytest.raises(UserError, match="would have the same name"):
-        output_names([Path("/a/0.png"), Path("/a/0.jpg")], tmp_path)
+        output_names([Path("/a/0.png"), Path("/a/0.jpg"), Path("/a/0_jpg.png")], tmp_path)
+
+
+def test_files_that_cannot_be_read_do_not_stop_the_others(
+    tiny: Tiny, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    for i in range(4):
+        Image.new("RGB", (30, 30), (50 * i, 0, 0)).save(source / f"{i}.png")
+    (source / "0.png").write_bytes(b"no picture")
+    cut = (source / "2.png").read_bytes()
+    (source / "2.png").write_bytes(cut[: len(cut) // 2])  # its head, and so its size, can be read
+    with pytest.raises(SystemExit) as end:
+        end_of(predict.main, ["--config", str(tiny.config), "--checkpoint", checkpoint, "--out", str(out), "--device", "cpu", str(source)])
+    assert end.value.code == 2
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert [re.sub(r".*/in/", "", line.split(" (")[0]) for line in told] == [f"{i}.png: cannot be read as an image" for i in (0, 2)]
+    assert all(line.endswith("replace the file or leave it out") for line in told)
+    assert {p.name for p in out.glob("*.png")} == {"1.png", "3.png"}
 
 
 def test_mistakes_end_in_one_line(tiny: Tiny, checkpoint: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -36,7 +37,8 @@ def reason(error: BaseException) -> str:
 
 
 def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
-    """Runs a command and exits: 0 when `main` returns, 2 with one line on stderr for a UserError; a bug keeps its traceback.
+    """Runs a command and exits: 0 when `main` returns, 2 with one line on stderr for a UserError, 130 after Ctrl-C; a bug keeps its
+    traceback.
 
     All ranks of a job usually meet the same mistake: it is told once. When a rank leaves, the others are surprised: they wait, and
     the launcher ends them before their traceback hides the cause. So does a bug that all of them meet, and rank 0 prints it.
@@ -52,6 +54,9 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
         if first:
             print(f"stopped: {stop}", file=sys.stderr, flush=True)
         sys.exit(stop.code)
+    except KeyboardInterrupt:
+        tell_once("stopped: interrupted")
+        sys.exit(128 + signal.SIGINT)  # as shells have it
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _output_is_closed():
             sys.exit(141)  # what a shell says of a command that ends by SIGPIPE

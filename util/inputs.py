@@ -6,7 +6,7 @@ import glob
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -15,9 +15,9 @@ from torch import Tensor
 
 from dataset.change import date_paths
 from dataset.lists import Entry, read_list
-from dataset.semi import inside, open_image, open_mask
+from dataset.semi import BadFileError, inside, open_image, open_mask
 from dataset.spec import DatasetSpec
-from util.error import UserError
+from util.error import UserError, reason
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
@@ -31,12 +31,17 @@ class Pair(NamedTuple):
     label: Path | None = None
 
 
+Name = TypeVar("Name", str, Path)
 Scene = Path | Pair  # what one prediction is made of
 
 
 def read_image(path: Path) -> Image.Image:
     """An RGB image of any mode. Raises UserError where it cannot be read."""
-    return open_image(str(path.parent), path.name)
+    try:
+        return open_image(str(path.parent), path.name)
+    except BadFileError as error:  # its advice is for the lists of a training run
+        cause = error.__cause__ or error
+        raise UserError(f"{path}: cannot be read as an image ({reason(cause)}); replace the file or leave it out") from error
 
 
 def images_in(folder: Path, without: Path | None = None) -> list[Path]:
@@ -116,32 +121,35 @@ def find_scenes(inputs: Sequence[str], pair: Sequence[str] | None, task: str, ro
 
 
 def batches_by_size(scenes: Sequence[Scene], batch: int) -> list[list[int]]:
-    """Indices of scenes of one size, at most `batch` together. Reads the files' heads only."""
-    groups: dict[tuple[int, int], list[int]] = {}
+    """Indices of scenes of one size, at most `batch` together. Reads the files' heads only; where that fails, a scene is alone."""
+    groups: dict[Any, list[int]] = {}
     for index, scene in enumerate(scenes):
         path = scene.a if isinstance(scene, Pair) else scene
         try:
             with Image.open(path) as image:
                 groups.setdefault(image.size, []).append(index)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise UserError(f"{path}: cannot be read as an image ({error}); replace the file or leave it out") from error
+        except Exception:  # PIL raises whatever broken bytes lead it to; reading the whole file will say it
+            groups[path] = [index]
     return [group[i : i + batch] for group in groups.values() for i in range(0, len(group), batch)]
 
 
 def output_names(scenes: Sequence[Scene], out: Path) -> list[str]:
     """A name for the results of each scene in `out`: its stem, and before it the folders it takes to tell scenes of one stem apart.
 
-    Raises UserError where that does not suffice, or where a result would replace an input.
+    a.jpg and a.png of one folder are called a_jpg and a_png. Raises UserError where that does not suffice, or where a result would
+    replace an input.
     """
     paths = [Path("/", scene.name) if isinstance(scene, Pair) else scene.resolve() for scene in scenes]
-    names = [path.stem for path in paths]
+    twins = _doubles([path.with_suffix("") for path in paths])
+    stems = [f"{path.stem}_{path.suffix[1:]}" if path.with_suffix("") in twins else path.stem for path in paths]
+    names = stems
     for depth in range(1, max(len(path.parts) for path in paths)):
         double = _doubles(names)
         if not double:
             break
         # the root itself is no name
         parents = [path.parent.parts[1:][-depth:] for path in paths]
-        names = ["_".join((*up, path.stem)) if name in double else name for path, up, name in zip(paths, parents, names, strict=True)]
+        names = ["_".join((*up, stem)) if name in double else name for stem, up, name in zip(stems, parents, names, strict=True)]
     if double := _doubles(names):
         same = [str(path) for path, name in zip(paths, names, strict=True) if name in double]
         raise UserError(f"{same[0]} and {same[1]}: their results would have the same name; predict them into two folders")
@@ -153,7 +161,7 @@ def output_names(scenes: Sequence[Scene], out: Path) -> list[str]:
     return names
 
 
-def _doubles(names: Sequence[str]) -> set[str]:
+def _doubles(names: Sequence[Name]) -> set[Name]:
     return {name for name, count in Counter(names).items() if count > 1}
 
 
