@@ -83,3 +83,13 @@ def test_without_a_launcher_it_is_simply_told(monkeypatch: pytest.MonkeyPatch, c
     with pytest.raises(SystemExit, match="2"):
         run(main, [])
     assert capfd.readouterr().err == "error: two lines\n"
+
+
+def test_ctrl_c_is_one_line_and_the_exit_code_of_a_shell(capfd: pytest.CaptureFixture[str]) -> None:
+    def main(argv: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as end:
+        run(main, [])
+    assert end.value.code == 130
+    assert capfd.readouterr().err == "stopped: interrupted\n"
