@@ -255,6 +255,7 @@ ROWS: dict[str, tuple[Break, tuple[str, ...]]] = {
     "list line without a mask": (line("labeled", "images/0.jpg"), ("labeled.txt:1", "images/0.jpg", "no mask")),
     "list line with None in a labelled list": (line("labeled", "images/0.jpg None"), ("labeled.txt:1", "no mask")),
     "list line with three fields": (line("labeled", "my images/0.jpg masks/0.png"), ("labeled.txt:1", "TAB")),
+    "list line with two spaces": (line("labeled", "images/0.jpg  masks/0.png"), ("labeled.txt:1", "images/0.jpg  masks/0.png")),
     "list leads outside the root": (line("unlabeled", "../secret.jpg None"), ("../secret.jpg", "outside the data root")),
     "absolute path outside the root": (line("unlabeled", "/etc/hostname None"), ("/etc/hostname", "outside the data root")),
     "list is a folder": (folder_instead("labeled.txt"), ("labeled.txt", "Is a directory", "one image per line")),

@@ -48,7 +48,8 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
         main(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()
     except UserError as error:
-        tell_once("error: " + " ".join(str(error).split()))
+        lines = map(str.strip, str(error).splitlines())
+        tell_once("error: " + " ".join(filter(None, lines)))  # spaces inside a line may be what is wrong with it
         sys.exit(2)
     except StoppedError as stop:
         if first:

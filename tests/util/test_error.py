@@ -78,11 +78,11 @@ def test_without_a_launcher_it_is_simply_told(monkeypatch: pytest.MonkeyPatch, c
     monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
 
     def main(argv: list[str]) -> None:
-        raise UserError("two\nlines")
+        raise UserError("two\n  lines, found 'a  b'")
 
     with pytest.raises(SystemExit, match="2"):
         run(main, [])
-    assert capfd.readouterr().err == "error: two lines\n"
+    assert capfd.readouterr().err == "error: two lines, found 'a  b'\n"
 
 
 def test_ctrl_c_is_one_line_and_the_exit_code_of_a_shell(capfd: pytest.CaptureFixture[str]) -> None:
