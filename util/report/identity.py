@@ -1,8 +1,12 @@
-"""Which experiment a log is of: from its header where that says it, else from the file's name, else from its folders."""
+"""Which experiment a log is of: from its header and the record beside it, else from the file's name, else from its folders."""
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+
+from util.provenance import RECORD, ROOT
+from util.resume import LOG
 
 DATASETS = ("pascal", "cityscapes", "ade20k", "coco", "levir", "whu", "camvid", "demo", "cifar100", "cifar10", "svhn", "stl10")
 CHANGE_DATASETS = ("levir", "whu")
@@ -53,7 +57,7 @@ def identify(header: dict[str, str], log: Path) -> Identity:
     backbone = header.get("backbone") or _search(_BACKBONE, texts)
     seed = header.get("seed") if header.get("seed", "").isdecimal() else _search(_SEED, texts)
     return Identity(
-        method=_method(save_path, texts, backbone, dataset),
+        method=_recorded_method(log) or _method(save_path, texts, backbone, dataset),
         dataset=dataset.lower() if dataset else None,
         split=_split(header, texts),
         backbone=backbone,
@@ -63,6 +67,15 @@ def identify(header: dict[str, str], log: Path) -> Identity:
 
 def _search(pattern: re.Pattern[str], texts: list[str]) -> str | None:
     return next((found[1] for text in texts if (found := pattern.search(text))), None)
+
+
+def _recorded_method(log: Path) -> str | None:
+    """The command that wrote a log of ours, which the record beside it holds."""
+    try:
+        command = Path(json.loads((log.parent / RECORD).read_bytes())[-1]["command"][0])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return command.stem if log.name == LOG and (ROOT / command.name).is_file() else None
 
 
 def _method(save_path: str, texts: list[str], backbone: str | None, dataset: str | None) -> str | None:

@@ -13,7 +13,8 @@ from datetime import datetime
 MAX_LINE = 10_000  # characters; a header line has a few hundred
 
 _STAMP = r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\]\["
-_RECORD = re.compile(r"\[(\d{4})-(\d\d)-(\d\d) (\d\d):(\d\d):(\d\d),(\d{3})\]\[ *[A-Z]{1,10} *\] ?(.*)")
+_RECORD = re.compile(r"\[(\d{4})-(\d\d)-(\d\d) (\d\d):(\d\d):(\d\d),(\d{3})\]\[ *([A-Z]{1,10}) *\] ?(.*)")
+_WARNINGS = ("WARNING", "ERROR")  # ours, of skipped steps, images, files: no figure is in them
 _GLUED = re.compile(rf"(?<!\n)(?={_STAMP})")
 
 _NUMBER = r"[+-]?(?:nan|inf|\d{1,9}(?:\.\d{1,12})?(?:[eE][+-]?\d{1,3})?)"
@@ -32,14 +33,17 @@ _CLASS = re.compile(r"Class \[.*\] IoU")
 _FIGURE_NAMES = {"MeanIoU": "miou", "Changed IoU": "changed_iou", "Unchanged IoU": "unchanged_iou", "Overall Accuracy": "accuracy"}
 
 # a header is a printed dictionary over several lines, or argparse's Namespace(...) on one
-_PAIR = re.compile(r"""['"](\w{1,80})['"]: ('[^']*'|"[^"]*"|[^\s,{}]+)""")
+_LIST = r"\[(?:[^\[\]]|\[[^\[\]]*\])*"  # without its closing bracket; a palette is a list of lists
+_PAIR = re.compile(rf"""['"](\w{{1,80}})['"]: ({_LIST}\]|'[^']*'|"[^"]*"|[^\s,{{}}]+)""")
+_OPEN_LIST = re.compile(rf"""['"]\w{{1,80}}['"]: {_LIST}(?:\[[^\[\]]*)?$""")
 _NAMESPACE_PAIR = re.compile(r"""(\w{1,80})=('[^']*'|"[^"]*"|[^\s,()]+)""")
 _HEADER_MORE = re.compile(r"""\s+['"\[({\d-]""")
+_WARNING_MORE = re.compile(r"  \S")
 
 
 @dataclass
 class Line:
-    """What one line says. kind: header, more (header continued), epoch, iter, eval, loaded, test, info, blank, unread.
+    """What one line says. kind: header, more (header continued), epoch, iter, eval, loaded, test, info, warning, blank, unread.
 
     number: the epoch (epoch, loaded, classification) or None; index: the iteration (loaded: the steps done in the next epoch);
     header: its keys as text; figures: percentages; test: the line of the final test as it is; rest: what stands behind the record
@@ -64,29 +68,35 @@ def split_lines(text: str) -> list[str]:
 
 
 def read_lines(text: str) -> Iterator[tuple[str, Line]]:
-    """Yields every line with what it says. A header runs on over indented lines until the next record."""
-    in_header = False
+    """Yields every line with what it says. A header runs on over indented lines until the next record, and so does a warning."""
+    record, opened = "", ""  # what may run on; the beginning of a list that a header's line has left open
     for raw in split_lines(text):
-        line = _read(raw, in_header)
+        line = _read(raw, record)
         if line.kind not in ("blank", "more", "unread"):
-            in_header = line.kind == "header"
-        in_header = in_header and not raw.rstrip().endswith("}")
+            record, opened = line.kind, ""
+        if line.kind in ("header", "more"):
+            whole = f"{opened} {raw.strip()}"[:MAX_LINE]
+            found = _OPEN_LIST.search(whole)
+            opened = found[0] if found and len(whole) < MAX_LINE else ""
+            line.header = pairs(whole.removesuffix(opened))
+        if raw.rstrip().endswith("}"):
+            record = ""
         yield raw, line
 
 
-def _read(raw: str, in_header: bool) -> Line:
+def _read(raw: str, record: str) -> Line:
     if not raw.strip():
         return Line("blank")
     if len(raw) > MAX_LINE:
         return Line("unread")
-    record = _RECORD.fullmatch(raw.rstrip())
-    if record is None:
-        if in_header and _HEADER_MORE.match(raw):
-            return Line("more", header=pairs(raw))
-        return Line("unread")
-    line = _read_message(record[8])
+    found = _RECORD.fullmatch(raw.rstrip())
+    if found is None:
+        if record == "header" and _HEADER_MORE.match(raw):
+            return Line("more")
+        return Line("warning" if record == "warning" and _WARNING_MORE.match(raw) else "unread")
+    line = Line("warning") if found[8] in _WARNINGS else _read_message(found[9])
     try:
-        year, month, day, hour, minute, second, millisecond = (int(part) for part in record.groups()[:7])
+        year, month, day, hour, minute, second, millisecond = (int(part) for part in found.groups()[:7])
         line.time = datetime(year, month, day, hour, minute, second, millisecond * 1000)
     except ValueError:  # damaged digits, such as month 19: the line still says what it says
         line.time = None
@@ -95,7 +105,7 @@ def _read(raw: str, in_header: bool) -> Line:
 
 def _read_message(message: str) -> Line:
     if message.startswith(("{", "Namespace(")):
-        return Line("header", header=pairs(message))
+        return Line("header")
     if found := _EPOCH.match(message):
         return Line("epoch", number=int(found[1]))
     if found := _ITER.match(message):
@@ -134,7 +144,7 @@ def pairs(text: str) -> dict[str, str]:
 
     Taken one by one rather than evaluated as a whole: warnings of other processes may stand in the middle of a header.
     """
-    pattern = _NAMESPACE_PAIR if text.startswith("Namespace(") else _PAIR
+    pattern = _NAMESPACE_PAIR if "Namespace(" in text else _PAIR
     return {key: value.strip("'\"") for key, value in pattern.findall(text)}
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from util.config import MAY_CHANGE
 from util.error import UserError
 from util.report.identity import CHANGE_DATASETS, CLASSIFICATION_DATASETS, LABELED_ONLY, Identity, identify
 from util.report.lines import is_number
@@ -18,11 +19,10 @@ from util.report.sessions import Session, read_sessions, starts_again
 SAMPLES = 5  # unread lines that are shown of a log
 SAMPLE_LENGTH = 160
 MAX_BYTES = 1 << 28  # a log of the longest published run has 2 MB
-# what differs between two starts of one experiment; every other header key is a setting
-_NOT_SETTINGS = {
-    *("seed", "port", "local_rank", "ngpus", "config", "save_path", "output_path", "checkpoint", "resume"),
-    *("data_root", "data_root_l", "data_root_u", "labeled_id_path", "unlabeled_id_path", "pretrained", "pretrained_path"),
-    *("workers", "num_workers", "device", "host", "commit", "version", "torch"),
+# what may differ between two starts of one experiment; every other header key is a setting
+_NOT_SETTINGS = (MAY_CHANGE - {"init", "val_id_path"}) | {
+    *("seed", "port", "local_rank", "ngpus", "output_path", "checkpoint", "test_id_path", "data_root_l", "pretrained_path"),
+    *("workers", "host", "commit", "version", "torch"),
 }
 
 

@@ -296,3 +296,40 @@ def test_a_run_resumed_in_the_middle_of_an_epoch(tmp_path: Path, epoch: int) -> 
     path.write_text(log.text + figures)
     (run,) = read_log(path)
     assert (run.epochs_done, run.resumed, run.notes, run.unread_lines) == (epoch + 1, True, [], 0)
+
+
+def test_our_own_run_is_named_by_the_record_beside_its_log(read: Read, tmp_path: Path) -> None:
+    log = whole_log(save_path="exp/try")
+    assert read(log).method is None
+    (tmp_path / "record.json").write_text('[{"command": ["/home/me/code/fixmatch.py", "--config", "c.yaml"]}]')
+    assert read(log).method == "fixmatch"
+    assert read(log, "copied.log").method is None, "the record is of the run whose log is train.log"
+    for other in ('[{"command": ["notebook.py"]}]', "[]", "{}", "torn"):
+        (tmp_path / "record.json").write_text(other)
+        assert read(log).method is None
+
+
+def test_how_a_run_goes_is_no_setting_and_lists_are_whole(read: Read) -> None:
+    names = [f"class {i}" for i in range(30)]  # longer than a line of the header
+    log = whole_log(classes=names, palette=[[i, 0, 0] for i in range(30)], data_root_u=["a", "b"], bad_images="skip", save_every=3.0)
+    settings = read(log).settings
+    assert settings["classes"] == str(names)
+    assert settings["palette"] == str([[i, 0, 0] for i in range(30)])
+    assert settings["lock_backbone"] == "False"
+    assert not {"bad_images", "save_every", "data_root_u", "seed"} & set(settings)
+    assert read(whole_log(classes=["a b", "c"])).settings["classes"] == "['a b', 'c']"
+
+
+def test_our_own_warnings_are_known(read: Read) -> None:
+    bad = "2 samples of epoch 0 replaced, their files cannot be read:\n  /data/a.jpg: no such file\n  /data/b.jpg: not a file"
+    warnings = [
+        "Step 1 skipped: loss or gradient is not finite (1 in a row, 1 in all)",
+        bad,
+        "latest.pth: not a readable checkpoint (torn)",
+    ]
+    lines = whole_log().splitlines(keepends=True)
+    at = next(i for i, line in enumerate(lines) if "Epoch: 1," in line)
+    lines[at:at] = [f"[2025-03-01 12:00:00,000][ WARNING] {text}\n" for text in warnings]
+    run = read("".join(lines))
+    assert (run.unread_lines, run.best, run.epochs_done, run.notes) == (0, 83.0, 3, [])
+    assert read("".join(lines) + "  a line of another program\n").unread_lines == 1
