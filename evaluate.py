@@ -253,4 +253,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, save_memory="give --tile N (windows of N pixels) or --bf16")

@@ -207,4 +207,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    run(main)
+    run(main, save_memory="give --tile N (windows of N pixels), --batch-size 1 or --bf16")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import sys
 import time
@@ -13,6 +14,11 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
+
+
+TRAIN_WITH_LESS = (
+    "go on with --set activation_checkpointing=true or precision=bf16, or start again with a smaller batch_size and as many more shards"
+)
 
 
 class UserError(Exception):
@@ -36,9 +42,18 @@ def reason(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> None:
+def _memory_lack(error: Exception) -> str:
+    """How much memory was asked for and how much there is, in PyTorch's words; empty where an error is another one."""
+    text = " ".join(str(error).split())
+    # torch.OutOfMemoryError for its own count on a GPU, a plain RuntimeError from the driver, of a Mac and of a CPU
+    if not (isinstance(error, RuntimeError) and re.search("out of memory|can't allocate memory", text)):
+        return ""
+    return ". ".join(re.split(r"\.+ (?=[A-Z])", text)[:3])
+
+
+def run(main: Callable[[list[str]], None], argv: list[str] | None = None, save_memory: str = TRAIN_WITH_LESS) -> None:
     """Runs a command and exits: 0 when `main` returns, 2 with one line on stderr for a UserError, 130 after Ctrl-C; a bug keeps its
-    traceback.
+    traceback. save_memory: what to do where the device has too little memory; that too is one line and 2.
 
     All ranks of a job usually meet the same mistake: it is told once. When a rank leaves, the others are surprised: they wait, and
     the launcher ends them before their traceback hides the cause. So does a bug that all of them meet, and rank 0 prints it.
@@ -61,6 +76,9 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None) -> Non
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _output_is_closed():
             sys.exit(141)  # what a shell says of a command that ends by SIGPIPE
+        if lack := _memory_lack(error):
+            tell_once(f"error: {lack}; {save_memory}")
+            sys.exit(2)
         leave_cause(error)
         if os.environ.get("WORLD_SIZE", "1") != "1":
             time.sleep(1 if first else 3)

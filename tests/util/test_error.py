@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from util.error import UserError, run, tell_once
 
@@ -93,3 +94,40 @@ def test_ctrl_c_is_one_line_and_the_exit_code_of_a_shell(capfd: pytest.CaptureFi
         run(main, [])
     assert end.value.code == 130
     assert capfd.readouterr().err == "stopped: interrupted\n"
+
+
+CUDA_LACK = (
+    "CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total capacity of 79.11 GiB of which 1.12 GiB is free. Including "
+    "non-PyTorch memory, this process has 77.98 GiB memory in use."
+)
+
+
+def take_too_much(device: str) -> None:
+    if device == "gpu":
+        raise torch.OutOfMemoryError(CUDA_LACK)
+    torch.empty(1 << 60, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        ("gpu", ("Tried to allocate 20.00 MiB", "of which 1.12 GiB is free; ")),
+        ("cpu", ("you tried to allocate 1152921504606846976 bytes",)),
+    ],
+)
+def test_too_little_memory_is_one_line_that_says_what_to_do(device: str, words: tuple[str, ...], capfd: pytest.CaptureFixture[str]) -> None:
+    for options, advice in (({}, "activation_checkpointing=true"), ({"save_memory": "give --tile N"}, "; give --tile N\n")):
+        with pytest.raises(SystemExit, match="2"):
+            run(lambda argv: take_too_much(device), [], **options)
+        told = capfd.readouterr().err
+        assert told.count("\n") == 1
+        assert told.startswith("error: ")
+        assert all(word in told for word in (*words, advice)), told
+
+
+def test_another_error_of_pytorch_keeps_its_traceback() -> None:
+    def main(argv: list[str]) -> None:
+        torch.zeros(2) + torch.zeros(3)
+
+    with pytest.raises(RuntimeError, match="must match the size"):
+        run(main, [])
