@@ -1,7 +1,6 @@
 """Many small jobs on all cores, with a progress bar."""
 
 import multiprocessing
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
@@ -14,7 +13,9 @@ Result = TypeVar("Result")
 
 def cores() -> int:
     """Number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    from util.dist import cpu_count  # here: PyTorch takes seconds to load, which commands on few files need not wait for
+
+    return cpu_count()
 
 
 def parallel(function: Callable[[Job], Result], jobs: Sequence[Job], what: str, unit: str = "img") -> list[Result]:

@@ -7,7 +7,7 @@ from typing import BinaryIO
 import pytest
 
 from util.files import sha256, write_atomic
-from util.pool import parallel
+from util.pool import cores, parallel
 
 
 def test_failed_write_keeps_the_earlier_file(tmp_path: Path) -> None:
@@ -47,3 +47,8 @@ def test_a_second_name_is_whole_too(links: bool, tmp_path: Path, monkeypatch: py
 @pytest.mark.parametrize("jobs", [0, 3, 100], ids=["none", "in this process", "in several"])
 def test_results_are_in_the_order_of_the_jobs(jobs: int) -> None:
     assert parallel(abs, [-i for i in range(jobs)], "test") == list(range(jobs))
+
+
+def test_cores_are_those_of_the_slurm_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    assert cores() == 1
