@@ -159,7 +159,7 @@ def _read_yaml(path: str) -> dict[str, Any]:
         raise UserError(f"{path}: no such config file; give one with --config (the ones shipped are in configs/)")
     try:
         with open(path, encoding="utf-8") as file:
-            values = yaml.load(file, _Loader)
+            values = _Loader(file).get_single_data()
     except PermissionError as error:
         raise UserError(f"{path}: cannot be read ({reason(error)}); correct its permissions") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no UTF-8, or a date such as 2001-99-99
