@@ -146,8 +146,8 @@ class _Loader(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
         seen = set()
-        for key, _ in node.value:
-            known = (key.tag, str(key.value))
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            known = (key.tag, key.value)
             if known in seen:
                 raise UserError(f"{self.name}:{key.start_mark.line + 1}: found the key {key.value!r} again, expected it once; remove one")
             seen.add(known)
