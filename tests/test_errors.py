@@ -408,7 +408,9 @@ def test_other_commands_say_it_in_one_line_too(name: str, tiny: Tiny, tmp_path: 
     main, args, words = OTHERS[name]
     with pytest.raises(SystemExit) as end:
         run(main, args(tiny, tmp_path / "out"))
-    (told,) = capsys.readouterr().err.splitlines()
+    captured = capsys.readouterr()
+    (told,) = captured.err.splitlines()
+    assert captured.out == "", "found before the work"
     assert end.value.code == 2
     assert told.startswith("error: ")
     assert all(word in told for word in words), told
