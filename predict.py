@@ -5,7 +5,8 @@
 
 Inputs are images, folders, globs, or lists (.txt: the lines of a training list, relative to the data root). For each image <name>:
 <name>.png, with the values of the data set's own labels, and <name>_overlay.jpg; --confidence adds <name>_confidence.png (grey,
-255 is certain), --probabilities adds <name>.npz (probabilities (K, H, W) float16, classes).
+255 is certain), --probabilities adds <name>.npz (probabilities (K, H, W) float16, classes). Files that cannot be read are told at the
+end, with exit code 2; the others are predicted.
 
     from predict import load
     predictor = load("configs/camvid.yaml", "best.pth")
