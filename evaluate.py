@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from dataset.batch import normalize
 from dataset.loader import loader_workers, validation_source
-from dataset.semi import Source
+from dataset.semi import Source, image_tensor
 from dataset.spec import DatasetSpec
 from model.backbone.dinov2 import PATCH
 from util import metric, picture
@@ -33,7 +33,7 @@ from util.dist import World, processes
 from util.error import UserError, run
 from util.evaluation import on_device, predict, validation_loader
 from util.files import check_output, output, write_atomic
-from util.inputs import PairSource, find_pairs, image_tensor
+from util.inputs import PairSource, find_pairs
 from util.trained import Bf16, Trained, load_trained
 
 

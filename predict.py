@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dataset.batch import normalize
+from dataset.semi import image_tensor
 from model.backbone.dinov2 import PATCH
 from util import picture
 from util.cli import Parser
@@ -37,7 +38,7 @@ from util.dist import cpu_count, processes
 from util.error import UserError, run, tell_once
 from util.evaluation import predict, probabilities
 from util.files import check_output, output, write_atomic
-from util.inputs import Scene, batches_by_size, find_scenes, image_tensor, output_names, read_image, read_scene
+from util.inputs import Scene, batches_by_size, find_scenes, output_names, read_image, read_scene
 from util.signals import start_worker
 from util.trained import Bf16, Trained, load_trained
 

@@ -9,8 +9,8 @@ Key = tuple[str, int, int, int]
 
 
 def repeated_length(length: int, target: int, cut: bool) -> int:
-    """How many images an epoch of a labelled list has: repeated up to `target`; a longer list is cut only where `cut` says so."""
-    return target if cut or length < target else length
+    """How many images an epoch of a labelled list has: repeated up to `target`; a longer list is cut only where `cut` says so. 0: all."""
+    return target if target and (cut or length < target) else length
 
 
 def epoch_order(length: int, epoch: int, shards: int) -> torch.Tensor:

@@ -163,8 +163,8 @@ def _illegal_label(spec: DatasetSpec, path: str, found: int, worst: int) -> User
     return UserError(f"{path}: found label {found}, expected {spec.legal} for {spec.name}; {advice}")
 
 
-def _tensor(images: list[Image.Image]) -> Tensor:
-    """uint8 (3 * dates, H, W)."""
+def image_tensor(images: Sequence[Image.Image]) -> Tensor:
+    """One RGB image, or two dates, as uint8 (3 * dates, H, W)."""
     return torch.cat([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
 
 
@@ -258,7 +258,7 @@ class ValSet(Dataset):
             entry = self.source.ids[index]
             images = self.source.images(entry)
             mask = self.source.mask(entry, images[0].size)
-            return {"img": _tensor(images), "mask": torch.from_numpy(mask), "name": entry.image}
+            return {"img": image_tensor(images), "mask": torch.from_numpy(mask), "name": entry.image}
         except UserError as error:
             return error
 

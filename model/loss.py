@@ -11,7 +11,8 @@ from util.error import UserError
 
 def cross_entropy(pred: Tensor, mask: Tensor, ignore_index: int = 255) -> Tensor:
     """Mean cross-entropy over labelled pixels. pred: logits (B, K, H, W); mask: (B, H, W) long. 0 where no pixel is labelled."""
-    total = F.cross_entropy(pred, mask, ignore_index=ignore_index, reduction="sum")
+    # not reduction="sum", which CUDA adds up in any order
+    total = F.cross_entropy(pred, mask, ignore_index=ignore_index, reduction="none").sum()
     return total / (mask != ignore_index).sum().clamp(min=1)
 
 
@@ -26,10 +27,15 @@ def ohem(pred: Tensor, mask: Tensor, thresh: float, min_kept: int, ignore_index:
         target = mask.masked_fill(~valid, 0)
         with torch.no_grad():
             prob = pred.softmax(dim=1).gather(1, target[:, None]).squeeze(1).masked_fill(~valid, 1.0)
-            bound = prob.flatten().kthvalue(min_kept).values.clamp(min=thresh)
+            bound = _smallest(prob.flatten(), min_kept).clamp(min=thresh)
             bound = bound.masked_fill(valid.sum() < min_kept, torch.inf)  # too few valid pixels: keep all, without reading the count
         mask = mask.masked_fill(prob > bound, ignore_index)
     return cross_entropy(pred, mask, ignore_index)
+
+
+def _smallest(values: Tensor, k: int) -> Tensor:
+    """The k-th smallest. Sorted on CUDA, whose kthvalue works through all of them with one block of threads."""
+    return values.sort().values[k - 1] if values.is_cuda else values.kthvalue(k).values
 
 
 def labeled_loss(pred: Tensor, mask: Tensor, criterion: dict[str, Any]) -> Tensor:

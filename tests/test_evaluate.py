@@ -11,12 +11,12 @@ from PIL import Image
 
 import evaluate
 import unimatch_v2
+from dataset.semi import image_tensor
 from tests.conftest import Tiny, command
 from util import checkpoint
 from util.config import load_config
 from util.error import UserError
 from util.evaluation import predict
-from util.inputs import image_tensor
 from util.trained import load_trained
 
 

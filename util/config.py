@@ -60,7 +60,7 @@ class Config:
     precision: str = "fp32"  # fp32: as published | tf32 | bf16 | fp16 with loss scaling: see util/precision.py
     compile: bool = False  # compile the encoder's blocks and the decoder: faster steps after some minutes of compiling
     activation_checkpointing: bool = False  # compute the encoder's blocks twice instead of keeping what they need for the gradient
-    deterministic: bool = False  # the same bits from the same seed on a GPU too; slower. A CPU gives them anyway
+    deterministic: bool = False  # a GPU too gives the same bits from the same seed; slower. A CPU gives them anyway
     # command line
     labeled_id_path: str = ""
     unlabeled_id_path: str | list | None = None  # one list, or several one after the other
@@ -111,7 +111,7 @@ _HINTS = typing.get_type_hints(Config)
 MAY_CHANGE = {
     "config", "save_path", "data_root", "data_root_u", "val_id_path", "labeled_id_path", "unlabeled_id_path", "pretrained", "init",
     "device", "precision", "compile", "activation_checkpointing",
-    "num_workers", "views", "eval_every", "save_every", "resume", "bad_images", "max_bad_steps", "deterministic",
+    "num_workers", "views", "eval_every", "save_every", "resume", "bad_images", "max_bad_steps", "deterministic", "test_id_path", "palette",
 }  # fmt: skip
 # The authors' large-scale configs name these keys for two data sets; the labelled one decides classes and validation.
 _ALIASES = {"dataset_l": "dataset", "data_root_l": "data_root"}

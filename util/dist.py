@@ -141,14 +141,18 @@ def check_compiler(device: torch.device) -> None:
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Inside, a GPU computes the same bits from the same numbers each time, where `wanted`; an operation that cannot warns."""
+    """Inside, a GPU gives the same bits for the same numbers each time, where `wanted`. Raises UserError for an operation that cannot."""
     if not wanted:
         yield
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.use_deterministic_algorithms(True)  # warn_only would leave attention's fast kernels as they are
     try:
         yield
+    except RuntimeError as error:
+        if "deterministic" not in str(error):
+            raise
+        raise UserError(f"deterministic: found an operation without a fixed order ({reason(error)}); set deterministic=false") from error
     finally:
         torch.use_deterministic_algorithms(False)
 

@@ -9,9 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from dataset.change import date_paths
 from dataset.lists import Entry, read_list
@@ -193,8 +191,3 @@ def read_pair(pair: Pair) -> list[Image.Image]:
     if images[0].size != images[1].size:
         raise UserError(f"{pair.b}: found {images[1].size}, expected {images[0].size} (width, height) as {pair.a}; fix the pair")
     return images
-
-
-def image_tensor(images: Sequence[Image.Image]) -> Tensor:
-    """One RGB image, or two dates, as uint8 (3 * dates, H, W)."""
-    return torch.cat([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])

@@ -99,6 +99,7 @@ def test_lists_of_equal_length_share_their_order() -> None:
         (7120, 3000, True, 3000),  # change detection cuts it
         (356, 6764, True, 6764),
         (5, 5, False, 5),
+        (7, 0, True, 7),  # own pairs: no number of images is asked for
     ],
 )
 def test_labelled_lists_are_repeated_and_cut(listed: int, target: int, cut: bool, images: int) -> None:

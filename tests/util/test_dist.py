@@ -4,8 +4,9 @@ import os
 import socket
 
 import pytest
+import torch
 
-from util.dist import World, _check_gpus, cpu_count, processes
+from util.dist import World, _check_gpus, cpu_count, deterministic, processes
 from util.error import UserError
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
@@ -15,6 +16,14 @@ TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 def _bare(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in (*TORCHRUN, "SLURM_CPUS_PER_TASK", "MASTER_ADDR", "MASTER_PORT", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
+
+
+def test_an_operation_without_a_fixed_order_is_named() -> None:
+    with pytest.raises(UserError, match=r"deterministic: .*upsample_x.*; set deterministic=false"), deterministic(True):
+        raise RuntimeError("upsample_x does not have a deterministic implementation, but you set ...")
+    with pytest.raises(RuntimeError, match="a bug"), deterministic(True):
+        raise RuntimeError("a bug")
+    assert not torch.are_deterministic_algorithms_enabled()
 
 
 def test_without_torchrun_there_is_one_process_also_inside_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
