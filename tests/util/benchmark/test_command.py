@@ -204,12 +204,17 @@ class Reads(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_a_step_with_views_made_on_the_device_reads_nothing_but_its_norm() -> None:
+def test_a_step_with_views_made_on_the_device_reads_nothing_but_its_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     criterion = {"name": "OHEM", "kwargs": {"ignore_index": 255, "thresh": 0.7, "min_kept": 500}}
     cfg = recipe("pascal", backbone="dinov2_tiny", crop_size=56, batch_size=2, criterion=criterion)
     made = step.Alternatives(cfg, torch.device("cpu"))
     trainer = made.trainer()
     raw = host_batch(cfg, on_device=True)
+
+    def wait(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a copy to a GPU that the host waits for, unseen by the dispatcher")
+
+    monkeypatch.setattr(torch.Tensor, "new_tensor", wait)
     with Reads() as reads:
         batch = make_batch(raw, torch.device("cpu"), made.drop)
         trainer.update([batch])
