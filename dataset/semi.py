@@ -100,19 +100,21 @@ def _unreadable(full: str, error: Exception) -> BadFileError:
     return BadFileError(f"{full}: cannot be read as an image ({reason(error)}); replace the file or take it off the list")
 
 
-def open_file(root: str, path: str) -> Image.Image:
+def open_file(root: str, path: str) -> tuple[Image.Image, np.ndarray | None]:
+    """An image as Pillow has it, and its pixels where they are an array already, which saves a copy."""
     full = find_file(root, path)
     try:
         with Image.open(full) as image:
-            decoded = _decode_png(full, image.mode) if image.format == "PNG" else None
-            if decoded is None:
-                image.load()
-            return decoded or image
+            pixels = _decode_png(full, image.mode) if image.format == "PNG" else None
+            if pixels is not None:
+                return Image.fromarray(pixels), pixels
+            image.load()
+            return image, None
     except Exception as error:  # PIL's readers raise whatever broken bytes lead them to
         raise _unreadable(full, error) from error
 
 
-def _decode_png(path: str, mode: str) -> Image.Image | None:
+def _decode_png(path: str, mode: str) -> np.ndarray | None:
     """A PNG read by kornia-rs, in less than half of Pillow's time. None where Pillow is to read it: not installed, or it gives up."""
     if read_png is None or mode not in _CHANNELS:
         return None
@@ -120,12 +122,12 @@ def _decode_png(path: str, mode: str) -> Image.Image | None:
         pixels = read_png(path, _CHANNELS[mode])
     except Exception:  # rarer kinds of PNG, and broken ones: Pillow reads them, or says what is wrong
         return None
-    return Image.fromarray(pixels if mode == "RGB" else pixels[..., 0])
+    return pixels if mode == "RGB" else pixels[..., 0]
 
 
 def open_image(root: str, path: str) -> Image.Image:
     """An RGB image of any mode: grey, palette, RGBA (alpha is dropped), CMYK, 16-bit (its high byte). EXIF rotation is ignored."""
-    image = open_file(root, path)
+    image, _ = open_file(root, path)
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -136,14 +138,14 @@ def open_mask(spec: DatasetSpec, root: str, path: str, size: tuple[int, int]) ->
 
     Raises UserError for a colour mask, another size, or a value that is no class.
     """
-    image, full = open_file(root, path), inside(root, path)
+    (image, values), full = open_file(root, path), inside(root, path)
     if image.mode == "1":
         image = image.convert("L")
     if image.mode not in ("L", "P") and not image.mode.startswith("I"):
         raise UserError(f"{full}: found mode {image.mode}, expected one channel of class ids (8-bit grey or palette); convert the mask")
     if image.size != size:
         raise UserError(f"{full}: mask is {image.size}, its image {size} (width, height); expected the same size, correct one of them")
-    values = np.array(image)
+    values = np.array(image) if values is None else values
     found = np.unique(values) if image.mode.startswith("I") else np.flatnonzero(image.histogram())
     table, worst = spec.label_table, int(found[-1])
     ids = table[found] if worst < len(table) else None
