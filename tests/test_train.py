@@ -1,5 +1,6 @@
 """The three methods end to end: real files, real processes, real logs and TensorBoard files."""
 
+import gc
 import re
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import fixmatch
 import supervised
 import unimatch_v2
+from dataset.batch import Batch
 from tests.conftest import Tiny, command
 from util import checkpoint, training
 from util.error import UserError
@@ -133,14 +135,16 @@ def test_workers_and_who_makes_the_views_change_nothing(tiny: Tiny, tmp_path: Pa
 
 
 def test_the_next_mini_batch_is_made_before_the_host_waits(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A GPU is never left without work while mini-batches are made."""
+    """A GPU is never left without work while mini-batches are made. It holds those of two steps, no more."""
     order: list[str] = []
+    held: list[int] = []
 
     def noted(target: object, name: str) -> None:
         original = getattr(target, name)
 
         def call(*args: Any, **kwargs: Any) -> Any:
             order.append(name)
+            held.append(sum(type(thing) is Batch for thing in gc.get_objects()))
             return original(*args, **kwargs)
 
         monkeypatch.setattr(target, name, call)
@@ -149,6 +153,7 @@ def test_the_next_mini_batch_is_made_before_the_host_waits(tiny: Tiny, tmp_path:
     noted(training.Trainer, "_agree")
     fixmatch.main(tiny.args(tmp_path, "epochs=1"))
     assert order == ["make_batch"] + ["make_batch", "_agree"] * 5 + ["_agree"], "6 steps"
+    assert max(held) == 2
 
 
 def test_fewer_than_eight_steps_an_epoch_log_every_step(tiny: Tiny, tmp_path: Path) -> None:

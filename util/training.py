@@ -135,13 +135,13 @@ class Run:
         self.record.board.close()
 
     def _train_epoch(self, epoch: int, progress: tqdm) -> None:
-        for i, (shards, stats) in enumerate(self.updates(epoch, self.step), self.step):
-            self.last = shards
+        for shards, stats in self.updates(epoch, self.step):
+            i, self.step = self.step, self.step + 1
+            self.last = shards if self.step == self.steps else []
             if self.trainer.it == 1 and self.world.main:
                 for name, image in sheets(shards, self.data.spec, PREVIEWED).items():
                     self.record.board.draw(f"data/{name}", image, 0)
             self.averages.add(stats | {"grad_norm": self.trainer.grad_norm})
-            self.step = i + 1
             progress.update()
             if self.trainer.skipped_in_row:
                 self._tell_skipped(shards)
@@ -159,6 +159,7 @@ class Run:
                     self._stop()
                 if self._save_due():
                     self._save()
+            del shards  # two steps' mini-batches are enough: this one's and the next one's
 
     def updates(self, epoch: int, start: int) -> Iterator[tuple[list[Batch], dict[str, Tensor]]]:
         """Does the steps of an epoch from `start` on; after each, its mini-batches and stats.

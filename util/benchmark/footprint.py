@@ -149,7 +149,7 @@ def footprint(cfg: Config, spec: DatasetSpec, method: str, settings: Settings, s
         teacher=weights if teacher is not None else 0,
         gradients=trained,
         adam=2 * trained,
-        batches=2 * shards * size,  # of this step and, until it is done, of the one before
+        batches=2 * shards * size,  # of this step and of the next one
         activations=held,
         temporary=meter.peak - held,
         moved=meter.moved,
