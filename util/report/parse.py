@@ -21,7 +21,7 @@ SAMPLE_LENGTH = 160
 MAX_BYTES = 1 << 28  # a log of the longest published run has 2 MB
 # what may differ between two starts of one experiment; every other header key is a setting
 _NOT_SETTINGS = (MAY_CHANGE - {"init", "val_id_path"}) | {
-    *("seed", "port", "local_rank", "ngpus", "output_path", "checkpoint", "test_id_path", "data_root_l", "pretrained_path"),
+    *("seed", "port", "local_rank", "ngpus", "output_path", "checkpoint", "data_root_l", "pretrained_path"),
     *("workers", "host", "commit", "version", "torch"),
 }
 

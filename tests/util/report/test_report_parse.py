@@ -311,10 +311,10 @@ def test_our_own_run_is_named_by_the_record_beside_its_log(read: Read, tmp_path:
 
 def test_how_a_run_goes_is_no_setting_and_lists_are_whole(read: Read) -> None:
     names = [f"class {i}" for i in range(30)]  # longer than a line of the header
-    log = whole_log(classes=names, palette=[[i, 0, 0] for i in range(30)], data_root_u=["a", "b"], bad_images="skip", save_every=3.0)
+    log = whole_log(classes=names, label_map=[[i, 0, 0] for i in range(30)], data_root_u=["a", "b"], bad_images="skip", save_every=3.0)
     settings = read(log).settings
     assert settings["classes"] == str(names)
-    assert settings["palette"] == str([[i, 0, 0] for i in range(30)])
+    assert settings["label_map"] == str([[i, 0, 0] for i in range(30)])
     assert settings["lock_backbone"] == "False"
     assert not {"bad_images", "save_every", "data_root_u", "seed"} & set(settings)
     assert read(whole_log(classes=["a b", "c"])).settings["classes"] == "['a b', 'c']"
