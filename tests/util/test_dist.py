@@ -2,10 +2,12 @@
 
 import os
 import socket
+from pathlib import Path
 
 import pytest
 import torch
 
+from tests.conftest import ROOT, command
 from util.dist import World, _check_gpus, cpu_count, deterministic, processes
 from util.error import UserError
 
@@ -67,6 +69,37 @@ def test_processes_that_cannot_meet_say_so(master: tuple[str | None, str | None]
                 monkeypatch.setenv(name, value)
         with pytest.raises(UserError, match=f"environment: .*{words}.*; start them with scripts/train.sh"), processes("cpu"):
             pass
+
+
+THREADS = """
+import contextlib, pathlib, sys, time
+sys.path.insert(0, sys.argv[1])
+import torch
+from util.dist import average_gradients, processes
+def train(world):
+    average_gradients(torch.nn.Linear(1, 1), world)(torch.ones(1, 1)).sum().backward()
+def gloo():
+    for task in pathlib.Path("/proc/self/task").glob("*/comm"):
+        with contextlib.suppress(OSError):  # it ended just now
+            if "gloo" in task.read_text():
+                return True
+with processes("cpu") as world:
+    train(world)
+end = time.monotonic() + 5
+while gloo() and time.monotonic() < end:  # the system lists a thread for a moment after its end
+    time.sleep(0.05)
+sys.stdout.write(f"gloo: {bool(gloo())} of {world.size}\\n")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="a system without /proc")
+def test_nothing_of_a_group_outlives_it(tmp_path: Path) -> None:
+    """A thread of gloo's that meets the end of the interpreter can abort the process, though all its work is done."""
+    script = tmp_path / "threads.py"
+    script.write_text(THREADS)
+    done = command(script, ROOT, processes=2)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["gloo: False of 2"] * 2
 
 
 def test_cpus_follow_affinity_and_slurm(monkeypatch: pytest.MonkeyPatch) -> None:
