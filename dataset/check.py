@@ -44,7 +44,9 @@ def find_lists(spec: DatasetSpec, splits: Sequence[str], root: str, root_u: str 
         if not (base / split).is_dir():
             raise UserError(f"check: no such pair: {base / split}; write it with `make` or `fetch`, or give one of {_folders(base)}")
     validation = open_validation(spec, val, root)
-    places = [(base / f"{name}.txt", role) for name, role in (("val", "val"), ("test", "val"), ("train", "labeled"))][val is not None :]
+    places = [(base / "test.txt", "val"), (base / "train.txt", "labeled")]
+    if val is None:
+        places.insert(0, (base / "val.txt", "val"))
     for split in splits or _folders(base):
         places += [(base / split / f"{name}.txt", role) for name, role in (("labeled", "labeled"), ("train", "labeled"))]
         places.append((base / split / "unlabeled.txt", "unlabeled"))

@@ -62,11 +62,7 @@ def stage(cfg: Config, folder: Path) -> list[str]:
 def main(argv: list[str]) -> None:
     if not argv or argv[0].startswith("-"):
         raise UserError("usage: python -m dataset.stage FOLDER [a method's command line]; found no folder")
-    try:
-        cfg = parse_command(argv[1:], __doc__, unlabeled=True)
-    except UserError:  # a supervised run may have no unlabelled list; other mistakes come again
-        cfg = parse_command(argv[1:], __doc__, unlabeled=False)
-    print("\n".join(stage(cfg, Path(argv[0]))))
+    print("\n".join(stage(parse_command(argv[1:], __doc__, unlabeled=None), Path(argv[0]))))
 
 
 if __name__ == "__main__":

@@ -232,8 +232,11 @@ def parse_arguments(parser: Parser, argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def parse_command(argv: list[str], description: str | None, unlabeled: bool) -> Config:
-    """Reads the command line that every method has (spec.md 5). Raises UserError."""
+def parse_command(argv: list[str], description: str | None, unlabeled: bool | None) -> Config:
+    """Reads the command line that every method has (spec.md 5). Raises UserError.
+
+    unlabeled: whether there must be an unlabelled list; False leaves it out, None takes it where there is one.
+    """
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True)
     parser.add_argument("--labeled-id-path", help="list of `image mask` lines")
@@ -253,8 +256,8 @@ def parse_command(argv: list[str], description: str | None, unlabeled: bool) -> 
         save_path=args.save_path,
         pretrained=args.pretrained_path,
     )
-    for key, needed in (("labeled_id_path", True), ("unlabeled_id_path", unlabeled)):
-        if needed and not getattr(cfg, key):
+    for key in ("labeled_id_path", "unlabeled_id_path") if unlabeled else ("labeled_id_path",):
+        if not getattr(cfg, key):
             option = "--" + key.replace("_", "-")
             raise UserError(f"{option}: found none, expected a list on the command line, or `{key}` in {args.config}")
-    return cfg if unlabeled else replace(cfg, unlabeled_id_path=None)
+    return replace(cfg, unlabeled_id_path=None) if unlabeled is False else cfg

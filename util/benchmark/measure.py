@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from util.error import UserError, reason
-from util.files import write_atomic
+from util.files import output, write_atomic
 
 AT_LEAST, AT_MOST = ">=", "<="
 
@@ -71,10 +71,8 @@ def release(device: torch.device) -> None:
 def write_figures(path: str, figures: Any) -> None:
     """Writes the file of --json. Raises UserError where it cannot be written."""
     text = json.dumps(figures, indent=1) + "\n"
-    try:
+    with output("--json", Path(path)):
         write_atomic(Path(path), lambda file: file.write(text.encode()))
-    except OSError as error:
-        raise UserError(f"--json {path}: cannot be written ({reason(error)}); give a path in a folder that can be") from error
 
 
 def wait_for(device: torch.device) -> None:

@@ -137,7 +137,7 @@ def test_a_setting_that_fails_leaves_the_other_settings(monkeypatch: pytest.Monk
         (["step", "--device", "gpu"], ["--device", "'gpu'", "cuda", "`python -m util.benchmark step --help`"]),
         (["step", "--rounds", "0"], ["--rounds", "found '0'", "above 0"]),
         (["step", "--rounds", "x"], ["--rounds", "found 'x'", "above 0"]),
-        (["step", "--json", "/dev/null/out.json"], ["--json /dev/null/out.json", "cannot be written"]),
+        (["step", "--json", "/dev/null/out.json"], ["/dev/null/out.json: cannot be written", "give another --json"]),
         (["step", "--only", "bf17"], ["--only", "'bf17'", "bf16, compile"]),
         (["all", "--set", "backbone=dinov2_huge"], ["dinov2_huge", "dinov2_giant"]),
         (["all", "--config", "absent.yaml"], ["absent.yaml", "no such config file"]),
