@@ -1,6 +1,7 @@
 """Processes and devices: who am I, what may I use, how do the processes add things up."""
 
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -178,12 +179,16 @@ def processes(device: str = "auto") -> Iterator[World]:
         _meet("nccl" if world.device.type == "cuda" else "gloo", size)
     try:
         yield world
-    except StoppedError:  # all of them leave
-        _part()
+    except (StoppedError, UserError) as error:
+        # a mistake may be this process's own: NCCL would wait for the others, and they for it
+        if isinstance(error, StoppedError) or world.device.type != "cuda":
+            traceback.clear_frames(error.__traceback__)  # the model that they hold keeps the group alive
+            _part()
         raise
-    _part()  # not where an error ends this process alone: NCCL would wait for the others, and they for it
+    _part()
 
 
 def _part() -> None:
+    """Ends the group and its threads: one of gloo's that drops its last tensor while Python ends aborts the process."""
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -76,15 +76,22 @@ import contextlib, pathlib, sys, time
 sys.path.insert(0, sys.argv[1])
 import torch
 from util.dist import average_gradients, processes
+from util.error import UserError
 def train(world):
-    average_gradients(torch.nn.Linear(1, 1), world)(torch.ones(1, 1)).sum().backward()
+    net = average_gradients(torch.nn.Linear(1, 1), world)
+    net(torch.ones(1, 1)).sum().backward()
+    if sys.argv[2] == "mistake":
+        raise UserError("a mistake")
 def gloo():
     for task in pathlib.Path("/proc/self/task").glob("*/comm"):
         with contextlib.suppress(OSError):  # it ended just now
             if "gloo" in task.read_text():
                 return True
-with processes("cpu") as world:
-    train(world)
+try:
+    with processes("cpu") as world:
+        train(world)
+except UserError as error:
+    kept = error
 end = time.monotonic() + 5
 while gloo() and time.monotonic() < end:  # the system lists a thread for a moment after its end
     time.sleep(0.05)
@@ -93,11 +100,12 @@ sys.stdout.write(f"gloo: {bool(gloo())} of {world.size}\\n")
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="a system without /proc")
-def test_nothing_of_a_group_outlives_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("end", ["good", "mistake"])
+def test_nothing_of_a_group_outlives_it(end: str, tmp_path: Path) -> None:
     """A thread of gloo's that meets the end of the interpreter can abort the process, though all its work is done."""
     script = tmp_path / "threads.py"
     script.write_text(THREADS)
-    done = command(script, ROOT, processes=2)
+    done = command(script, ROOT, end, processes=2)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["gloo: False of 2"] * 2
 
