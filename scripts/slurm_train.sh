@@ -9,6 +9,9 @@
 # runs on CPUs). stage_data is expanded on the first node: stage_data='$TMPDIR/data' in single quotes.
 # --dry-run, anywhere: prints the batch script. The job's log is slurm-JOB.log under the save path. 120 s before the time limit, and
 # when it is preempted or its node fails, the job goes back into the queue, and continues from its last checkpoint.
+#
+# Several runs, a job each, on ports counted up from <port>; then the command that makes their table:
+#   dataset=pascal split="92 183" method="supervised unimatch_v2" seeds="0 1 2" sh scripts/slurm_train.sh 4 29500 gpu
 
 . "$(dirname -- "$0")/setup.sh"
 form="sh scripts/slurm_train.sh [--dry-run] <num_gpu> <port> <partition> [arguments for the method...]"
@@ -24,6 +27,7 @@ case $3 in
 esac
 num_gpu=$1 port=$2 partition=$3
 shift 3
+given_path=$save_path
 run_settings "$@"
 positive "${gpus_per_node:=8}" || fail "gpus_per_node: found '$gpus_per_node', expected a number of at least 1"
 nodes=$(((num_gpu + gpus_per_node - 1) / gpus_per_node))
@@ -48,7 +52,7 @@ quote() {
 batch_script() {
     cat <<END
 #!/bin/sh
-#SBATCH --job-name="$method-$dataset-$split"
+#SBATCH --job-name="$method-$dataset-$split$seed_name"
 #SBATCH --partition=$partition
 #SBATCH --nodes=$nodes
 #SBATCH --ntasks-per-node=1
@@ -69,11 +73,12 @@ split=$(quote "$split")
 exp=$(quote "$exp")
 config=$(quote "$config")
 save_path=$(quote "$save_path")
+seeds=
 stage_data="$stage_data"
 MAX_RESTARTS=${MAX_RESTARTS:-0}
 # srun does not take the job's CPUs per task by itself; the workers count their CPUs by SLURM_CPUS_PER_TASK
 SRUN_CPUS_PER_TASK=\$SLURM_CPUS_PER_TASK
-export MASTER_ADDR NNODES MAX_RESTARTS dataset method split exp config save_path stage_data SRUN_CPUS_PER_TASK
+export MASTER_ADDR NNODES MAX_RESTARTS dataset method split exp config save_path seeds stage_data SRUN_CPUS_PER_TASK
 
 # the time limit is near: srun passes the signal on, and the training saves and ends with 75
 trap 'echo "time limit: saving"; kill -USR1 "\$training"' USR1
@@ -92,11 +97,33 @@ exit "\$code"
 END
 }
 
-if [ "$dry_run" = yes ]; then
-    batch_script "$@"
-    exit 0
+# submit ARGUMENT...: the job goes into the queue
+submit() {
+    if [ "$dry_run" = yes ]; then
+        batch_script "$@"
+        return
+    fi
+    mkdir -p -- "$save_path" || fail "save_path: $save_path cannot be made"
+    # shellcheck disable=SC2086 # sbatch_args holds several words
+    batch_script "$@" | sbatch $sbatch_args
+}
+
+[ "$dry_run" = yes ] || command -v sbatch >/dev/null 2>&1 ||
+    fail "sbatch: not found on this machine; submit from a Slurm login node, or see the job with --dry-run"
+. scripts/sweep.sh
+seed_name=
+if several; then
+    find_python requirements.txt || fail "no Python that satisfies requirements.txt (${why:-none found}); run: sh scripts/setup.sh"
+    start_one() {
+        port=$((port + index)) # they may run on one node
+        [ "$seed" = none ] || seed_name=-seed$seed
+        submit "$@"
+    }
+    sweep "$@"
+    IFS='
+'
+    # shellcheck disable=SC2086 # one folder a line
+    [ "$dry_run" = yes ] || echo "their table: python -m util.report $(quote $folders)"
+else
+    submit "$@"
 fi
-command -v sbatch >/dev/null 2>&1 || fail "sbatch: not found on this machine; submit from a Slurm login node, or see the job with --dry-run"
-mkdir -p -- "$save_path" || fail "save_path: $save_path cannot be made"
-# shellcheck disable=SC2086 # sbatch_args holds several words
-batch_script "$@" | sbatch $sbatch_args

@@ -1,4 +1,9 @@
-# Sourced by train.sh: several runs, one after the other, for lists of seeds, splits or methods. Uses its settings and "$@".
+# Sourced by train.sh and slurm_train.sh: several runs, for lists of seeds, splits or methods. Uses their settings and $PYTHON.
+
+# several: whether the settings ask for more than one run, or for a seed's folder
+several() {
+    case "${seeds:+several }$method:$split" in *' '*) ;; *) return 1 ;; esac
+}
 
 # check_files: every run's method and lists, before the first of them trains for hours
 check_files() {
@@ -16,8 +21,8 @@ from util.error import run
 run(lambda paths: [read_lines(path) for path in paths])' "$@" || exit
 }
 
-# sweep ARGUMENT...: trains every combination, and prints their table. Stops at the first run that fails, with its exit code. A finished
-# run is started too: it alone knows whether these are its settings, and ends at once where they are.
+# sweep ARGUMENT...: calls `start_one ARGUMENT...` for every combination, in its settings, $index (0, 1, ...) among them, and leaves their
+# folders in $folders, one a line. Stops at the first that fails, with its exit code.
 sweep() {
     count=0
     for each in $method; do for each in $split; do count=$((count + 1)); done; done
@@ -25,25 +30,24 @@ sweep() {
         fail "save_path: found one folder for $count runs, expected none; each run gets exp/$dataset/METHOD/$exp/SPLIT"
     fi
     check_files
-    logs=
+    folders= index=0
     for one_method in $method; do
         for one_split in $split; do
             base=${given_path:-exp/$dataset/$one_method/$exp/$one_split}
             for seed in ${seeds:-none}; do
                 folder=$base
                 [ "$seed" = none ] || folder=$base/seed$seed
-                logs="$logs$folder
+                folders="$folders$folder
 "
-                echo "$folder: training"
                 [ "$seed" = none ] || set -- --set "seed=$seed" "$@"
-                seeds='' dataset=$dataset method=$one_method split=$one_split exp=$exp config=$config save_path=$folder \
-                    sh scripts/train.sh "$num_gpu" "$port" "$@" || exit
+                (
+                    seeds='' method=$one_method split=$one_split save_path=$folder
+                    export seeds dataset method split exp config save_path
+                    start_one "$@"
+                ) || exit
                 [ "$seed" = none ] || shift 2
+                index=$((index + 1))
             done
         done
     done
-    IFS='
-'
-    # shellcheck disable=SC2086 # one folder a line
-    "$PYTHON" -m util.report $logs
 }

@@ -39,13 +39,19 @@ given_path=$save_path
 run_settings "$@"
 find_python requirements.txt || fail "no Python that satisfies requirements.txt (${why:-none found}); run: sh scripts/setup.sh"
 
-case "${seeds:+several }$method:$split" in
-*' '*)
-    . scripts/sweep.sh
+. scripts/sweep.sh
+if several; then
+    # a finished run is started too: it alone knows whether these are its settings, and ends at once where they are
+    start_one() {
+        echo "$save_path: training"
+        sh scripts/train.sh "$num_gpu" "$port" "$@"
+    }
     sweep "$@"
-    exit
-    ;;
-esac
+    IFS='
+'
+    # shellcheck disable=SC2086 # one folder a line
+    exec "$PYTHON" -m util.report $folders
+fi
 
 set -- --save-path "$save_path" --port "$port" "$@"
 if ! names_lists; then

@@ -328,6 +328,44 @@ def test_train_runs_seeds_splits_and_methods(repo: Path) -> None:
     assert "save_path: found one folder for 2 runs" in both.stderr
 
 
+def test_slurm_gets_a_job_for_each_seed_split_and_method(repo: Path, tmp_path: Path) -> None:
+    (repo / "util/launch.py").write_text(SWEPT)
+    write_pairs(repo, "92", "it's")
+    words = {
+        "sbatch": f'cat >"{tmp_path}/job$(date +%s%N)"; echo Submitted',
+        "srun": 'shift; SLURM_NODEID=0 exec "$@"',
+        "scontrol": "echo localhost",
+    }
+    path = tools(tmp_path / "bin", **words) + f":{Path(sys.executable).parent}:{os.environ['PATH']}"
+    lists = {"split": "92 it's", "method": "supervised unimatch_v2", "seeds": "0 2", "path": path}
+    slurm = repo / "scripts/slurm_train.sh"
+    done = sh(slurm, "1", "29500", "gpu", "--set", "epochs=1", **lists)
+    assert (done.returncode, done.stderr) == (0, "")
+    runs = [(m, s, seed) for m in ("supervised", "unimatch_v2") for s in ("92", "it's") for seed in ("0", "2")]
+    folders = [f"exp/pascal/{m}/dinov2_base/{s}/seed{seed}" for m, s, seed in runs]
+    jobs = sorted(tmp_path.glob("job*"))
+    for number, (job, run, folder) in enumerate(zip(jobs, runs, folders, strict=True)):
+        text = job.read_text()
+        assert f'#SBATCH --job-name="{run[0]}-pascal-{run[1]}-seed{run[2]}"\n' in text
+        assert f'#SBATCH --output="{folder}/slurm-%j.log"\n' in text
+        assert f"'{29500 + number}' '--set' 'seed={run[2]}'" in text, "jobs may share a node"
+        # the job's environment is that of the submission
+        env = {**os.environ, "PATH": path, "SLURM_JOB_NODELIST": "n1", "SLURM_CPUS_PER_TASK": "2", "split": "92 it's", "seeds": "0 2"}
+        subprocess.run(["sh", str(job)], cwd=repo, env=env, capture_output=True, check=True, timeout=60)
+    assert (repo / "calls.txt").read_text().splitlines() == [
+        f"{run[0]} {folder} seed={run[2]} epochs=1" for run, folder in zip(runs, folders, strict=True)
+    ]
+    report = done.stdout.splitlines()[-1].removeprefix("their table: ")
+    table = subprocess.run(report, shell=True, cwd=repo, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=60)
+    assert table.stdout.count("± 1.4 (2)") == 2, table.stdout + table.stderr  # supervised and UniMatch V2, over both seeds
+    shown = sh(slurm, "1", "29500", "gpu", "--dry-run", **lists)
+    assert shown.stdout.count("#!/bin/sh\n") == len(runs)
+    assert len(list(tmp_path.glob("job*"))) == len(runs)
+    missing = sh(slurm, "1", "29500", "gpu", **(lists | {"split": "92 9_9"}))
+    assert missing.returncode == 2
+    assert "splits/pascal/9_9/labeled.txt: no such list" in missing.stderr
+
+
 @pytest.mark.parametrize(
     ("env", "words"),
     [
