@@ -57,7 +57,7 @@ def config_of(state: dict[str, Any], path: str, settings: list[str] | None = Non
         raise UserError(f"{path}: does not say what it was trained with; give --config")
     values = {key: made[key] for key in ("dataset", "backbone", "crop_size", "eval_mode", *OWN_KEYS) if key in made}
     values |= {"data_root": "", "epochs": 1, "batch_size": 1, "lr": 1.0}  # Config wants them; nothing is trained
-    return make_config(values, str(made.get("config") or path), settings)  # a file of class names is looked for beside the config
+    return make_config(values, str(made.get("config") or path), settings)
 
 
 def load_trained(cfg: Config, path: str, which: str | None = None, device: torch.device | str = "cpu") -> Trained:
@@ -95,7 +95,7 @@ def _check_origin(state: dict[str, Any], cfg: Config, spec: DatasetSpec, path: s
 
 
 def _classes_of(state: dict[str, Any], path: str) -> tuple[str, ...]:
-    """The classes that a checkpoint was trained with; none where it does not say, or names a file of them that is gone."""
+    """The classes that a checkpoint was trained with; none where it does not say."""
     try:
         return data_spec(config_of(state, path)).classes
     except UserError:

@@ -58,6 +58,8 @@ class Run:
         self.steps = self.data.sampler.steps
         self.config = asdict(cfg) | {"shards": self.data.sampler.shards, "nclass": self.data.spec.nclass}  # as they are in effect
         self.config["method"] = Path(inspect.getfile(step)).stem
+        if cfg.classes:
+            self.config["classes"] = list(self.data.spec.classes)  # the names themselves: a file of them may change
         found = resume.find_checkpoint(self.folder)
         # all have read before the first one writes
         if len(set(world.gather([found and (found[1].get("epoch"), found[1].get("step"))]))) > 1:

@@ -7,10 +7,13 @@ from typing import Any
 import pytest
 import torch
 
+import supervised
 from model import build_model
-from util.config import Config, make_config
+from tests.conftest import make_tiny
+from util import checkpoint
+from util.config import Config, load_config, make_config
 from util.error import UserError
-from util.trained import load_trained
+from util.trained import config_of, load_trained
 
 
 def config(**values: Any) -> Config:
@@ -25,11 +28,23 @@ def saved(path: Path, classes: Sequence[str]) -> str:
 
 
 def test_classes_in_another_order_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "names.txt").write_text("sky\nroad\ncar\n")
-    for number, classes in enumerate((["sky", "road", "car"], "names.txt")):
-        path = saved(tmp_path / f"{number}.pth", classes)
-        assert load_trained(config(classes=["sky", "road", "car"]), path).spec.nclass == 3
-        with pytest.raises(UserError, match=r"its class 1 is 'road', but that of c\.yaml is 'car'; give the config of its run"):
-            load_trained(config(classes=["sky", "car", "road"]), path)
-    (tmp_path / "names.txt").unlink()
+    path = saved(tmp_path / "best.pth", ["sky", "road", "car"])
     assert load_trained(config(classes=["sky", "road", "car"]), path).spec.nclass == 3
+    with pytest.raises(UserError, match=r"its class 1 is 'road', but that of c\.yaml is 'car'; give the config of its run"):
+        load_trained(config(classes=["sky", "car", "road"]), path)
+
+
+def test_a_checkpoint_has_the_names_that_a_file_of_classes_had(tmp_path: Path) -> None:
+    tiny = make_tiny(tmp_path / "data")
+    names = tmp_path / "data/names.txt"
+    names.write_text("a\nb\nc\nd\ne\nf\n")
+    args = tiny.args(tmp_path / "run", "dataset=own", "classes=names.txt", "epochs=1", "supervised_length=4", unlabeled=False)
+    supervised.main(args)
+    names.write_text("b\na\nc\nd\ne\nf\n")
+    with pytest.raises(UserError, match=r"its class 0 is 'a', but that of .*tiny\.yaml is 'b'"):
+        load_trained(load_config(str(tiny.config), ["dataset=own", "classes=names.txt"]), str(tmp_path / "run/best.pth"))
+    with pytest.raises(UserError, match=r"classes: .*'a', 'b'.*, now .*'b', 'a'"):
+        supervised.main([*args, "--set", "epochs=2"])
+    names.unlink()
+    state = checkpoint.load(str(tmp_path / "run/best.pth"))
+    assert load_trained(config_of(state, "best.pth"), str(tmp_path / "run/best.pth")).spec.classes == tuple("abcdef")
