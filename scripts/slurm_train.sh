@@ -82,7 +82,8 @@ export MASTER_ADDR NNODES MAX_RESTARTS dataset method split exp config save_path
 
 # the time limit is near: srun passes the signal on, and the training saves and ends with 75
 trap 'echo "time limit: saving"; kill -USR1 "\$training"' USR1
-srun --kill-on-bad-exit=1 sh -c 'NODE_RANK=\$SLURM_NODEID exec sh scripts/train.sh "\$@"' train $(quote "$per_node" "$port" "$@") &
+# A node that has ended, with 75 after a save for instance, does not end the others: they are done within seconds, or with a last save.
+srun --kill-on-bad-exit=0 --wait=600 sh -c 'NODE_RANK=\$SLURM_NODEID exec sh scripts/train.sh "\$@"' train $(quote "$per_node" "$port" "$@") &
 training=\$!
 code=0
 wait "\$training" || code=\$?

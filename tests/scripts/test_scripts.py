@@ -38,6 +38,10 @@ PYTHON = """case "$1 $2" in
 esac"""
 
 
+# what Slurm does with a job on one node
+ON_ONE_NODE = {"srun": 'while [ "${1#--}" != "$1" ]; do shift; done; SLURM_NODEID=0 exec "$@"', "scontrol": "echo localhost"}
+
+
 @pytest.fixture
 def repo(tmp_path: Path) -> Path:
     """A repository with the scripts and one method that records how it was called."""
@@ -209,8 +213,7 @@ def test_slurm_submits_a_job_that_trains(repo: Path, tmp_path: Path) -> None:
     """sbatch, srun and scontrol are stand-ins: the first keeps the job, the others do what Slurm would on one node."""
     words = {
         "sbatch": f'echo "$@" >"{tmp_path}/options"; cat >"{tmp_path}/job"',
-        "srun": 'shift; SLURM_NODEID=0 exec "$@"',
-        "scontrol": "echo localhost",
+        **ON_ONE_NODE,
     }
     path = tools(tmp_path / "bin", **words) + f":{Path(sys.executable).parent}:{os.environ['PATH']}"
     done = sh(
@@ -333,8 +336,7 @@ def test_slurm_gets_a_job_for_each_seed_split_and_method(repo: Path, tmp_path: P
     write_pairs(repo, "92", "it's")
     words = {
         "sbatch": f'cat >"{tmp_path}/job$(date +%s%N)"; echo Submitted',
-        "srun": 'shift; SLURM_NODEID=0 exec "$@"',
-        "scontrol": "echo localhost",
+        **ON_ONE_NODE,
     }
     path = tools(tmp_path / "bin", **words) + f":{Path(sys.executable).parent}:{os.environ['PATH']}"
     lists = {"split": "92 it's", "method": "supervised unimatch_v2", "seeds": "0 2", "path": path}

@@ -4,8 +4,9 @@
 #   sh tests/slurm/run.sh
 #
 # A controller, two nodes (both this machine) and munge, with their own key, configuration and ports, in a temporary folder. The job
-# has one process on each node and stages its data. In the middle it is preempted (scontrol requeue): it has to save, start again,
-# continue and finish. Prints the job's log and its state, COMPLETED; exit code 0 then, 1 otherwise, 2 where something is missing.
+# has one process on each node and stages its data. Inside the first epoch it is told that its time limit is near (the batch script gets
+# USR1, as Slurm would send it), later it is preempted (scontrol requeue). Both times it has to save, start again and continue, and then
+# to finish. Prints the job's log and its state, COMPLETED; exit code 0 then, 1 otherwise, 2 where something is missing.
 # Needs slurmctld, slurmd, munged and sbatch (Debian and Ubuntu: apt-get install slurm-wlm munge; no service need run). About a minute.
 
 CDPATH=''
@@ -63,7 +64,15 @@ state() { scontrol --oneliner show job "$job" | sed 's/.*JobState=\([A-Z_]*\) .*
 # finished, with nothing of it left on a node
 finished() { case $(state) in PENDING | RUNNING | REQUEUED | COMPLETING) false ;; esac && [ -z "$(squeue --noheader --job "$job")" ]; }
 requeued() { [ "$(state)" = PENDING ]; }
-logged() { grep -q "$1" "$folder"/run/train.log 2>/dev/null; }
+# logged TEXT [TIMES]: whether the run's log has it, as often as that
+logged() { [ "$(grep -c "$1" "$folder"/run/train.log 2>/dev/null)" -ge "${2:-1}" ]; }
+# start_again WHY: waits until the job is back in the queue, and lets it go on from there
+start_again() {
+    wait_for 40 requeued || stuck "the job is not back in the queue ($1)"
+    echo "$1: $(squeue --noheader --format='job %i %T %r' --job "$job")"
+    sleep 2                                    # the nodes have to be through with it
+    scontrol update JobId="$job" StartTime=now # Slurm would wait two minutes
+}
 idle() { [ "$(sinfo --noheader --states=idle --format=%D)" = 2 ]; }
 
 set -- $("$PYTHON" -c 'import socket as s; print(*(o.getsockname()[1] for o in [s.create_server(("", 0)) for _ in range(4)]))')
@@ -128,15 +137,15 @@ answer=$(dataset=demo split=1_20 config=$folder/demo.yaml save_path=$folder/run 
 echo "$answer"
 job=${answer##* }
 wait_for 90 logged "Iters: [1-9]" || stuck "the job does not train"
+scancel --batch --signal=USR1 "$job" || stuck "the job gets no signal"
+start_again "near its time limit"
+wait_for 60 logged "Epoch: 1," || stuck "the job does not go on after its time limit"
 scontrol requeue "$job" || stuck "the job cannot be requeued"
-wait_for 40 requeued || stuck "the job is not back in the queue"
-echo "preempted: $(squeue --noheader --format='job %i %T %r' --job "$job")"
-sleep 2                                    # the nodes have to be through with it
-scontrol update JobId="$job" StartTime=now # Slurm would wait two minutes
+start_again "preempted"
 wait_for 120 finished || stuck "the job does not finish"
 cat "$folder"/run/slurm-*.log
 scontrol --oneliner show job "$job" | tr ' ' '\n' | grep -E '^(JobId|JobState|Restarts|ExitCode|NodeList|NumNodes)='
-[ "$(grep -c 'Load from checkpoint' "$folder/run/train.log")" = 1 ] || stuck "the job has not continued from its checkpoint"
+[ "$(grep -c 'Load from checkpoint' "$folder/run/train.log")" = 2 ] || stuck "the job has not continued from its checkpoints"
 for epoch in 0 1; do
     [ "$(grep -c "Epoch: $epoch," "$folder/run/train.log")" = 1 ] || stuck "epoch $epoch is not exactly once in the log"
 done

@@ -1,4 +1,4 @@
-"""scripts/slurm_train.sh on a real Slurm (run.sh): submitted, preempted, continued, finished."""
+"""scripts/slurm_train.sh on a real Slurm (run.sh): submitted, near its time limit, preempted, continued, finished."""
 
 import os
 import shutil
@@ -13,11 +13,11 @@ MISSING = [tool for tool in TOOLS if not shutil.which(tool, path=f"{os.environ['
 
 
 @pytest.mark.skipif(bool(MISSING), reason=f"{', '.join(MISSING)} not installed (Debian, Ubuntu: slurm-wlm, munge)")
-def test_a_job_is_submitted_preempted_and_finishes() -> None:
+def test_a_job_continues_after_its_time_limit_and_after_preemption() -> None:
     env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     script = Path(__file__).with_name("run.sh")
     done = subprocess.run(["sh", str(script)], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "NumNodes=2" in done.stdout
-    assert "Restarts=1" in done.stdout
+    assert "Restarts=2" in done.stdout
     assert done.stdout.endswith("COMPLETED\n")
