@@ -216,9 +216,13 @@ def test_slurm_submits_a_job_that_trains(repo: Path, tmp_path: Path) -> None:
         **ON_ONE_NODE,
     }
     path = tools(tmp_path / "bin", **words) + f":{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = sh(
-        repo / "scripts/slurm_train.sh", "1", str(choose_port(0)), "gpu", "--set", "a=it's", path=path, sbatch_args="--time=1:00 -A lab"
-    )
+    arguments = ("1", str(choose_port(0)), "gpu", "--set", "a=it's")
+    early = sh(repo / "scripts/slurm_train.sh", *arguments, path=path)
+    assert early.returncode == 2
+    assert "splits/pascal/366/labeled.txt: no such list" in early.stderr
+    assert not (tmp_path / "job").exists()
+    write_pairs(repo, "366")
+    done = sh(repo / "scripts/slurm_train.sh", *arguments, path=path, sbatch_args="--time=1:00 -A lab")
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "options").read_text() == "--time=1:00 -A lab\n"
     env = os.environ | {"PATH": path, "SLURM_JOB_NODELIST": "n1", "SLURM_CPUS_PER_TASK": "2", "CODE": "3"}
