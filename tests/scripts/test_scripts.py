@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -362,7 +363,8 @@ def test_slurm_gets_a_job_for_each_seed_split_and_method(repo: Path, tmp_path: P
         f"{run[0]} {folder} seed={run[2]} epochs=1" for run, folder in zip(runs, folders, strict=True)
     ]
     report = done.stdout.splitlines()[-1].removeprefix("their table: ")
-    table = subprocess.run(report, shell=True, cwd=repo, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=60)
+    # split as a shell does it with what somebody pastes
+    table = subprocess.run(shlex.split(report), cwd=repo, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=60)
     assert table.stdout.count("± 1.4 (2)") == 2, table.stdout + table.stderr  # supervised and UniMatch V2, over both seeds
     shown = sh(slurm, "1", "29500", "gpu", "--dry-run", **lists)
     assert shown.stdout.count("#!/bin/sh\n") == len(runs)
