@@ -3,6 +3,7 @@
 A row is (what is broken, what breaks it, words the line must hold). Most run `main(argv)` here; a few run as real commands.
 """
 
+import importlib
 import multiprocessing
 import os
 import re
@@ -448,6 +449,7 @@ def test_a_file_without_permission_is_named(what: str) -> None:
         if what != "the checkpoint":
             (root / "out/latest.pth").unlink()
         (root / LOCKED[what]).chmod(0o555 if what == "the save path" else 0)
+        importlib.import_module("torch._dynamo")  # optimisers do, and an interpreter of root's may be closed to others
         process = multiprocessing.get_context("fork").Process(target=_as_nobody, args=(tiny.args(root / "out"), err))
         process.start()
         process.join(60)
