@@ -133,8 +133,10 @@ class Watch:
                 board.add(f"pseudo_labels/{name}", share, epoch)
         if not self.world.main:
             return
-        page.epochs.append(self._row(epoch, means, matrices))
-        board.add("train/images_per_second", page.epochs[-1]["images_per_second"], epoch)
+        row = self._row(epoch, means, matrices)
+        page.epochs.append(row)
+        if "images_per_second" in row:
+            board.add("train/images_per_second", row["images_per_second"], epoch)
         if matrices is not None:
             page.confusion = matrices[page.judged].tolist()
             self._draw_samples(epoch, student.eval(), teacher, labels_by)
@@ -156,7 +158,9 @@ class Watch:
         sampler = self.data.sampler
         images = (sampler.steps - self.first_step) * sampler.batch * sampler.shards * len(sampler.streams)
         row: dict[str, Any] = dict(means) | {"epoch": epoch, "seconds": time.monotonic() - self.started}
-        row |= {"images_per_second": images / max(1e-9, self.train_seconds), "memory": peak_memory(self.world.device)}
+        row["memory"] = peak_memory(self.world.device)
+        if images:  # a run that went on after the epoch's last step did none
+            row["images_per_second"] = images / max(1e-9, self.train_seconds)
         if matrices is not None:
             ious = [metric.iou(matrix) for matrix in matrices]
             row["iou"] = [iou.tolist() for iou in ious]

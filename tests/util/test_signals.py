@@ -1,5 +1,6 @@
 """Told to stop, a run saves, says how to go on, and ends with the code that a batch script turns into a requeue."""
 
+import json
 import os
 import signal
 import subprocess
@@ -60,6 +61,9 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert signal.getsignal(number) == handler, "the handlers are as before"
     unimatch_v2.main(tiny.args(stopped, *QUICK))
     assert crash.compare(whole, stopped) == []
+    speeds = [row.get("images_per_second") for row in json.loads((stopped / "report.json").read_text())["epochs"]]
+    assert speeds.count(None) == (place[0] != 5), "an epoch that only had its evaluation left has no speed, not 0"
+    assert all(speed > 0 for speed in speeds if speed is not None)
 
 
 def test_the_launcher_passes_a_signal_on_and_all_ranks_save(tiny: Tiny, tmp_path: Path) -> None:
