@@ -19,16 +19,19 @@ def ema_decay(it: int) -> float:
     return min(1 - 1 / (it + 1), 0.996)
 
 
-@torch.no_grad()
-def ema_update_(teacher: nn.Module, student: nn.Module, it: int) -> None:
-    """teacher = d * teacher + (1 - d) * student for parameters and floating-point buffers; integer buffers are copied."""
-    decay = ema_decay(it)
-    own, new = [], []
-    for t, s in zip(teacher.state_dict().values(), student.state_dict().values(), strict=True):
-        if t.is_floating_point():
-            own.append(t)
-            new.append(s)
-        else:
-            t.copy_(s)
-    torch._foreach_mul_(own, decay)
-    torch._foreach_add_(own, new, alpha=1 - decay)
+class Ema:
+    """Makes a teacher follow a student. Both have to keep their tensors: these are listed once, for a GPU would wait while they are."""
+
+    def __init__(self, teacher: nn.Module, student: nn.Module) -> None:
+        pairs = list(zip(teacher.state_dict().values(), student.state_dict().values(), strict=True))
+        self.own, self.new = ([pair[i] for pair in pairs if pair[i].is_floating_point()] for i in (0, 1))
+        self.copied = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    @torch.no_grad()
+    def update(self, it: int) -> None:
+        """teacher = d * teacher + (1 - d) * student for parameters and floating-point buffers; integer buffers are copied."""
+        decay = ema_decay(it)
+        torch._foreach_mul_(self.own, decay)
+        torch._foreach_add_(self.own, self.new, alpha=1 - decay)
+        for own, new in self.copied:
+            own.copy_(new)

@@ -17,7 +17,7 @@ from model.semseg.dpt import DPT
 from util import checkpoint
 from util.config import Config
 from util.dist import World, average_gradients, check_compiler
-from util.ema import ema_update_, make_teacher
+from util.ema import Ema, make_teacher
 from util.error import UserError
 from util.precision import autocast, loss_scaler
 from util.schedule import poly
@@ -49,8 +49,10 @@ class Trainer:
         if cfg.lock_backbone:
             self.student.backbone.requires_grad_(False)
         self.teacher = make_teacher(self.student) if semi else None
+        self.ema = Ema(self.teacher, self.student) if self.teacher is not None else None
         if cfg.compile:
             check_compiler(world.device)
+            torch._dynamo.config.optimize_ddp = False  # would cut the compiled parts, between which gradients travel in any case
             self.student.compile_parts()
             if self.teacher is not None:
                 self.teacher.compile_parts()
@@ -84,7 +86,8 @@ class Trainer:
         stop: this process was asked to stop. meanwhile: called while the device computes the gradient, before the host waits for it.
         """
         self.student.train()
-        self.optimizer.zero_grad()
+        # beside the buckets in which the processes exchange them, gradients of several shards would be held twice
+        self.optimizer.zero_grad(set_to_none=not isinstance(self.net, DistributedDataParallel))
         labels_by = self.student if self.cfg.teacher == "student" else self.teacher
         all_stats, losses = [], []
         for i, batch in enumerate(batches):
@@ -101,8 +104,8 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         if self._agree(stop):
             self.optimizer.step()
-            if self.teacher is not None:
-                ema_update_(self.teacher, self.student, self.it)
+            if self.ema is not None:
+                self.ema.update(self.it)
         self.scaler.update()
         rate = poly(self.cfg.lr, self.it, self.total_steps)
         for group, multiple in zip(self.optimizer.param_groups, (1, self.cfg.lr_multi), strict=True):

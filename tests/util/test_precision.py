@@ -1,6 +1,7 @@
 """precision, compile, activation_checkpointing: what each promises about the numbers, on real updates."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 import supervised
@@ -38,11 +40,11 @@ def batch(it: int, size: int = SIZE) -> Batch:
     return Batch(img_x, mask, weak, strong1, strong2, ignore, box, box.transpose(1, 2), complementary_factors(2, 192, g))
 
 
-def trained(steps: int = STEPS, **keys: Any) -> tuple[Trainer, list[float]]:
+def trained(steps: int = STEPS, world: World | None = None, **keys: Any) -> tuple[Trainer, list[float]]:
     """A Trainer after some updates, and their losses."""
     torch.manual_seed(0)
     cfg = Config(dataset="", data_root="", backbone="dinov2_tiny", crop_size=SIZE, epochs=1, batch_size=2, lr=1e-5, conf_thresh=0.2, **keys)
-    trainer = Trainer(cfg, build_model("dinov2_tiny", 5), unimatch_v2.step, 100)
+    trainer = Trainer(cfg, build_model("dinov2_tiny", 5), unimatch_v2.step, 100, world=world)
     return trainer, [float(trainer.update([batch(it)])["loss_all"]) for it in range(steps)]
 
 
@@ -101,7 +103,16 @@ def test_activation_checkpointing_holds_less_and_computes_the_same_bits(fp32: tu
     assert held(trainer) - weights < 0.7 * (held(fp32[0]) - weights)
 
 
-def test_compiled_updates_agree_and_names_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def wrapped(tmp_path: Path) -> Iterator[World]:
+    """A World whose student is wrapped as on several processes, though there is one."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    yield World(size=2)
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_compiled_updates_agree_and_names_stay(processes: int, wrapped: World, monkeypatch: pytest.MonkeyPatch) -> None:
     # traced as for the real compiler, which takes minutes for C++; `python -m util.benchmark step` runs that one
     compile_with, graphs = torch.nn.Module.compile, Counter[int]()
 
@@ -111,7 +122,8 @@ def test_compiled_updates_agree_and_names_stay(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(compile_with, backend=count))
     monkeypatch.setattr("util.trainer.check_compiler", lambda device: None)
-    (compiled, losses), (eager, expected) = trained(1, compile=True), trained(1)
+    torch.compiler.reset()
+    (compiled, losses), (eager, expected) = trained(1, wrapped if processes > 1 else None, compile=True), trained(1)
     assert losses == pytest.approx(expected, rel=1e-6)
     assert float(compiled.grad_norm) == pytest.approx(float(eager.grad_norm), rel=1e-5)
     assert list(compiled.student.state_dict()) == list(eager.student.state_dict())
@@ -120,6 +132,21 @@ def test_compiled_updates_agree_and_names_stay(monkeypatch: pytest.MonkeyPatch) 
     with compiled.scoring(), torch.no_grad():
         compiled.student(batch(0, size=70).img_x)
     assert sorted(graphs.values()) == [3, 3], "evaluation runs as it is: its images have many sizes"
+
+
+def test_gradients_of_several_shards_are_held_once_where_processes_exchange_them(wrapped: World) -> None:
+    trainer, _ = trained(0, wrapped)
+    places: list[dict[str, int]] = []
+
+    def step(*args: Any) -> Any:
+        places.append({name: p.grad.data_ptr() for name, p in trainer.student.named_parameters() if p.grad is not None})
+        return unimatch_v2.step(*args)
+
+    trainer.step = step
+    for _ in range(3):  # DDP makes its buckets anew after the first
+        trainer.update([batch(0), batch(1)])
+    assert places[4], "those of the second update, zeroed"
+    assert places[5] == places[4], "the first shard's are in the buckets already"
 
 
 def test_a_missing_compiler_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dataset.batch import Batch
 from tests.test_update import tiny_trainer
-from util.ema import ema_decay, ema_update_, make_teacher
+from util.ema import Ema, ema_decay, make_teacher
 from util.schedule import poly
 
 # (1 - it / 10) ** 0.9, to ten digits
@@ -65,13 +65,14 @@ def test_teacher_after_n_steps_is_the_closed_form() -> None:
     student = Counting()
     teacher = make_teacher(student)
     assert isinstance(teacher, Counting)
+    ema = Ema(teacher, student)
     values = torch.randn(300, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for it, value in enumerate(values):
         with torch.no_grad():
             student.weight.copy_(value)
             student.floating.copy_(value[:2] * 3)
             student.seen.fill_(it)
-        ema_update_(teacher, student, it)
+        ema.update(it)
         assert int(teacher.seen) == it
     decays = torch.tensor([min(1 - 1 / (it + 1), 0.996) for it in range(300)], dtype=torch.float64)
     shares = torch.stack([(1 - decays[i]) * decays[i + 1 :].prod() for i in range(300)])
@@ -84,10 +85,11 @@ def test_the_teacher_is_the_mean_of_all_students_until_step_249() -> None:
     student = Counting()
     teacher = make_teacher(student)
     assert isinstance(teacher, Counting)
+    ema = Ema(teacher, student)
     for it in range(50):
         with torch.no_grad():
             student.weight.fill_(it)
-        ema_update_(teacher, student, it)
+        ema.update(it)
     assert teacher.weight.tolist() == pytest.approx([24.5] * 3)
 
 

@@ -22,7 +22,7 @@ from util.benchmark.literal import LiteralLoop
 from util.benchmark.measure import AT_LEAST, Row, attempt, ratio, release, seconds
 from util.config import Config
 from util.dist import World
-from util.ema import ema_update_
+from util.ema import Ema
 from util.precision import autocast, matmul_precision
 from util.trainer import Trainer
 
@@ -135,9 +135,6 @@ def parts(made: Alternatives, precision: str, rounds: int) -> list[Row]:
         with torch.no_grad():
             teacher(batch.img_u_w)
 
-    def average() -> None:
-        ema_update_(teacher, student, 1)
-
     forward_encoder = in_precision(lambda: student.encode(strong))
     forward_decoder = in_precision(lambda: student.head(maps, side, side))
     calls: dict[str, Callable[[], Any]] = {
@@ -145,7 +142,7 @@ def parts(made: Alternatives, precision: str, rounds: int) -> list[Row]:
         "encoder, strong views, forward and backward": lambda: _sum(forward_encoder()).backward(),
         "decoder, strong views, forward and backward": lambda: _sum([forward_decoder()]).backward(),
         "AdamW": trainer.optimizer.step,
-        "EMA": average,
+        "EMA": partial(Ema(teacher, student).update, 1),
     }
     work = {name: _operations(call) for name, call in calls.items()}
     times = seconds(calls, rounds, made.device)
