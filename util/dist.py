@@ -159,9 +159,10 @@ def deterministic(wanted: bool) -> Iterator[None]:
         torch.use_deterministic_algorithms(False)
 
 
-def _meet(backend: str, size: int) -> None:
+def _meet(device: torch.device, size: int) -> None:
+    gpu = device if device.type == "cuda" else None
     try:
-        dist.init_process_group(backend, timeout=WAIT)
+        dist.init_process_group("nccl" if gpu else "gloo", timeout=WAIT, device_id=gpu)
     except (ValueError, dist.DistError) as error:
         if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun's addresses are right
             raise
@@ -176,7 +177,7 @@ def processes(device: str = "auto") -> Iterator[World]:
     if world.device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, cpu_count() // local_size))
     if size > 1:
-        _meet("nccl" if world.device.type == "cuda" else "gloo", size)
+        _meet(world.device, size)
     try:
         yield world
     except (StoppedError, UserError) as error:
