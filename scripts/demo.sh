@@ -26,7 +26,8 @@ set --
 for method in supervised fixmatch unimatch_v2; do
     folder=exp/$dataset/$method/$name/$split
     echo "== $method: $folder/train.log"
-    "$PYTHON" $method.py --config "$config" --save-path "$folder" --set "seed=$seed" ${epochs:+--set "epochs=$epochs"} \
+    "$PYTHON" $method.py --config "$config" --save-path "$folder" \
+        --set device=cpu --set "seed=$seed" ${epochs:+--set "epochs=$epochs"} \
         --labeled-id-path "splits/$dataset/$split/labeled.txt" --unlabeled-id-path "splits/$dataset/$split/unlabeled.txt" || exit
     set -- "$@" "$method=$folder"
 done

@@ -23,6 +23,12 @@ torch.set_num_threads(1)
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """The tests are about a CPU's bits: they see no GPU, but for those of `-m gpu`."""
+    if config.getoption("markexpr") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+
 @dataclass(frozen=True)
 class Tiny:
     """A data set of 6 labelled, 12 unlabelled and 4 validation images (odd sizes, both orientations), with lists and a config."""
