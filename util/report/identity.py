@@ -8,9 +8,9 @@ from pathlib import Path
 from util.provenance import RECORD, ROOT
 from util.resume import LOG
 
-DATASETS = ("pascal", "cityscapes", "ade20k", "coco", "levir", "whu", "camvid", "demo", "cifar100", "cifar10", "svhn", "stl10")
-CHANGE_DATASETS = ("levir", "whu")
+CHANGE_DATASETS = ("levir", "whu", "demo_change")
 CLASSIFICATION_DATASETS = ("cifar100", "cifar10", "svhn", "stl10")
+DATASETS = ("pascal", "cityscapes", "ade20k", "coco", "camvid", *CHANGE_DATASETS, "demo", *CLASSIFICATION_DATASETS)
 LABELED_ONLY = "supervised"
 
 # names of the authors' folders and figures for methods that have another name here

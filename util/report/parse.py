@@ -123,7 +123,7 @@ def _summarise(sessions: list[Session], path: Path, name: str) -> Run:
     epochs, notes = _merge(sessions)
     headers = [session.header for session in sessions if session.header] or [{}]
     identity = identify(headers[0], path)
-    task = _task(identity, epochs)
+    task = _task(headers[0].get("task"), identity, epochs)
     statistic = _statistic(identity, task, epochs)
     measured = {epoch: figures for epoch, figures in epochs.items() if statistic in figures}
     best, last = _best_epoch(measured, statistic), max(measured, default=None)
@@ -182,9 +182,10 @@ def _notes(sessions: list[Session], done: int, last: int | None) -> list[str]:
     return notes
 
 
-def _task(identity: Identity, epochs: dict[int, dict[str, float]]) -> str:
+def _task(stated: str | None, identity: Identity, epochs: dict[int, dict[str, float]]) -> str:
+    """From the figures; before the first one from the config's `task`, which built-in data sets leave open, and the data set."""
     names = {name for figures in epochs.values() for name in figures}
-    if "changed_iou" in names or (not names and identity.dataset in CHANGE_DATASETS):
+    if "changed_iou" in names or (not names and (stated == "change" or identity.dataset in CHANGE_DATASETS)):
         return "change"
     if names & {"acc1", "ema_acc1"} or (not names and identity.dataset in CLASSIFICATION_DATASETS):
         return "classification"

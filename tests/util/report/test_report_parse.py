@@ -89,6 +89,12 @@ def test_header_only(read: Read) -> None:
     assert (run.best, run.best_epoch, run.last, run.epochs_done, run.statistic) == (None, None, None, 0, "ema_miou")
 
 
+@pytest.mark.parametrize(("dataset", "task"), [("levir", None), ("demo_change", None), ("fields", "change")])
+def test_change_detection_before_its_first_evaluation(read: Read, dataset: str, task: str | None) -> None:
+    run = read(LogWriter().header(dataset=dataset, task=task).begin(0).iterations().text)
+    assert (run.task, run.statistic, run.best) == ("change", "changed_iou", None)
+
+
 def test_nan_losses_are_counted(read: Read) -> None:
     run = read(LogWriter().header(epochs=2).epoch(0, loss="nan").epoch(1).text)
     assert (run.nan_iterations, run.epochs_done, run.unread_lines) == (2, 2, 0)
