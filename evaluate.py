@@ -24,7 +24,7 @@ from tqdm import tqdm
 from dataset.batch import normalize
 from dataset.loader import loader_workers, validation_source
 from dataset.semi import Source, image_tensor
-from dataset.spec import DatasetSpec
+from dataset.spec import IGNORE, DatasetSpec
 from model.backbone.dinov2 import PATCH
 from util import metric, picture
 from util.cli import Parser
@@ -142,7 +142,7 @@ def draw_worst(model: nn.Module, source: Source, recipe: Recipe, worst: list[tup
         images = source.images(entry)
         truth = source.mask(entry, images[0].size)
         pred = recipe.predict(model, normalize(image_tensor(images)[None].to(world.device)))[0].cpu().numpy().astype(np.uint8)
-        pred[truth == picture.IGNORE] = picture.IGNORE
+        pred[truth == IGNORE] = IGNORE
         titles = (["A", "B"] if len(images) > 1 else ["image"]) + ["truth", f"prediction, IoU {value:.1f}"]
         panels = [*images, *(picture.tint(images[-1], ids, source.spec) for ids in (truth, pred))]
         shown = picture.row([picture.enlarge(panel) for panel in panels], titles)

@@ -7,6 +7,7 @@ from functools import cached_property
 from os.path import isfile, join, normpath
 from pathlib import Path
 
+from dataset.change import label_path
 from dataset.lists import Entry, missing_validation, read_list
 from dataset.look import Found, Job, class_of, illegal, inspect
 from dataset.spec import IGNORE, SPECS, DatasetSpec
@@ -63,7 +64,7 @@ def open_list(spec: DatasetSpec, path: Path, role: str, root: str, pair: str) ->
     """A list that has not been checked yet."""
     entries = read_list(path, spec.task)
     if spec.task == "change" and role != "unlabeled":
-        entries = [Entry(entry.image, f"label/{entry.image}") for entry in entries]
+        entries = [Entry(entry.image, label_path(entry.image)) for entry in entries]
     return Checked(path, role, root, entries, pair=pair)
 
 
@@ -224,7 +225,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 def classes_in(spec: DatasetSpec | None, root: str, entries: list[Entry]) -> list[frozenset[int]]:
     """The classes in each mask; without a DatasetSpec every value but 255. Raises UserError at the first broken mask."""
     task = spec.task if spec else "segmentation"
-    jobs = [Job(root, e.image, f"label/{e.image}" if task == "change" else e.mask, task) for e in entries]
+    jobs = [Job(root, e.image, label_path(e.image) if task == "change" else e.mask, task) for e in entries]
     classes = []
     for found in parallel(inspect, jobs, "read masks"):
         if found.problem:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from dataset.change import date_paths
 from dataset.lists import inside
 from dataset.spec import IGNORE, DatasetSpec
 from util.error import UserError
@@ -25,8 +26,8 @@ class Job(NamedTuple):
     @property
     def images(self) -> list[str]:
         """The files that hold the image, or the two dates of a pair."""
-        folders = ("A", "B") if self.task == "change" else ("",)
-        return [os.path.join(self.root, folder, self.image) for folder in folders]
+        names = date_paths(self.image) if self.task == "change" else [self.image]
+        return [os.path.join(self.root, name) for name in names]
 
     @property
     def label(self) -> str | None:

@@ -76,9 +76,9 @@ def predict(model: nn.Module, img: Tensor, mode: str, window: int, scales: Seque
     return total
 
 
-def probabilities(scores: Tensor, mode: str, augmented: bool = False) -> Tensor:
-    """What `predict` returned as probabilities that sum to 1 over the classes."""
-    if mode == "original" and not augmented:
+def probabilities(scores: Tensor, mode: str) -> Tensor:
+    """What `predict` returned without augmentation, as probabilities that sum to 1 over the classes."""
+    if mode == "original":
         return scores.softmax(dim=1)
     return scores / scores.sum(dim=1, keepdim=True)
 

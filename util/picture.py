@@ -8,10 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dataset.spec import DatasetSpec
+from dataset.spec import IGNORE, DatasetSpec
 from util.files import write_atomic
 
-IGNORE = 255
 UNTINTED = ("background", "void", "unchanged")  # classes that an overlay leaves as they are
 CHANGED = (230, 30, 60)  # white, as in the mask, would not be seen on roofs and sand
 GAP = 6

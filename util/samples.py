@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dataset.batch import normalize
 from dataset.semi import Source, ValSet
+from dataset.spec import IGNORE
 from util import picture
 from util.error import UserError
 from util.evaluation import predict, probabilities
@@ -69,7 +70,7 @@ def _panels(
     panels.append(("EMA teacher", painted(ids_of(scores(teacher)))))
     result = scores(labels_by)
     conf = probabilities(result, mode).amax(dim=1)[0].float().cpu().numpy()
-    kept = np.where(conf >= thresh, ids_of(result), picture.IGNORE).astype(np.uint8)
+    kept = np.where(conf >= thresh, ids_of(result), IGNORE).astype(np.uint8)
     share = 100 * float((conf >= thresh).mean())
     panels.append(("confidence, dark: 0, yellow: 1", _small(picture.heat(conf), Image.Resampling.BILINEAR)))
     base = picture.tint(picture.stripes(*dates[0].size), kept, spec, 1.0, all_classes=True)

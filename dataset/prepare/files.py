@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from dataset.change import date_paths, label_path
 from dataset.lists import read_list
 from dataset.spec import get_spec
 from util.error import UserError
@@ -150,7 +151,7 @@ def compare(dataset: str, dst: Path) -> str:
     for path in sorted(Path("splits", dataset).rglob("*.txt")):
         for entry in read_list(path, spec.task):
             if spec.task == "change":
-                names |= {f"{folder}/{entry.image}" for folder in ("A", "B", "label")}
+                names |= {*date_paths(entry.image), label_path(entry.image)}
             else:
                 names |= {entry.image} | ({entry.mask} if entry.mask else set())
     if not names:
