@@ -130,7 +130,7 @@ def _table(result: dict[str, Any], spec: DatasetSpec, recipe: Recipe) -> str:
         )
         lines.append(f"{name:<{width}}{cells}")
     if result["absent"]:
-        lines.append(f"note: {len(result['absent'])} classes have no pixel in this list and count as 0: {', '.join(result['absent'])}")
+        lines.append(f"note: without a pixel in this list, and counted as 0: {', '.join(result['absent'])}")
     return "\n".join(lines)
 
 
