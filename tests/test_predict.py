@@ -11,7 +11,7 @@ from PIL import Image
 import predict
 from dataset.spec import get_spec
 from model import build_model
-from tests.conftest import Tiny
+from tests.conftest import Tiny, write_image
 from util.error import UserError
 from util.error import run as end_of
 from util.inputs import output_names
@@ -105,6 +105,19 @@ def test_lists_globs_and_results_that_must_not_replace_each_other(tiny: Tiny, ch
     assert output_names([Path("/a/0.png"), Path("/a/0.jpg"), Path("/a/1.jpg")], tmp_path) == ["0_png", "0_jpg", "1"]
     with pytest.raises(UserError, match="would have the same name"):
         output_names([Path("/a/0.png"), Path("/a/0.jpg"), Path("/a/0_jpg.png")], tmp_path)
+
+
+def test_links_keep_their_own_names_and_are_not_replaced(tmp_path: Path) -> None:
+    store, photos = tmp_path / "store", tmp_path / "photos"
+    write_image(store / "4711.png", 30, 20, 0)
+    photos.mkdir()
+    for name in ("front.png", "back.png"):
+        (photos / name).symlink_to(store / "4711.png")
+    links = [photos / "front.png", photos / "back.png"]
+    assert output_names(links, tmp_path / "out") == ["front", "back"]
+    for folder, result in ((photos, "front.png"), (store, "4711.png")):
+        with pytest.raises(UserError, match=f"{result}: is an input, and a result would replace it"):
+            output_names([photos / "front.png", store / "4711.png"], folder)
 
 
 def test_files_that_cannot_be_read_do_not_stop_the_others(

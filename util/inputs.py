@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 from collections import Counter
 from collections.abc import Sequence
+from os.path import abspath
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -137,7 +138,8 @@ def output_names(scenes: Sequence[Scene], out: Path) -> list[str]:
     a.jpg and a.png of one folder are called a_jpg and a_png. Raises UserError where that does not suffice, or where a result would
     replace an input.
     """
-    paths = [Path("/", scene.name) if isinstance(scene, Pair) else scene.resolve() for scene in scenes]
+    # a link has its own name, not that of the file behind it
+    paths = [Path("/", scene.name) if isinstance(scene, Pair) else Path(abspath(scene)) for scene in scenes]
     twins = _doubles([path.with_suffix("") for path in paths])
     stems = [f"{path.stem}_{path.suffix[1:]}" if path.with_suffix("") in twins else path.stem for path in paths]
     names = stems
@@ -151,7 +153,8 @@ def output_names(scenes: Sequence[Scene], out: Path) -> list[str]:
     if double := _doubles(names):
         same = [str(path) for path, name in zip(paths, names, strict=True) if name in double]
         raise UserError(f"{same[0]} and {same[1]}: their results would have the same name; predict them into two folders")
-    inputs = {path.resolve() for scene in scenes for path in ((scene.a, scene.b) if isinstance(scene, Pair) else (scene,))}
+    given = [path for scene in scenes for path in ((scene.a, scene.b) if isinstance(scene, Pair) else (scene,))]
+    inputs = {other for path in given for other in (path.resolve(), path.parent.resolve() / path.name)}
     for name in names:
         for result in (f"{name}.png", f"{name}_overlay.jpg", f"{name}_confidence.png"):
             if (out.resolve() / result) in inputs:
