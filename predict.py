@@ -199,7 +199,7 @@ def main(argv: list[str]) -> None:
     scenes = find_scenes(args.inputs, args.pair, predictor.trained.spec.task, cfg.data_root, out)
     names = output_names(scenes, out)
     check_output("--out", out, folder=True)
-    what = "pairs" if args.pair else "images"
+    what = "pairs" if predictor.trained.spec.task == "change" else "images"
     print(f"{args.checkpoint}: {predictor.trained}, {len(scenes)} {what}", flush=True)
     problems = predict_all(predictor, scenes, names, out, args)
     print(f"results: {out}")
