@@ -126,8 +126,13 @@ def _decode_png(path: str, mode: str) -> np.ndarray | None:
 
 
 def open_image(root: str, path: str) -> Image.Image:
-    """An RGB image of any mode: grey, palette, RGBA (alpha is dropped), CMYK, 16-bit (its high byte). EXIF rotation is ignored."""
+    """An RGB image of any mode: grey, palette, RGBA (alpha is dropped), CMYK, 16-bit (its high byte). EXIF rotation is ignored.
+
+    Raises BadFileError for 32 bits a channel too: what is black and white in it, nobody knows.
+    """
     image, _ = open_file(root, path)
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        raise BadFileError(f"{find_file(root, path)}: found 32 bits a pixel (mode {image.mode}), expected 8 or 16; convert it to 8 bits")
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
