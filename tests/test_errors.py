@@ -310,6 +310,7 @@ ROWS: dict[str, tuple[Break, tuple[str, ...]]] = {
     "checkpoint of another list": (trained(lambda s: s.update(lists={"x": "0" * 64})), ("latest.pth", "content of list 'x'")),
     "checkpoint is a folder": (checkpoint_folder, ("latest.pth", "no such checkpoint")),
     "save path with a zero byte": (lambda t, o: t.args("a\0b"), ("cannot be written", "--save-path")),
+    "an empty save path": (lambda t, o: t.args(""), ("--save-path", "empty name", "expected a folder")),
     "init is no checkpoint": (setting("init=README.md"), ("README.md", "not a readable checkpoint")),
     "weights are no checkpoint": (setting("pretrained=README.md"), ("README.md", "not a readable checkpoint")),
 }

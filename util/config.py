@@ -260,4 +260,6 @@ def parse_command(argv: list[str], description: str | None, unlabeled: bool | No
         if not getattr(cfg, key):
             option = "--" + key.replace("_", "-")
             raise UserError(f"{option}: found none, expected a list on the command line, or `{key}` in {args.config}")
+    if not args.save_path.strip():
+        raise UserError("--save-path: found an empty name, expected a folder; is a variable of the shell not set?")
     return replace(cfg, unlabeled_id_path=None) if unlabeled is False else cfg

@@ -113,7 +113,7 @@ class Run:
 
     def fit(self) -> None:
         """Trains from the beginning, or from where the checkpoint left off, to the last epoch. Raises StoppedError when asked to stop."""
-        if self.epoch + 1 == self.cfg.epochs and self.world.main:
+        if self.epoch + 1 >= self.cfg.epochs and self.world.main:
             print(f"{self.folder}: all {self.cfg.epochs} epochs are done; --set epochs=N trains on", file=sys.stderr)
         progress = tqdm(total=self.trainer.total_steps, initial=self.trainer.it, disable=None if self.world.main else True, unit="step")
         for epoch in range(self.epoch + 1, self.cfg.epochs):
