@@ -232,6 +232,9 @@ class Run:
         if self.test is None:
             return
         self.world.wait()  # until the first process has written best.pth
+        if not (self.folder / resume.BEST).exists():
+            self.log.warning(f"{self.folder / resume.BEST}: not there, so nothing to test: no epoch here was better than those before")
+            return
         with self.trainer.scoring():
             lines = final_test(self.cfg, self.data, self.test, self.trainer.student, self.trainer.teacher, self.world)
         for line in lines:
