@@ -8,6 +8,7 @@ and made several times as fast.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 BAND = 128  # lines whose hue a CPU turns at a time
 JITTER = ("brightness", "contrast", "saturation", "hue")
+Adjust = Callable[[Tensor, Sequence[float]], Tensor]  # uint8 (N, 3, H, W), a number for each image -> the same shape
 
 
 @dataclass(frozen=True)
@@ -65,16 +67,26 @@ def apply_photometry(images: Tensor, views: Sequence[Photometry]) -> Tensor:
 
     Each adjustment is made once for all crops that have it at the same place of their order, so a GPU gets few and large pieces of work.
     """
-    crops = list(images.split(1))
+    crops, adjust = list(images.split(1)), ADJUST | (compiled() if images.device.type == "cpu" else {})
     for place in range(len(JITTER)):
-        for name, adjust in _ADJUST.items():
-            _apply(adjust, crops, {i: v.jitter[place][1] for i, v in enumerate(views) if v.jitter and v.jitter[place][0] == name})
-    _apply(to_grey, crops, {i: 1.0 for i, view in enumerate(views) if view.grey})
-    _apply(gaussian_blur, crops, {i: view.blur for i, view in enumerate(views) if view.blur is not None})
+        for name in JITTER:
+            _apply(adjust[name], crops, {i: v.jitter[place][1] for i, v in enumerate(views) if v.jitter and v.jitter[place][0] == name})
+    _apply(adjust["grey"], crops, {i: 1.0 for i, view in enumerate(views) if view.grey})
+    _apply(adjust["blur"], crops, {i: view.blur for i, view in enumerate(views) if view.blur is not None})
     return torch.cat(crops)
 
 
-def _apply(adjust: Callable[[Tensor, list[float]], Tensor], crops: list[Tensor], factors: dict[int, float]) -> None:
+@cache
+def compiled() -> dict[str, Adjust]:
+    """The adjustments that are compiled for a CPU: none where numba is missing, or has no folder to keep them in (RuntimeError)."""
+    try:
+        from dataset.compiled import COMPILED
+    except (ImportError, RuntimeError):
+        return {}
+    return COMPILED
+
+
+def _apply(adjust: Adjust, crops: list[Tensor], factors: dict[int, float]) -> None:
     """Adjusts some of the crops, {place in the list: factor}, as one mini-batch."""
     if factors:
         done = adjust(torch.cat([crops[i] for i in factors]), list(factors.values()))
@@ -122,9 +134,14 @@ def adjust_saturation(images: Tensor, factors: Sequence[float]) -> Tensor:
     return _blend(_grey(images), images, factors)
 
 
+def hue_steps(factor: float) -> int:
+    """A turn of the hue in 256 steps of the circle; a factor of 1 is the whole circle."""
+    return int(255 * factor)
+
+
 def adjust_hue(images: Tensor, factors: Sequence[float]) -> Tensor:
-    """Through Pillow's 8-bit HSV and back; a factor of 1 is the whole circle."""
-    steps = _each([int(255 * factor) for factor in factors], images)
+    """Through Pillow's 8-bit HSV and back."""
+    steps = _each([hue_steps(factor) for factor in factors], images)
     band = BAND if images.device.type == "cpu" else images.shape[2]  # what is computed on the way stays in a core's cache
     return torch.cat([_turn_hue(lines, steps) for lines in images.split(band, 2)], 2)
 
@@ -163,7 +180,7 @@ def to_grey(images: Tensor, _: Sequence[float]) -> Tensor:
 
 def gaussian_blur(images: Tensor, radii: Sequence[float]) -> Tensor:
     """Three box blurs along the lines, then three along the columns. A box ends between pixels: those at its ends count in part."""
-    weights = [_box_weights(radius) for radius in radii]
+    weights = [box_weights(radius) for radius in radii]
     reach = max(sum(weight > 0 for weight in row) for row in weights)
     taps = [_each(column, images, torch.int32) for column in list(zip(*weights, strict=True))[:reach]]
     # Pixels minus 128, so that sums of 8 + 24 bits fit into int32: Pillow has them unsigned. Then the weights' sum, just below 2**24,
@@ -193,7 +210,7 @@ def _blur_along(images: Tensor, taps: list[Tensor], half: Tensor, axis: int) -> 
     return inner
 
 
-def _box_weights(radius: float) -> list[int]:
+def box_weights(radius: float) -> list[int]:
     """Weights of the pixels at distance 0, 1 and 2, in 2**-24: one box of the three that Pillow blurs with, for radii up to 2.
 
     The box's radius is rounded to float32 wherever Pillow's C does.
@@ -209,4 +226,11 @@ def _box_weights(radius: float) -> list[int]:
     return ([inside] * (whole + 1) + [ends, 0])[:3]
 
 
-_ADJUST = {"brightness": adjust_brightness, "contrast": adjust_contrast, "saturation": adjust_saturation, "hue": adjust_hue}
+ADJUST: dict[str, Adjust] = {
+    "brightness": adjust_brightness,
+    "contrast": adjust_contrast,
+    "saturation": adjust_saturation,
+    "hue": adjust_hue,
+    "grey": to_grey,
+    "blur": gaussian_blur,
+}

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, default_collate
 
 from dataset.change import date_paths, label_path
 from dataset.lists import Entry, ImageList, inside
-from dataset.photometry import draw_photometry, strong_views
+from dataset.photometry import compiled, draw_photometry, strong_views
 from dataset.sampler import Key
 from dataset.spec import IGNORE, DatasetSpec
 from dataset.transform import Geometry, crop_image, crop_mask, cut_image, draw_box, draw_geometry, ignore_map
@@ -195,6 +195,8 @@ class TrainSet(Dataset):
         self.seed = seed
         self.skip_bad = skip_bad
         self.on_device = on_device
+        if "u" in sources and not on_device:
+            compiled()  # here, once, and not in each of the loader's processes
 
     def __getitem__(self, keys: tuple[Key, ...]) -> dict[str, Any] | UserError:
         bad: list[str] = []

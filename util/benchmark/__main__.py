@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from dataset.loader import data_spec
+from dataset.photometry import compiled
 from dataset.semi import read_png
 from model.spec import get_encoder
 from util.benchmark import data, evaluation, loop, memory, plan, step
@@ -106,8 +107,8 @@ def machine(device: torch.device) -> dict[str, Any]:
     if info.exists():
         cpu = next((line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), cpu)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    png = {"kornia-rs": version("kornia-rs")} if read_png else {}  # decodes PNG in Pillow's place
-    return {"gpu": gpu, "cpu": cpu, "cores": cpu_count(), "threads": torch.get_num_threads(), "versions": versions() | png}
+    fast = {name: version(name) for name, used in (("kornia-rs", read_png), ("numba", compiled())) if used}
+    return {"gpu": gpu, "cpu": cpu, "cores": cpu_count(), "threads": torch.get_num_threads(), "versions": versions() | fast}
 
 
 def line(row: Row) -> str:
