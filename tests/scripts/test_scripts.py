@@ -49,7 +49,7 @@ def repo(tmp_path: Path) -> Path:
     folder = tmp_path / "a clone's folder"
     for name in ("scripts", "util", "dataset", "configs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("requirements.txt", "requirements-dev.txt", "constraints.txt"):
+    for name in ("requirements.txt", "requirements-extra.txt", "requirements-dev.txt", "constraints.txt"):
         shutil.copy(ROOT / name, folder)
     (folder / "unimatch_v2.py").write_text(METHOD)
     return folder
