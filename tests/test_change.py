@@ -242,9 +242,9 @@ def test_val_id_path_selects_and_the_best_epoch_is_scored_once_on_the_test_list(
     monkeypatch.setattr("util.final.evaluate", lambda *_: pytest.fail("tested twice"))
     unimatch_v2.main(args)
     assert figures(tmp_path / "train.log")[-2:] == lines, "started again: told again, not tested again"
-    (tmp_path / "best.pth").unlink()  # as where a run goes on from an authors' latest.pth alone, and no epoch here beats its best
+    (tmp_path / "best.pth").unlink()
     unimatch_v2.main(args)
-    assert "best.pth: not there, so nothing to test" in (tmp_path / "train.log").read_text()
+    assert "best.pth: not there" in (tmp_path / "train.log").read_text(), "nothing to test is told, and ends no run"
 
 
 def test_the_test_list_of_the_data_set_is_the_default_for_the_final_test(

@@ -133,7 +133,12 @@ class Run:
             self.epoch, self.step, self.new_bad_images = epoch, 0, []
             self._save(best)
         progress.close()
-        self._test()
+        self.world.wait()  # until the first process has written best.pth
+        best_file = self.folder / resume.BEST
+        if best_file.exists():
+            self._test()
+        else:
+            self.log.warning(f"{best_file}: not there, for no epoch here was better than the best before; copy the one that belongs to it")
         self.record.board.close()
 
     def _train_epoch(self, epoch: int, progress: tqdm) -> None:
@@ -230,10 +235,6 @@ class Run:
     def _test(self) -> None:
         """Scores best.pth on the test list where another list selected it. The models keep its weights: nothing comes after."""
         if self.test is None:
-            return
-        self.world.wait()  # until the first process has written best.pth
-        if not (self.folder / resume.BEST).exists():
-            self.log.warning(f"{self.folder / resume.BEST}: not there, so nothing to test: no epoch here was better than those before")
             return
         with self.trainer.scoring():
             lines = final_test(self.cfg, self.data, self.test, self.trainer.student, self.trainer.teacher, self.world)

@@ -207,6 +207,16 @@ def test_an_authors_checkpoint_goes_on_with_the_next_epoch(tiny: Tiny, whole: Pa
     assert log.startswith("an older log\n")
     assert "Load from checkpoint at epoch 0\n" in log
     assert "Epoch: 1," in log
+    assert "best.pth: not there" not in log
+
+
+def test_a_best_epoch_that_is_not_on_the_disk_is_told(tiny: Tiny, whole: Path, tmp_path: Path) -> None:
+    """An authors' latest.pth came here without its best.pth, and no epoch here beats it."""
+    checkpoint.save(
+        checkpoint.load(whole / "latest.pth") | {"epoch": 0, "previous_best": 99.0, "previous_best_ema": 99.0}, tmp_path / "latest.pth"
+    )
+    unimatch_v2.main(tiny.args(tmp_path, *QUICK))
+    assert "best.pth: not there, for no epoch here was better" in (tmp_path / "train.log").read_text().splitlines()[-1]
 
 
 def test_a_full_disk_costs_a_save_and_no_more(tiny: Tiny, whole: Path, tmp_path: Path) -> None:
