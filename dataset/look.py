@@ -14,6 +14,11 @@ from util.error import UserError
 ID_MODES = ("L", "P", "1", "I", "I;16", "I;16B")  # modes whose pixels are class ids; a bit of mode 1 counts as 0 or 255, as PIL has it
 
 
+def is_deep(image: Image.Image) -> bool:
+    """Whether an image has 32 bits a pixel: what is black and white in it, nobody knows."""
+    return image.mode == "F" or (image.mode == "I" and image.format == "TIFF")
+
+
 class Job(NamedTuple):
     """An image to look at. masks: whether the mask must exist and is read. decode: read the image's pixels too, not only its head."""
 
@@ -59,6 +64,8 @@ def inspect(job: Job) -> Found:
                     if img.mode not in ID_MODES:
                         return Found("color", f"{path}: found a mask of mode {img.mode}, expected one channel of class ids")
                     values = _count(img)
+                elif is_deep(img):
+                    return Found("depth", f"{path}: found 32 bits a pixel (mode {img.mode}), expected 8 or 16")
                 elif job.decode:
                     img.load()
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL reports broken files as all of these

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset, default_collate
 
 from dataset.change import date_paths, label_path
 from dataset.lists import Entry, ImageList, inside
+from dataset.look import is_deep
 from dataset.photometry import compiled, draw_photometry, strong_views
 from dataset.sampler import Key
 from dataset.spec import IGNORE, DatasetSpec
@@ -128,10 +129,10 @@ def _decode_png(path: str, mode: str) -> np.ndarray | None:
 def open_image(root: str, path: str) -> Image.Image:
     """An RGB image of any mode: grey, palette, RGBA (alpha is dropped), CMYK, 16-bit (its high byte). EXIF rotation is ignored.
 
-    Raises BadFileError for 32 bits a channel too: what is black and white in it, nobody knows.
+    Raises BadFileError for 32 bits a pixel too.
     """
     image, _ = open_file(root, path)
-    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+    if is_deep(image):
         raise BadFileError(f"{find_file(root, path)}: found 32 bits a pixel (mode {image.mode}), expected 8 or 16; convert it to 8 bits")
     if image.mode.startswith("I"):
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))

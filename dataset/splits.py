@@ -11,6 +11,7 @@ import re
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 from dataset.change import label_path
 from dataset.check import Checked, classes_in, find_lists, open_list, open_validation, report
@@ -23,6 +24,25 @@ from dataset.spec import SPECS, DatasetSpec
 from util.cli import Parser
 from util.config import Config, load_config
 from util.error import UserError, run
+
+
+class Made(NamedTuple):
+    """The lines of each list to write, and what to say about them: written together, once nothing is wrong with any of them."""
+
+    lists: dict[Path, list[str]]
+    notes: list[str]
+
+    def write(self) -> None:
+        """Raises UserError, with nothing written, where a list is there with other content."""
+        for path, lines in self.lists.items():
+            for folder in path.parents:
+                if folder in self.lists or folder.is_file():
+                    raise UserError(f"{path}: found a list where its folder {folder} would be; choose another --name")
+            if path.exists() and path.read_bytes().decode(errors="replace").splitlines() != lines:
+                raise UserError(f"{path}: exists with other content; delete it or choose another name with --name (lists: --from)")
+        for path, lines in self.lists.items():
+            write_lines(path, lines)
+        print("\n".join(self.notes))
 
 
 def make(args: argparse.Namespace) -> None:
@@ -41,10 +61,12 @@ def make(args: argparse.Namespace) -> None:
     if args.val is not None and args.masks is None:
         raise UserError("--val: found no --masks; it holds images out of the list that --images and --masks make")
     source = Path(args.source) if args.source else None
+    made = Made({}, [])
     if args.images is not None:
-        source = _make_list(args, source or Path("splits") / args.dataset / "train.txt")
+        source = _make_list(args, source or Path("splits") / args.dataset / "train.txt", made)
     if args.labeled is not None or args.count is not None:
-        _make_pair(args, source or _train_list(args.dataset))
+        _make_pair(args, source or _train_list(args.dataset), made)
+    made.write()
     val = (cfg and cfg.val_id_path) or (args.spec.val_list if args.spec else f"splits/{args.dataset}/val.txt")
     if not Path(val).exists():
         print(f"still to do: {missing_validation(val)}")
@@ -59,7 +81,7 @@ def _dataset(command: str, name: str | None, cfg: Config | None) -> str:
     return cfg.dataset if cfg else str(name)
 
 
-def _make_list(args: argparse.Namespace, path: Path) -> Path:
+def _make_list(args: argparse.Namespace, path: Path, made: Made) -> Path:
     if args.spec is not None and args.spec.task == "change":
         raise UserError(f"--images: {args.dataset} has pairs; list their names yourself: `ls {args.data_root or 'DIR'}/A > {path}`")
     masks = None if args.masks is None else Path(args.masks)
@@ -67,13 +89,13 @@ def _make_list(args: argparse.Namespace, path: Path) -> Path:
     held = _held_out(args, entries)
     entries = [entry for entry in entries if entry not in held]
     bare = sum(entry.mask is None for entry in entries)
-    _write_new(path, [format_line(entry) for entry in entries])
-    print(f"{path}: {len(entries)} images, {bare} without a mask (these can only be unlabelled), {left} masks without an image")
+    made.lists[path] = [format_line(entry) for entry in entries]
+    made.notes.append(f"{path}: {len(entries)} images, {bare} without a mask (these can only be unlabelled), {left} masks without an image")
     if held:
         val = Path("splits") / args.dataset / "val.txt"
-        _write_new(val, [format_line(entry) for entry in held])
-        print(f"{val}: {len(held)} images held out for validation with seed {args.seed}")
-    print(f"data_root: {root}")
+        made.lists[val] = [format_line(entry) for entry in held]
+        made.notes.append(f"{val}: {len(held)} images held out for validation with seed {args.seed}")
+    made.notes.append(f"data_root: {root}")
     args.data_root = str(root)
     return path
 
@@ -96,10 +118,10 @@ def _train_list(name: str) -> Path:
     return next((place for place in places if place.is_file()), places[0])
 
 
-def _make_pair(args: argparse.Namespace, source: Path) -> None:
+def _make_pair(args: argparse.Namespace, source: Path, made: Made) -> None:
     task = args.spec.task if args.spec else "segmentation"
     kind = "label file" if task == "change" else "mask"
-    lines = read_lines(source)
+    lines = made.lists.get(source) or read_lines(source)
     if len(set(lines)) < len(lines):
         raise UserError(f"{source}: found {len(lines) - len(set(lines))} lines twice, expected every image once")
     entries = [parse_line(line, f"{source}:{number}", task) for number, line in enumerate(lines, 1)]
@@ -114,10 +136,10 @@ def _make_pair(args: argparse.Namespace, source: Path) -> None:
     target = Path("splits") / args.dataset / (args.name or folder)
     if args.dataset in (known := manifest()) and any(one.local.parent == target for one in known[args.dataset]):
         raise UserError(f"make: {target} is the name of a published pair; choose another with --name")
-    _write_new(target / "labeled.txt", [line for i, line in enumerate(lines) if i in chosen])
-    _write_new(target / "unlabeled.txt", [line for i, line in enumerate(lines) if i not in chosen])
+    made.lists[target / "labeled.txt"] = [line for i, line in enumerate(lines) if i in chosen]
+    made.lists[target / "unlabeled.txt"] = [line for i, line in enumerate(lines) if i not in chosen]
     bare = f", {len(lines) - len(able)} of them without a {kind}" if len(able) < len(lines) else ""
-    print(f"{target}: {count} labelled, {len(lines) - count} unlabelled{bare}, from {source} with seed {args.seed}")
+    made.notes.append(f"{target}: {count} labelled, {len(lines) - count} unlabelled{bare}, from {source} with seed {args.seed}")
 
 
 def _able(args: argparse.Namespace, entries: list[Entry], task: str) -> list[int]:
@@ -149,13 +171,6 @@ def _classes(args: argparse.Namespace, entries: list[Entry], able: list[int]) ->
     found = classes_in(args.spec, args.data_root or f"data/{args.dataset}", [entries[i] for i in able])
     of = dict(zip(able, found, strict=True))
     return [of.get(i, frozenset()) for i in range(len(entries))]
-
-
-def _write_new(path: Path, lines: list[str]) -> None:
-    """Writes a list that is not there yet, or is there with the same content."""
-    if path.exists() and path.read_text(encoding="utf-8").splitlines() != lines:
-        raise UserError(f"{path}: exists with other content; delete it or choose another name with --name (lists: --from)")
-    write_lines(path, lines)
 
 
 def check(args: argparse.Namespace) -> None:

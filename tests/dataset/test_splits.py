@@ -287,6 +287,15 @@ ROWS = [
     (["make", "own", "--count", "1", "--stratify", "--from", "good.txt"], "no such file"),
     (["make", "pascal", "--count", "92", "--from", "good.txt"], "92 labelled of 4"),
     (["make", "own", "--count", "1", "--from", "good.txt", "--name", "taken"], "exists with other content"),
+    (
+        ["make", "own", "--count", "1", "--from", "good.txt", "--name", "old.txt/a"],
+        "found a list where its folder splits/own/old.txt would be",
+    ),
+    (
+        ["make", "own", "--images", "data/images", "--masks", "data/masks", "--count", "1", "--name", "train.txt"],
+        "its folder splits/own/train.txt",
+    ),
+    (["make", "own", "--images", "data/images", "--masks", "data/masks", "--val", "1/2", "--count", "7"], "7 labelled of 1 images"),
     (["make", "own", "--masks", "folder"], "without --images"),
     (["make", "own", "--images", "absent"], "--images: no such folder"),
     (["make", "own", "--images", "folder"], "found no image"),
@@ -319,7 +328,8 @@ def test_mistakes(argv: list[str], words: str, tmp_path: Path, capsys: pytest.Ca
     Path("binary.txt").write_bytes(b"\xff\xfe\x00\xd8")
     for folder in ("folder", "other", "double", "splits/own/taken"):
         Path(folder).mkdir(parents=True)
-    Path("splits/own/taken/labeled.txt").write_text("x y\n")
+    for name in ("taken/labeled.txt", "old.txt"):
+        Path(f"splits/own/{name}").write_text("x y\n")
     make_folder(tmp_path / "data", 2)
     Image.new("L", (8, 6)).save("other/x.png")
     for name in ("a.jpg", "a.png"):
@@ -329,3 +339,4 @@ def test_mistakes(argv: list[str], words: str, tmp_path: Path, capsys: pytest.Ca
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
     assert words in error
+    assert sorted(path.name for path in Path("splits").rglob("*.txt")) == ["labeled.txt", "old.txt"], "nothing is written"
