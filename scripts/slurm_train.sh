@@ -129,7 +129,7 @@ else
     # a list that is missing is told now, not when the job has waited; a login node may have no Python for it
     case "$dry_run $*" in
     yes* | *--labeled-id-path*) ;;
-    *) ! find_python requirements.txt || check_files ;;
+    *) ! find_python requirements.txt || check_runs ;;
     esac
     submit "$@"
 fi

@@ -5,8 +5,23 @@ several() {
     case "${seeds:+several }$method:$split" in *' '*) ;; *) return 1 ;; esac
 }
 
-# check_files: every run's method and lists, before the first of them trains for hours
-check_files() {
+# once NAME WORD...: no word may stand there twice, for the same run would count twice in the table
+once() {
+    list=$1 seen=' '
+    shift
+    for word; do
+        case $seen in *" $word "*) fail "$list: found '$word' twice, expected it once" ;; esac
+        seen="$seen$word "
+    done
+}
+
+# check_runs: every run's method, split, seed and lists, before the first of them trains for hours
+check_runs() {
+    # shellcheck disable=SC2086 # lists of words
+    once method $method && once split $split && once seeds $seeds
+    for seed in $seeds; do
+        case $seed in *[!0-9]*) fail "seeds: found '$seed', expected whole numbers, 0 or more" ;; esac
+    done
     set --
     for one_method in $method; do
         [ -f "$one_method.py" ] || fail "method: found '$one_method', but there is no $one_method.py; expected methods such as unimatch_v2"
@@ -29,7 +44,7 @@ sweep() {
     if [ -n "$given_path" ] && [ "$count" -gt 1 ]; then
         fail "save_path: found one folder for $count runs, expected none; each run gets exp/$dataset/METHOD/$exp/SPLIT"
     fi
-    check_files
+    check_runs
     folders= index=0
     for one_method in $method; do
         for one_split in $split; do

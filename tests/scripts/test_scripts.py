@@ -123,6 +123,30 @@ def test_data_set_and_encoder_come_from_the_config(repo: Path, line: str, name: 
         assert f"\nsave_path='exp/{name}/unimatch_v2/{backbone}/1_4'\n" in job
 
 
+def test_a_config_that_the_scripts_cannot_read_is_named(repo: Path) -> None:
+    (repo / "own.yaml").write_text("dataset : street\n")
+    done = sh(repo / "scripts/train.sh", "1", "0", config="own.yaml")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "own.yaml: found no line 'dataset: NAME'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("env", "words"),
+    [
+        ({"seeds": "0 1 0"}, "seeds: found '0' twice"),
+        ({"seeds": "0 a"}, "seeds: found 'a', expected whole numbers"),
+        ({"split": "92 92"}, "split: found '92' twice"),
+        ({"method": "supervised supervised"}, "method: found 'supervised' twice"),
+    ],
+)
+def test_a_sweep_is_checked_before_its_first_run(repo: Path, env: dict[str, str], words: str) -> None:
+    write_pairs(repo, "92")
+    done = sh(repo / "scripts/train.sh", "1", "0", **({"split": "92"} | env))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert words in done.stderr
+    assert not (repo / "seen.json").exists()
+
+
 @pytest.mark.parametrize("script", ["train.sh", "slurm_train.sh"])
 @pytest.mark.parametrize("env", [{"dataset": "kitti"}, {"config": "configs/kitti.yaml"}])
 def test_a_missing_config_is_named_at_once(script: str, env: dict[str, str]) -> None:
