@@ -34,7 +34,8 @@ from util.error import UserError, run
 from util.evaluation import on_device, predict, validation_loader
 from util.files import check_output, output, write_atomic
 from util.inputs import PairSource, find_pairs
-from util.trained import Bf16, Trained, load_trained
+from util.precision import autocast
+from util.trained import Trained, load_trained
 
 
 @dataclass(frozen=True)
@@ -232,22 +233,22 @@ def _report(args: argparse.Namespace, trained: Trained, scores: Scores, recipe: 
 def main(argv: list[str]) -> None:
     args = _arguments(argv)
     cfg = load_config(args.config, args.set, data_root=args.data_root, val_id_path=args.id_path)
-    with processes(cfg.device) as world:
+    precision = "bf16" if args.bf16 else "fp32"
+    with processes(cfg.device) as world, autocast(precision, world.device):
         trained = load_trained(cfg, args.checkpoint, args.which, world.device)
         spec = trained.spec
         source, listed = _source(args, cfg, spec)
         mode = "sliding_window" if args.tile else args.mode or cfg.eval_mode or spec.eval_mode
         recipe = Recipe(mode, args.tile or cfg.crop_size, tuple(args.scales), args.flip, args.boundary_distance)
-        model: nn.Module = Bf16(trained.model) if args.bf16 else trained.model
         folder = Path(args.out) if args.out else Path(args.checkpoint).parent / "worst"
         if world.main:
             _check_outputs(args, folder)
-        scores = score(model, source, recipe, loader_workers(cfg, world), world)
+        scores = score(trained.model, source, recipe, loader_workers(cfg, world), world)
         if world.main:
             _report(args, trained, scores, recipe, listed)
             if args.worst:
                 with output("--out", folder):
-                    draw_worst(model, source, recipe, scores.images[: args.worst], folder, world)
+                    draw_worst(trained.model, source, recipe, scores.images[: args.worst], folder, world)
                 print(f"their pictures: {folder}")
         world.wait()
 

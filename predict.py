@@ -39,8 +39,9 @@ from util.error import UserError, run, tell_once
 from util.evaluation import predict, probabilities
 from util.files import check_output, output, write_atomic
 from util.inputs import Scene, batches_by_size, find_scenes, output_names, read_image, read_scene
+from util.precision import autocast
 from util.signals import start_worker
-from util.trained import Bf16, Trained, load_trained
+from util.trained import Trained, load_trained
 
 Picture = str | Path | Image.Image | np.ndarray
 LARGE = 2  # a scene of change detection with a side of more than this many training crops is predicted in windows
@@ -51,11 +52,11 @@ class Predictor:
     """A trained model that predicts images of any size. tile: side of sliding windows in pixels, 0 for whole images, None: as fits."""
 
     trained: Trained
-    model: torch.nn.Module
     device: torch.device
     mode: str
     crop: int
     tile: int | None = None
+    precision: str = "fp32"
 
     def _windows(self, height: int, width: int) -> tuple[str, int]:
         """Mode and window for an image of this size."""
@@ -68,7 +69,8 @@ class Predictor:
     def scores(self, img: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (B, C, H, W) -> class ids (B, H, W) and probabilities (B, K, H, W) float32, on the device."""
         mode, window = self._windows(*img.shape[-2:])
-        scores = predict(self.model, normalize(img.to(self.device)), mode, window)
+        with autocast(self.precision, self.device):
+            scores = predict(self.trained.model, normalize(img.to(self.device)), mode, window)
         return scores.argmax(dim=1), probabilities(scores, mode)
 
     def predict(self, image: Picture | tuple[Picture, Picture]) -> tuple[np.ndarray, np.ndarray]:
@@ -114,8 +116,8 @@ def load(
     cfg = load_config(config, list(settings))
     with processes(device if device != "auto" else cfg.device) as world:
         trained = load_trained(cfg, checkpoint, which, world.device)
-    model = Bf16(trained.model) if bf16 else trained.model
-    return Predictor(trained, model, world.device, cfg.eval_mode or trained.spec.eval_mode, cfg.crop_size, tile)
+    mode = cfg.eval_mode or trained.spec.eval_mode
+    return Predictor(trained, world.device, mode, cfg.crop_size, tile, "bf16" if bf16 else "fp32")
 
 
 class Scenes(Dataset):

@@ -45,6 +45,13 @@ def test_numbers_are_those_of_the_loop(tiny: Tiny, run: Path, tmp_path: Path) ->
     assert scores(tiny, run, tmp_path / "s.json")["which"] == "ema"
 
 
+def test_bf16_gives_the_numbers_of_a_bf16_run(tiny: Tiny, tmp_path: Path) -> None:
+    unimatch_v2.main(tiny.args(tmp_path, "epochs=1", "precision=bf16"))
+    mean = re.findall(r"MeanIoU: [\d.]+, EMA: ([\d.]+)", (tmp_path / "train.log").read_text())[-1]
+    result = scores(tiny, tmp_path, tmp_path / "s.json", "--bf16")
+    assert (f"{result['miou']:.2f}", result["bf16"]) == (mean, True)
+
+
 def test_figures_agree_with_counting_pixels(tiny: Tiny, run: Path, tmp_path: Path) -> None:
     result = scores(tiny, run, tmp_path / "s.json", "--which", "student")
     model = load_trained(load_config(str(tiny.config)), str(run / "latest.pth"), "student").model

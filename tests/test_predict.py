@@ -79,6 +79,9 @@ def test_python_api_takes_paths_arrays_and_images(tiny: Tiny, checkpoint: str) -
     assert 1 / 6 < confidence.min() <= confidence.max() <= 1
     for same in (str(path), Image.open(path), np.array(Image.open(path))):
         assert np.array_equal(predictor.predict(same)[0], mask)
+    rough = predict.load(str(tiny.config), checkpoint, device="cpu", bf16=True).predict(path)[1]
+    assert rough.dtype == np.float32
+    assert 0 < np.abs(rough - confidence).max() < 0.02
     student = predict.load(str(tiny.config), checkpoint, which="student", device="cpu")
     assert (student.trained.which, predictor.trained.which) == ("student", "ema")
     assert not np.array_equal(student.predict(path)[1], confidence)

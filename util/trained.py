@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dataset.custom import OWN_KEYS
 from dataset.loader import data_spec
@@ -16,7 +16,6 @@ from model.semseg.dpt import DPT
 from util import checkpoint
 from util.config import Config, make_config
 from util.error import UserError
-from util.precision import autocast
 
 WHICH = {"ema": "model_ema", "student": "model"}
 
@@ -33,18 +32,6 @@ class Trained:
     def __str__(self) -> str:
         name = "EMA teacher" if self.which == "ema" else "student"
         return name if self.epoch is None else f"{name} after epoch {self.epoch}"
-
-
-class Bf16(nn.Module):
-    """Runs a model in bfloat16 where that is safe, and returns float32 logits."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, img: Tensor) -> Tensor:
-        with autocast("bf16", img.device):
-            return self.model(img)
 
 
 def config_of(state: dict[str, Any], path: str, settings: list[str] | None = None) -> Config:

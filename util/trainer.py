@@ -71,9 +71,20 @@ class Trainer:
 
     @contextmanager
     def scoring(self) -> Iterator[None]:
-        """Inside, models compute in the run's precision, but not compiled: images have too many sizes for that."""
-        with self.autocast(), torch.compiler.set_stance("force_eager"):
-            yield
+        """Inside, models compute without gradients, in the run's precision, but not compiled: images have too many sizes for that.
+
+        The teacher and a frozen encoder get their 16-bit weights once, not for every image: autocast keeps those that require a gradient.
+        """
+        models = [self.student] if self.teacher is None else [self.student, self.teacher]
+        frozen = [p for model in models for p in model.parameters() if not p.requires_grad]
+        try:
+            for p in frozen:
+                p.requires_grad = True
+            with torch.no_grad(), self.autocast(), torch.compiler.set_stance("force_eager"):
+                yield
+        finally:
+            for p in frozen:
+                p.requires_grad = False
 
     @property
     def lr(self) -> float:

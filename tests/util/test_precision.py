@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import supervised
 import unimatch_v2
@@ -78,6 +79,36 @@ def test_the_student_as_teacher_still_gets_gradients_in_bf16() -> None:
     # autocast keeps 16-bit copies of weights: those made without gradients must not serve the student's pass
     trainer, _ = trained(1, precision="bf16", teacher="student")
     assert all(p.grad is not None for p in trainer.student.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_scoring_makes_16_bit_weights_once(frozen: bool) -> None:
+    trainer, _ = trained(1, precision="bf16", lock_backbone=frozen)
+    assert trainer.teacher is not None
+    models = [trainer.student.eval(), trainer.teacher.eval()]
+    wanted = [[p.requires_grad for p in model.parameters()] for model in models]
+    made: list[int] = []
+    with trainer.scoring():
+        for _ in range(2):
+            for model in models:
+                with CountCasts() as casts:
+                    assert not model(batch(0).img_x).requires_grad
+                made.append(casts.count)
+    assert made[0] == made[1]
+    assert made[2] == made[3]
+    weights = sum(p.ndim > 1 for p in models[0].parameters())
+    assert made[0] - made[2] > weights
+    assert [[p.requires_grad for p in model.parameters()] for model in models] == wanted
+
+
+class CountCasts(TorchDispatchMode):
+    """Counts copies into another type."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch.ops.aten._to_copy.default
+        return func(*args, **(kwargs or {}))
 
 
 def held(trainer: Trainer) -> int:
