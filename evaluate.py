@@ -30,11 +30,12 @@ from util import metric, picture
 from util.cli import Parser
 from util.config import Config, load_config, parse_arguments
 from util.dist import World, processes
-from util.error import UserError, run
+from util.error import StoppedError, UserError, run
 from util.evaluation import on_device, predict, validation_loader
 from util.files import check_output, output, write_atomic
 from util.inputs import PairSource, find_pairs
 from util.precision import autocast
+from util.signals import StopSignals
 from util.trained import Trained, load_trained
 
 
@@ -68,8 +69,8 @@ class Scores:
 
 
 @torch.no_grad()
-def score(model: nn.Module, source: Source, recipe: Recipe, workers: int, world: World) -> Scores:
-    """Scores over all processes, exact on any number of them; every image counts once."""
+def score(model: nn.Module, source: Source, recipe: Recipe, workers: int, world: World, signals: StopSignals) -> Scores:
+    """Scores over all processes, exact on any number of them; every image counts once. Raises StoppedError when asked to stop."""
     nclass = source.spec.nclass
     first = 1 if source.spec.task == "change" else 0  # an image's score: change detection looks at the changed class alone
     loader = validation_loader(source, world, workers)
@@ -77,6 +78,8 @@ def score(model: nn.Module, source: Source, recipe: Recipe, workers: int, world:
     scores = Scores(matrix, bands)
     progress = tqdm(on_device(loader, world.device), total=len(loader), unit="image", disable=None if world.main else True)
     for i, batch in enumerate(progress):
+        if signals.caught:
+            raise StoppedError("not all images are scored, so nothing is written; the same command begins again", signals.code)
         pred = recipe.predict(model, batch["img"])
         own = metric.confusion(pred, batch["mask"], nclass)
         scores.matrix += own
@@ -234,7 +237,7 @@ def main(argv: list[str]) -> None:
     args = _arguments(argv)
     cfg = load_config(args.config, args.set, data_root=args.data_root, val_id_path=args.id_path)
     precision = "bf16" if args.bf16 else "fp32"
-    with processes(cfg.device) as world, autocast(precision, world.device):
+    with processes(cfg.device) as world, autocast(precision, world.device), StopSignals() as signals:
         trained = load_trained(cfg, args.checkpoint, args.which, world.device)
         spec = trained.spec
         source, listed = _source(args, cfg, spec)
@@ -243,7 +246,7 @@ def main(argv: list[str]) -> None:
         folder = Path(args.out) if args.out else Path(args.checkpoint).parent / "worst"
         if world.main:
             _check_outputs(args, folder)
-        scores = score(trained.model, source, recipe, loader_workers(cfg, world), world)
+        scores = score(trained.model, source, recipe, loader_workers(cfg, world), world, signals)
         if world.main:
             _report(args, trained, scores, recipe, listed)
             if args.worst:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from dataset.semi import image_tensor
 from tests.conftest import Tiny, command
 from util import checkpoint
 from util.config import load_config
-from util.error import UserError
+from util.error import StoppedError, UserError
 from util.evaluation import predict
+from util.signals import INTERRUPTED, STOP_FILE
 from util.trained import load_trained
 
 
@@ -50,6 +52,15 @@ def test_bf16_gives_the_numbers_of_a_bf16_run(tiny: Tiny, tmp_path: Path) -> Non
     mean = re.findall(r"MeanIoU: [\d.]+, EMA: ([\d.]+)", (tmp_path / "train.log").read_text())[-1]
     result = scores(tiny, tmp_path, tmp_path / "s.json", "--bf16")
     assert (f"{result['miou']:.2f}", result["bf16"]) == (mean, True)
+
+
+def test_the_first_request_to_stop_ends_it(tiny: Tiny, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "stop").write_text(str(int(signal.SIGINT)))  # what the launcher writes at Ctrl-C
+    monkeypatch.setenv(STOP_FILE, str(tmp_path / "stop"))
+    with pytest.raises(StoppedError, match="not all images are scored") as stopped:
+        scores(tiny, run, tmp_path / "s.json")
+    assert stopped.value.code == INTERRUPTED
+    assert not (tmp_path / "s.json").exists()
 
 
 def test_figures_agree_with_counting_pixels(tiny: Tiny, run: Path, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ class UserError(Exception):
 
 
 class StoppedError(Exception):
-    """A run that was asked to stop has saved and ends with `code`; the message says how to go on."""
+    """A command that was asked to stop ends with `code`; the message says what is saved and how to go on."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
