@@ -78,10 +78,10 @@ def apply_photometry(images: Tensor, views: Sequence[Photometry]) -> Tensor:
 
 @cache
 def compiled() -> dict[str, Adjust]:
-    """The adjustments that are compiled for a CPU: none where numba is missing, or has no folder to keep them in (RuntimeError)."""
+    """The adjustments that are compiled for a CPU; none where numba is missing."""
     try:
         from dataset.compiled import COMPILED
-    except (ImportError, RuntimeError):
+    except Exception:  # too old for this numpy, without its LLVM, without a folder to write to: it costs speed and nothing else
         return {}
     return COMPILED
 
