@@ -20,7 +20,7 @@ def load_encoder(encoder: nn.Module, backbone: str, path: str | Path) -> None:
         known = ENCODERS[backbone].file
         get = f"get it with `python -m model.pretrained {backbone}`, or" if known else f"{backbone} is not a published model:"
         raise UserError(f"{path}: no such weights file; {get} start from random weights with `--set pretrained=null`")
-    state = checkpoint.load(path)
+    state = checkpoint.load(path, mapped=True)
     if "register_tokens" in state:
         raise UserError(f"{path}: a DINOv2 variant with register tokens; use the one without (`python -m model.pretrained {backbone}`)")
     checkpoint.load_strictly(encoder, state, str(path), f"is it the checkpoint of {backbone}?")

@@ -39,18 +39,22 @@ def save(state: dict[str, Any], path: Path, keep: Path | None = None, also: Path
         raise UserError(f"{path}: cannot be saved ({reason(cause)})") from error
 
 
-def load(path: str | Path) -> dict[str, Any]:
-    """Reads a checkpoint to the CPU. Raises UserError for a missing or unsafe file, DamagedError for a torn or corrupt one."""
+def load(path: str | Path, mapped: bool = False) -> dict[str, Any]:
+    """Reads a checkpoint to the CPU. Raises UserError for a missing or unsafe file, DamagedError for a torn or corrupt one.
+
+    mapped: tensors are the file's own pages, which the processes of a machine share, instead of a copy in each. They must be copied from
+    before the file may change or go.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; give the path of a .pth file")
     try:
-        if zipfile.is_zipfile(path):  # torch.load does not compare the check sums
+        if zipped := zipfile.is_zipfile(path):  # torch.load does not compare the check sums
             with zipfile.ZipFile(path) as archive:
                 if archive.testzip() is not None:
                     raise DamagedError(f"{path}: not a readable checkpoint (check sum differs); copy or download it again")
         with torch.serialization.safe_globals(_NUMPY_SCALARS):
-            state = torch.load(path, map_location="cpu", weights_only=True)
+            state = _read(path, mapped and zipped)
     except PermissionError as error:
         raise UserError(f"{path}: cannot be read ({reason(error)}); correct its permissions") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
@@ -59,6 +63,15 @@ def load(path: str | Path) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise UserError(f"{path}: found a {type(state).__name__}, expected a dictionary of tensors or a training checkpoint")
     return state
+
+
+def _read(path: Path, mapped: bool) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except RuntimeError:
+        if not mapped:
+            raise
+        return _read(path, mapped=False)  # a file system that cannot map; or what is wrong with the file comes up again
 
 
 def weights(state: dict[str, Any], which: str) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ def final_test(cfg: Config, data: Data, source: Source, student: nn.Module, teac
     Where test.json has the scores of this best.pth and this list already, they are taken from there.
     """
     folder = Path(cfg.save_path)
-    best = checkpoint.load(folder / "best.pth")
+    best = checkpoint.load(folder / "best.pth", mapped=True)
     made_for = {"epoch": int(best["epoch"]), "list": source.ids.path, "sha256": source.ids.sha256}
     result = _read(folder / FILE)
     done = {key: result.get(key) for key in made_for} == made_for

@@ -68,7 +68,7 @@ def find_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[str]] | No
     problems = [f"{folder / LATEST}: missing"] if paths and paths[0].name != LATEST else []
     for path in paths:
         try:
-            return path, checkpoint.load(path), problems
+            return path, checkpoint.load(path, mapped=True), problems
         except checkpoint.DamagedError as error:
             problems.append(str(error))
     if paths:

@@ -22,7 +22,7 @@ def start_model(cfg: Config, data: Data, notes: list[str], resumed: bool = False
     pretrained = None if cfg.init else str(default_path(cfg.backbone)) if cfg.pretrained == "auto" else cfg.pretrained
     model = build_model(cfg.backbone, data.spec.nclass, data.spec.task, pretrained)
     if cfg.init:
-        state = checkpoint.load(cfg.init)
+        state = checkpoint.load(cfg.init, mapped=True)
         weights = checkpoint.weights(state, "model_ema" if "model_ema" in state else "model")
         last = {name: value for name, value in model.state_dict().items() if name.startswith(CLASSIFIER)}
         if any(name in weights and len(weights[name]) != len(value) for name, value in last.items()):

@@ -158,7 +158,8 @@ class Trainer:
             groups = [group | {"fused": FUSED, "foreach": None} for group in state["optimizer"]["param_groups"]]
             self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
             # The fused kernel walks through memory: moments have to lie as their parameter does, which the authors' do not.
+            # The count of steps, too, leaves the checkpoint's memory, which may be a file's.
             for p, moments in self.optimizer.state.items():
-                moments |= {name: torch.empty_like(p).copy_(value) for name, value in moments.items() if name != "step"}
+                moments |= {n: value.clone() if n == "step" else torch.empty_like(p).copy_(value) for n, value in moments.items()}
         except (KeyError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{source}: its optimiser state does not fit ({error}); {hint}") from error

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import shutil
+import sys
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,56 @@ def test_every_kind_of_scalar(tmp_path: Path, scalar: np.generic) -> None:
 def test_the_oldest_file_format(tmp_path: Path, model: DPT) -> None:
     torch.save(authors_state(model), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert checkpoint.load(tmp_path / "old.pth")["previous_best"] == 12.5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_mapped_checkpoint_takes_no_memory_of_the_process(tmp_path: Path) -> None:
+    torch.save({"model": torch.ones(16, 2**20)}, tmp_path / "large.pth")  # 64 MiB
+
+    def own() -> int:
+        return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) // 1024
+
+    before = own()
+    mapped = checkpoint.load(tmp_path / "large.pth", mapped=True)["model"]
+    assert mapped.sum() == 2**24
+    assert own() - before < 16
+    copied = checkpoint.load(tmp_path / "large.pth")["model"]
+    assert own() - before > 48
+    assert torch.equal(mapped, copied)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_resumed_run_keeps_nothing_of_the_file(model: DPT, authors: Path, ours: bool) -> None:
+    """The file is mapped while it is read, and the run replaces it later."""
+    trainer = resumed(model, authors)
+    if ours:
+        checkpoint.save(trainer.state() | {"epoch": 0}, authors)
+        trainer = resumed(model, authors)
+    expected = copy.deepcopy(trainer.state())
+    authors.write_bytes(bytes(authors.stat().st_size))
+    for name in ("model", "model_ema"):
+        assert all(torch.equal(value, expected[name][key]) for key, value in trainer.state()[name].items())
+    for place, moments in trainer.state()["optimizer"]["state"].items():
+        assert all(torch.equal(value, expected["optimizer"]["state"][place][key]) for key, value in moments.items())
+
+
+def resumed(model: DPT, path: Path) -> Trainer:
+    cfg = Config(dataset="", data_root="", backbone="dinov2_tiny", crop_size=28, epochs=1, batch_size=1, lr=1.0)
+    trainer = Trainer(cfg, copy.deepcopy(model), unimatch_v2.step, 4)
+    trainer.load_state(checkpoint.load(path, mapped=True), "file")
+    return trainer
+
+
+def test_a_file_system_that_cannot_map(authors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load = torch.load
+
+    def unable(path: Path, mmap: bool, **options: Any) -> Any:
+        if mmap:
+            raise RuntimeError("unable to mmap 1024 bytes from file: No such device (19)")
+        return load(path, mmap=mmap, **options)
+
+    monkeypatch.setattr(torch, "load", unable)
+    assert checkpoint.load(authors, mapped=True)["previous_best"] == 12.5
 
 
 class Harmful:
