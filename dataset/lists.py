@@ -53,7 +53,7 @@ def _read(path: str | os.PathLike[str]) -> bytes:
         if not content.isascii():
             content.decode()
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{path}: no such list; get it with `python -m dataset.splits fetch` or write one with `make`") from None
+        raise UserError(f"{_not_there(path)}; get it with `python -m dataset.splits fetch` or write one with `make`") from None
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a path with a zero byte
         raise UserError(f"{path}: not a list that can be read ({reason(error)}); expected a UTF-8 text with one image per line") from error
     content = content.removesuffix(b"\n")
@@ -64,10 +64,15 @@ def _read(path: str | os.PathLike[str]) -> bytes:
     return content
 
 
+def _not_there(path: str | os.PathLike[str]) -> str:
+    """Says from where a relative path was looked for: the folder of the shell, which is not always the repository."""
+    return f"{path}: no such list" + ("" if os.path.isabs(path) else f" in {os.getcwd()}")
+
+
 def missing_validation(path: str | os.PathLike[str]) -> str:
     """What to say of a validation list that is not there."""
     return (
-        f"{path}: no such list, expected one to validate on; hold images out with `python -m dataset.splits make ... --val 1/8`, "
+        f"{_not_there(path)}, expected one to validate on; hold images out with `python -m dataset.splits make ... --val 1/8`, "
         "get a published one with `fetch`, or name one with val_id_path"
     )
 

@@ -384,7 +384,7 @@ def test_make_and_check_say_that_there_is_no_validation_list(capsys: pytest.Capt
     config()
     words = ["make", "--config", "c.yaml", "--images", "street/images", "--masks", "street/masks", "--labeled", "1/2"]
     splits.main(words)
-    told = "splits/street/val.txt: no such list, expected one to validate on; hold images out with"
+    told = f"splits/street/val.txt: no such list in {Path.cwd()}, expected one to validate on; hold images out with"
     assert f"still to do: {told}" in capsys.readouterr().out
     with pytest.raises(UserError, match="check: found 1 problems in 1 lists"):
         splits.main(["check", "--config", "c.yaml"])
