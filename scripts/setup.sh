@@ -45,7 +45,7 @@ run_settings() {
     [ -n "$config" ] || config=configs/${dataset:=pascal}.yaml
     [ -f "$config" ] || fail "$config: no such config file; name one with config=FILE, or with dataset=NAME one of those in configs/"
     dataset=${dataset:-$(config_value 'dataset\(_l\)*')}
-    [ -n "$dataset" ] || fail "$config: found no line 'dataset: NAME' that starts the line so; write it that way, or give dataset=NAME"
+    [ -n "$dataset" ] || fail "$config: found no line that begins with 'dataset:' and a name, expected one; write it so, or give dataset=NAME"
     backbone=$(config_value backbone)
     for argument; do
         case $argument in
