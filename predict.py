@@ -49,7 +49,10 @@ LARGE = 2  # a scene of change detection with a side of more than this many trai
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained model that predicts images of any size. tile: side of sliding windows in pixels, 0 for whole images, None: as fits."""
+    """A trained model that predicts images of any size.
+
+    tile: side of sliding windows in pixels, 0 for whole images, None: as fits. precision: see util/precision.py.
+    """
 
     trained: Trained
     device: torch.device
