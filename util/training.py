@@ -133,9 +133,8 @@ class Run:
             self.epoch, self.step, self.new_bad_images = epoch, 0, []
             self._save(best)
         progress.close()
-        self.world.wait()  # until the first process has written best.pth
         best_file = self.folder / resume.BEST
-        if best_file.exists():
+        if self.world.any(best_file.exists()):  # the first process has written it; on a network disk, others may see it later
             self._test()
         else:
             self.log.warning(f"{best_file}: not there, for no epoch here was better than the best before; copy the one that belongs to it")
