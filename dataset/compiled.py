@@ -1,6 +1,6 @@
 """Strong views on a CPU, compiled: the arithmetic of dataset/photometry.py in one pass over the pixels, to the same bits.
 
-Needs numba (requirements-extra.txt). It compiles when this module is imported first, for about 5 s, and keeps the result in __pycache__.
+Needs numba (requirements-extra.txt). It compiles when this module is imported first, for about 6 s, and keeps the result in __pycache__.
 """
 
 from collections.abc import Callable

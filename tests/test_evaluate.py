@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 
 import evaluate
@@ -47,11 +48,19 @@ def test_numbers_are_those_of_the_loop(tiny: Tiny, run: Path, tmp_path: Path) ->
     assert scores(tiny, run, tmp_path / "s.json")["which"] == "ema"
 
 
-def test_bf16_gives_the_numbers_of_a_bf16_run(tiny: Tiny, tmp_path: Path) -> None:
+def test_bf16_gives_the_numbers_of_a_bf16_run(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unimatch_v2.main(tiny.args(tmp_path, "epochs=1", "precision=bf16"))
     mean = re.findall(r"MeanIoU: [\d.]+, EMA: ([\d.]+)", (tmp_path / "train.log").read_text())[-1]
+    attention, seen = F.scaled_dot_product_attention, set()
+
+    def spy(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        seen.add(q.dtype)
+        return attention(q, k, v)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
     result = scores(tiny, tmp_path, tmp_path / "s.json", "--bf16")
     assert (f"{result['miou']:.2f}", result["bf16"]) == (mean, True)
+    assert seen == {torch.bfloat16}
 
 
 def test_the_first_request_to_stop_ends_it(tiny: Tiny, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

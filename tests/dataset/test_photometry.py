@@ -70,24 +70,17 @@ class DividesAsCuda(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.usefixtures("way")
 def test_hue_of_every_colour() -> None:
     """All 2**24 colours, as CUDA divides too; shifts of the whole drawn range, one for each value of red."""
     line = torch.arange(256, dtype=torch.uint8)
     green, blue = torch.meshgrid(line, line, indexing="ij")
+    adjust = photometry.ADJUST | photometry.compiled()
     for red, factor in enumerate(np.linspace(-0.25, 0.25, 256).tolist()):
         colours = torch.stack((torch.full_like(green, red), green, blue))
         with DividesAsCuda():
-            made = adjust_hue(colours[None], [factor])[0]
+            made = adjust["hue"](colours[None], [factor])[0]
         assert torch.equal(made, by_pillow(colours, Photometry((("hue", factor),), False, None)))
-
-
-def test_hue_of_every_colour_compiled() -> None:
-    pytest.importorskip("numba", reason="numba is not installed: see requirements-extra.txt")
-    line = torch.arange(256, dtype=torch.uint8)
-    green, blue = torch.meshgrid(line, line, indexing="ij")
-    for red, factor in enumerate(np.linspace(-0.25, 0.25, 256).tolist()):
-        colours = torch.stack((torch.full_like(green, red), green, blue))[None]
-        assert torch.equal(photometry.compiled()["hue"](colours, [factor]), adjust_hue(colours, [factor]))
 
 
 @pytest.mark.usefixtures("way")
