@@ -76,18 +76,22 @@ def score(model: nn.Module, source: Source, recipe: Recipe, workers: int, world:
     loader = validation_loader(source, world, workers)
     matrix, bands = (torch.zeros(n, nclass, dtype=torch.int64, device=world.device) for n in (nclass, 3))
     scores = Scores(matrix, bands)
+    names, overlaps = [], []  # of each image; read at the end, because a GPU waits while it is read
     progress = tqdm(on_device(loader, world.device), total=len(loader), unit="image", disable=None if world.main else True)
-    for i, batch in enumerate(progress):
+    for batch in progress:
         if signals.caught:
             raise StoppedError("not all images are scored, so nothing is written; the same command begins again", signals.code)
         pred = recipe.predict(model, batch["img"])
         own = metric.confusion(pred, batch["mask"], nclass)
         scores.matrix += own
         scores.bands += metric.boundary_counts(pred, batch["mask"], nclass, recipe.distance)
-        scores.images.append((metric.present_iou(own, first), world.rank + i * world.size, batch["name"][0]))
+        names += batch["name"]
+        overlaps.append(metric.overlap(own))
+    values = metric.present_iou(torch.stack(overlaps).cpu(), first).tolist() if overlaps else []
+    places = range(world.rank, len(source.ids), world.size)
     world.sum_(scores.matrix)
     world.sum_(scores.bands)
-    scores.images = sorted(world.gather(scores.images))
+    scores.images = sorted(world.gather(list(zip(values, places, names, strict=True))))
     return scores
 
 

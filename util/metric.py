@@ -7,21 +7,25 @@ from torch import Tensor
 
 def confusion(pred: Tensor, mask: Tensor, nclass: int, ignore_index: int = 255) -> Tensor:
     """Counts (K, K) int64 on the tensors' device: row = true class, column = predicted class. Pixels with ignore_index do not count."""
-    cells = nclass * nclass
-    index = torch.where(mask != ignore_index, mask * nclass + pred, cells).flatten()  # ignored pixels get a cell of their own
-    # bincount, and taking only the valid pixels, would wait for a GPU to tell their number
-    return (
-        torch.zeros(cells + 1, dtype=torch.int64, device=mask.device)
-        .scatter_add_(0, index, torch.ones_like(index))[:-1]
-        .view(nclass, nclass)
-    )
+    return _count(mask * nclass + pred, mask != ignore_index, nclass * nclass).view(nclass, nclass)
+
+
+def _count(ids: Tensor, counted: Tensor, cells: int) -> Tensor:
+    """How often each of 0..cells - 1 occurs among the `ids` that are `counted`: int64 (cells,)."""
+    index = torch.where(counted, ids, cells).flatten()  # the others get a cell of their own
+    # bincount, and taking only those that count, would wait for a GPU to tell their number
+    return torch.zeros(cells + 1, dtype=torch.int64, device=ids.device).scatter_add_(0, index, torch.ones_like(index))[:-1]
+
+
+def overlap(matrix: Tensor) -> Tensor:
+    """Pixels of each class's intersection and union, (2, K), from confusion counts (K, K)."""
+    intersection = matrix.diagonal()
+    return torch.stack((intersection, matrix.sum(0) + matrix.sum(1) - intersection))
 
 
 def iou(matrix: Tensor) -> Tensor:
     """IoU of each class in percent, float64 (K,). A class that is absent everywhere scores 0."""
-    matrix = matrix.double()
-    intersection = matrix.diagonal()
-    union = matrix.sum(0) + matrix.sum(1) - intersection
+    intersection, union = overlap(matrix).double()
     return 100 * intersection / (union + 1e-10)
 
 
@@ -55,10 +59,14 @@ def frequency_weighted_iou(matrix: Tensor) -> float:
     return float((iou(matrix) * matrix.sum(1)).sum() / matrix.sum().clamp(min=1))
 
 
-def present_iou(matrix: Tensor, first: int = 0) -> float:
-    """Mean IoU over the classes from `first` on that are in the truth or the prediction: the score of one image. 100 where none is."""
-    seen = ((matrix.sum(0) + matrix.sum(1)) > 0)[first:]
-    return float(iou(matrix)[first:][seen].mean()) if bool(seen.any()) else 100.0
+def present_iou(overlaps: Tensor, first: int = 0) -> Tensor:
+    """Mean IoU over the classes from `first` on that are in the truth or the prediction: the score of an image. 100 where none is.
+
+    overlaps: (N, 2, K), `overlap` of each image. Returns percent, float64 (N,).
+    """
+    intersection, union = overlaps[..., first:].double().unbind(1)
+    classes = (union > 0).sum(1)
+    return torch.where(classes > 0, 100 * (intersection / union.clamp(min=1)).sum(1) / classes, 100.0)
 
 
 def boundary_band(labels: Tensor, distance: int) -> Tensor:
@@ -85,7 +93,7 @@ def boundary_counts(pred: Tensor, mask: Tensor, nclass: int, distance: int, igno
     pred = torch.where(valid, pred, ignore_index)
     true_band, pred_band = (valid & boundary_band(labels, distance) for labels in (mask, pred))
     both = true_band & pred_band & (mask == pred)
-    return torch.stack([torch.bincount(labels, minlength=nclass) for labels in (mask[both], mask[true_band], pred[pred_band])])
+    return torch.stack([_count(ids, band, nclass) for ids, band in ((mask, both), (mask, true_band), (pred, pred_band))])
 
 
 def boundary_iou(counts: Tensor) -> Tensor:

@@ -51,7 +51,9 @@ def test_scores_of_a_matrix_worked_out_by_hand() -> None:
     assert np.allclose(metric.iou(matrix), 100 * np.array(iou))
     assert np.allclose(metric.recall(matrix), [75, 100 * 11 / 12, 0])
     assert np.isclose(metric.frequency_weighted_iou(matrix), 100 * (iou[0] * 8 + iou[1] * 12) / 20)
-    assert np.isclose(metric.present_iou(matrix), 100 * (iou[0] + iou[1]) / 2)
-    assert metric.present_iou(torch.zeros(3, 3)) == 100
-    assert np.isclose(metric.present_iou(matrix, 1), 100 * iou[1])
-    assert metric.present_iou(torch.tensor([[9, 0], [0, 0]]), 1) == 100  # nothing has changed, and nothing was found
+    empty = torch.zeros(3, 3, dtype=torch.int64)
+    overlaps = torch.stack([metric.overlap(each) for each in (matrix, empty)])
+    assert metric.present_iou(overlaps).tolist() == pytest.approx([100 * (iou[0] + iou[1]) / 2, 100])
+    assert metric.present_iou(overlaps, 1).tolist() == pytest.approx([100 * iou[1], 100])
+    unchanged = metric.overlap(torch.tensor([[9, 0], [0, 0]]))[None]
+    assert metric.present_iou(unchanged, 1).tolist() == [100]  # nothing has changed, and nothing was found
