@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dataset.photometry import strong_views
 from dataset.transform import crop_parts
+from util.dist import to_device
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
@@ -37,8 +38,8 @@ class Batch:
 def _statistics(img: Tensor) -> tuple[Tensor, Tensor]:
     """The encoder's mean and deviation as (C, 1, 1); C is 3 or 6 (two dates)."""
     dates = img.shape[-3] // 3
-    # a GPU's queue goes on while these are copied to it: new_tensor would wait
-    mean, std = (torch.tensor(v * dates).to(img.device, non_blocking=True)[:, None, None] for v in (MEAN, STD))
+    # new_tensor would wait for a GPU
+    mean, std = (to_device(torch.tensor(v * dates), img.device)[:, None, None] for v in (MEAN, STD))
     return mean, std
 
 
@@ -82,4 +83,4 @@ def make_batch(raw: dict[str, Any], device: torch.device, drop: Tensor = _ABSENT
 
 
 def _move(value: Any, device: torch.device) -> Any:
-    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+    return to_device(value, device) if isinstance(value, Tensor) else value

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from util.dist import to_device
+
 BAND = 128  # lines whose hue a CPU turns at a time
 JITTER = ("brightness", "contrast", "saturation", "hue")
 Adjust = Callable[[Tensor, Sequence[float]], Tensor]  # uint8 (N, 3, H, W), a number for each image -> the same shape
@@ -95,8 +97,8 @@ def _apply(adjust: Adjust, crops: list[Tensor], factors: dict[int, float]) -> No
 
 
 def _each(values: Sequence[float], images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """One number per image, (N, 1, 1, 1), on the images' device. Not waiting for a copy is what non_blocking is for."""
-    return torch.tensor(values, dtype=dtype).to(images.device, non_blocking=True)[:, None, None, None]
+    """One number per image, (N, 1, 1, 1), on the images' device."""
+    return to_device(torch.tensor(values, dtype=dtype), images.device)[:, None, None, None]
 
 
 def _to_8_bits(images: Tensor) -> Tensor:

@@ -104,6 +104,11 @@ def _check_gpus(found: int, wanted: int) -> None:
     )
 
 
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device. The host goes on while an NVIDIA GPU copies; others may copy memory that is in other use by then."""
+    return tensor.to(device, non_blocking=device.type == "cuda")
+
+
 def average_gradients(model: nn.Module, world: World, compression: str = "none") -> nn.Module:
     """The model so that a backward pass averages its gradients over the processes, in buckets, while it goes on; itself for one process.
 

@@ -12,7 +12,7 @@ from dataset.batch import normalize
 from dataset.semi import Source, ValSet, batches, collate
 from model.backbone.dinov2 import PATCH
 from util import metric
-from util.dist import World
+from util.dist import World, to_device
 from util.signals import start_worker
 
 WINDOWS = 4  # windows of an image that go through the model at once
@@ -105,7 +105,7 @@ def on_device(loader: Iterable[Any], device: torch.device) -> Iterator[dict[str,
     """The loader's mini-batches: img (B, C, H, W) normalised, mask (B, H, W) long, name."""
     for batch in batches(loader):
         yield {
-            "img": normalize(batch["img"].to(device, non_blocking=True)),
-            "mask": batch["mask"].to(device, non_blocking=True).long(),
+            "img": normalize(to_device(batch["img"], device)),
+            "mask": to_device(batch["mask"], device).long(),
             "name": batch["name"],
         }
