@@ -8,13 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from dataset.batch import make_batch
 from tests.conftest import command
 from tests.util.benchmark.recipes import recipe
 from util.benchmark import __main__, step
-from util.benchmark.data import host_batch
 from util.benchmark.measure import AT_LEAST, AT_MOST, Row, ratio, seconds
 from util.error import UserError
 
@@ -186,36 +183,3 @@ def test_a_ratio_is_the_median_of_the_rounds() -> None:
     assert (row.value, row.low, row.high, row.met) == (3.0, 2.0, 4.0, False)
     assert Row("x", 3.0, "GiB", (AT_MOST, 3.0)).met is True
     assert Row("x", 3.0, "GiB").met is None
-
-
-class Reads(TorchDispatchMode):
-    """Operations for which the host waits for a device: a number read, or an output whose size depends on values."""
-
-    WAITING = ("_local_scalar_dense", "nonzero", "masked_select", "bincount", "unique", "is_nonzero", "equal")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[str] = []
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        name = func.overloadpacket.__name__
-        if name.startswith(self.WAITING):
-            self.seen.append(name)
-        return func(*args, **(kwargs or {}))
-
-
-def test_a_step_with_views_made_on_the_device_reads_nothing_but_its_norm(monkeypatch: pytest.MonkeyPatch) -> None:
-    criterion = {"name": "OHEM", "kwargs": {"ignore_index": 255, "thresh": 0.7, "min_kept": 500}}
-    cfg = recipe("pascal", backbone="dinov2_tiny", crop_size=56, batch_size=2, criterion=criterion)
-    made = step.Alternatives(cfg, torch.device("cpu"))
-    trainer = made.trainer()
-    raw = host_batch(cfg, on_device=True)
-
-    def wait(*args: object, **kwargs: object) -> None:
-        raise AssertionError("a copy to a GPU that the host waits for, unseen by the dispatcher")
-
-    monkeypatch.setattr(torch.Tensor, "new_tensor", wait)
-    with Reads() as reads:
-        batch = make_batch(raw, torch.device("cpu"), made.drop)
-        trainer.update([batch])
-    assert reads.seen == []  # Trainer._agree copies two numbers to the host, which is no such operation

@@ -1,0 +1,109 @@
+"""Every command on another device than the CPU: one made of Python (tests/far.py), as strict as a GPU about what lies where.
+
+The numbers have to be the CPU's, and the host must not wait for the device inside a step or an evaluated image.
+"""
+
+import importlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from torch.utils import backend_registration
+
+from tests.conftest import ROOT, Tiny
+from tests.pairs import make_pairs
+
+pytestmark = pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"), reason="this PyTorch has no devices made of Python"
+)
+
+STEPS, EPOCHS = 6, 2
+SHOWN = ("dataset/preview.py", "util/samples.py", "util/watch.py")  # pictures and shares, once a run or an epoch
+OHEM = "criterion={name: OHEM, kwargs: {ignore_index: 255, thresh: 0.7, min_kept: 500}}"
+Commands = dict[str, tuple[str, list[str]]]
+
+
+def commands(tiny: Tiny, pairs: Tiny, out: Path) -> Commands:
+    """By name: the module of a command and its arguments. One that has a number goes on with the run of the one before."""
+    train, change = tiny.args, pairs.args
+    models = ["--config", str(tiny.config), "--checkpoint", f"{out}/unimatch_v2/latest.pth"]
+    changes = ["--config", str(pairs.config), "--checkpoint", f"{out}/change/latest.pth"]
+    return {
+        "unimatch_v2": ("unimatch_v2", train(out / "unimatch_v2", "views=device", "epochs=1", OHEM)),
+        "unimatch_v2 2": ("unimatch_v2", train(out / "unimatch_v2", "views=device", f"epochs={EPOCHS}", OHEM)),
+        "fixmatch": ("fixmatch", train(out / "fixmatch", "views=worker", "eval_mode=sliding_window", "activation_checkpointing=true")),
+        "supervised": ("supervised", train(out / "supervised", "views=device", "batch_size=20", "lock_backbone=true", unlabeled=False)),
+        "change": ("unimatch_v2", change(out / "change", "views=device")),
+        "evaluate": ("evaluate", [*models, "--json", f"{out}/plain.json", "--worst", "2", "--out", f"{out}/worst"]),
+        "evaluate 2": ("evaluate", [*models, "--scales", "0.75", "1", "--flip", "--tile", "28", "--json", f"{out}/augmented.json"]),
+        "evaluate 3": ("evaluate", [*changes, "--json", f"{out}/change.json"]),
+        "predict": ("predict", [*models, "--confidence", "--probabilities", "--out", f"{out}/masks", str(tiny.root / "images")]),
+    }
+
+
+@pytest.fixture(scope="module")
+def ran(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, dict[str, dict[str, int]]]:
+    """The folders of the CPU and of the other device, and which function read how often from that device, by command."""
+    root = tmp_path_factory.mktemp("devices")
+    pairs = make_pairs(root / "pairs")
+    for module, argv in commands(tiny, pairs, root / "cpu").values():
+        importlib.import_module(module).main(argv)
+    named = commands(tiny, pairs, root / "far")
+    words = [sys.executable, "-m", "tests.far", str(root / "reads.json")]
+    done = subprocess.run(words, input=json.dumps(list(named.values())), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return root / "cpu", root / "far", dict(zip(named, json.loads((root / "reads.json").read_text()), strict=True))
+
+
+def figures(log: Path, word: str) -> list[float]:
+    """All figures of a log's lines that have the word."""
+    lines = [line.split("] ", 1)[1] for line in log.read_text().splitlines() if word in line]
+    return [float(number) for line in lines for number in re.findall(r"\d+\.\d+", line)]
+
+
+@pytest.mark.parametrize("name", ["unimatch_v2", "fixmatch", "supervised", "change"])
+@pytest.mark.parametrize(("word", "tolerance"), [("Iters", 0.002), (">>>>", 0.3)])  # losses; IoUs in percent of a few thousand pixels
+def test_a_run_has_the_figures_of_a_cpu(name: str, word: str, tolerance: float, ran: tuple) -> None:
+    expected, found = (figures(folder / name / "train.log", word) for folder in ran[:2])
+    assert len(expected) > 2 * EPOCHS
+    assert found == pytest.approx(expected, abs=tolerance)
+
+
+@pytest.mark.parametrize("name", ["plain", "augmented", "change"])
+def test_scores_are_those_of_a_cpu(name: str, ran: tuple) -> None:
+    results = [json.loads((folder / f"{name}.json").read_text()) for folder in ran[:2]]
+    assert results[1]["iou"] == pytest.approx(results[0]["iou"], abs=0.3)
+    assert results[1]["boundary_iou"] == pytest.approx(results[0]["boundary_iou"], abs=0.3)
+
+
+def test_predictions_are_those_of_a_cpu(ran: tuple) -> None:
+    cpu, far, _ = ran
+    masks = sorted((cpu / "masks").glob("*.png"))
+    assert len(masks) == 2 * 22
+    for path in masks:
+        a, b = (np.asarray(Image.open(file)).astype(int) for file in (path, far / "masks" / path.name))
+        assert (abs(a - b) > 1).mean() < 0.01, path.name
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "epochs"), [("unimatch_v2", STEPS, 1), ("unimatch_v2 2", STEPS, 1), ("fixmatch", 2 * STEPS, 2), ("supervised", 12, 2)]
+)
+def test_the_host_reads_once_a_step_and_at_each_line_of_the_log(name: str, steps: int, epochs: int, ran: tuple) -> None:
+    reads = {place: count for place, count in ran[2][name].items() if not place.startswith(SHOWN)}
+    assert reads == {
+        "util/trainer.py _agree": steps,
+        "util/record.py read": steps,  # epochs as short as these have a line for every step
+        "util/evaluation.py evaluate": epochs,
+        "util/dist.py any": epochs + 1,  # was a process asked to stop? Is there a best.pth?
+    }
+
+
+def test_the_host_reads_nothing_while_it_evaluates(ran: tuple) -> None:
+    for name in ("evaluate", "evaluate 2", "evaluate 3"):
+        reads = {place: count for place, count in ran[2][name].items() if place != "evaluate.py draw_worst"}
+        assert reads == {"evaluate.py score": 1, "evaluate.py figures": 2}, name
