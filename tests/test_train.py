@@ -212,3 +212,23 @@ def test_shards_that_do_not_divide_are_refused(tiny: Tiny, tmp_path: Path) -> No
     assert [shard_count(cfg, World(size=w), logging.Logger("x")) for w in (1, 2, 4, 8)] == [4, 4, 4, 8]
     with pytest.raises(UserError, match="start 1, 2, 4"):
         shard_count(cfg, World(size=3), logging.Logger("x"))
+
+
+WITHOUT_UNIX = """
+import os, signal, sys
+for name in ("fcntl", "resource"):
+    sys.modules[name] = None  # importing it fails
+del os.sched_getaffinity, signal.SIGUSR1
+import unimatch_v2
+unimatch_v2.main(sys.argv[1:])
+"""
+
+
+def test_a_system_without_what_only_unix_has_trains(tiny: Tiny, tmp_path: Path) -> None:
+    for epochs in (1, 2):
+        done = command("-c", WITHOUT_UNIX, *tiny.args(tmp_path, f"epochs={epochs}"))
+        assert done.returncode == 0, done.stderr[-2000:]
+    assert "Load from checkpoint at epoch 0" in (tmp_path / "train.log").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "epoch 2 of 2" in page
+    assert "peak memory" not in page, "nobody knows it there"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import resource
 import sys
 import time
 from collections.abc import Sequence
@@ -27,6 +26,11 @@ from util.record import Record
 from util.report.page import PageData, data_uri, render
 from util.samples import sample_panels
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
 KEPT = "report.json"
 WARNINGS = 30  # the latest ones that the page shows
 
@@ -43,10 +47,12 @@ class _Warnings(logging.Handler):
         del self.kept[:-WARNINGS]
 
 
-def peak_memory(device: torch.device) -> float:
-    """The largest memory so far in MiB: of the GPU's tensors, or of this process."""
+def peak_memory(device: torch.device) -> float | None:
+    """The largest memory so far in MiB: of the GPU's tensors, or of this process; None where the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if resource is None:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 

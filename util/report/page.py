@@ -27,7 +27,7 @@ class PageData:
 
     settings: config keys as they are in effect. classes, palette: of the data set. score: "mIoU" or "changed IoU".
     models: names of the evaluated models, the student first. judged: index in `models` of the one the published rule looks at.
-    epochs: a row per epoch: epoch, seconds (training and evaluation), memory (MiB), losses and mask_ratio (means), unless it was
+    epochs: a row per epoch: epoch, seconds (training and evaluation), memory (MiB, or None), losses and mask_ratio (means), unless it was
     resumed after its last step images_per_second, and where it was evaluated: scores, accuracy (per model), iou (per model and class).
     kept: share of pixels with a pseudo label of each class in the last step, percent. confusion: (K, K) counts of the judged model.
     samples: rows of (caption, data URI), each row headed by the name of its image. warnings: lines of the log.
@@ -112,7 +112,8 @@ def _tiles(data: PageData) -> str:
             tiles.append(_tile(f"{100 * row['mask_ratio']:.1f} %", "of unlabelled pixels have a confident pseudo label (mask ratio)"))
         if "images_per_second" in row:
             tiles.append(_tile(f"{row['images_per_second']:.1f}", "training images a second"))
-        tiles.append(_tile(f"{row['memory'] / 1024:.1f} GiB", data.memory_name))
+        if row["memory"] is not None:
+            tiles.append(_tile(f"{row['memory'] / 1024:.1f} GiB", data.memory_name))
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
 
