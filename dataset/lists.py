@@ -11,6 +11,7 @@ import numpy as np
 from util.error import UserError, reason
 from util.files import write_atomic
 
+IMAGE_ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _BLANK = re.compile(rb"^[ \t]*(?:\n|\Z)", re.MULTILINE)
 
 
@@ -22,12 +23,12 @@ class Entry(NamedTuple):
 
 
 def parse_line(line: str, where: str, task: str = "segmentation") -> Entry:
-    """Reads `image mask` or `image`: one space between them, or one TAB when a path has spaces; for change detection one name.
+    """Reads `image mask` or `image`: one space between them, or one TAB when a path has spaces; for change detection one name, as it is.
 
     where: list and line number, for the UserError about a line that is something else.
     """
     if task == "change":
-        if "\t" in line or " " in line:
+        if "\t" in line or any(word.lower().endswith(IMAGE_ENDINGS) for word in line.split(" ")[:-1]):
             raise UserError(
                 f"{where}: found {line!r}, expected one file name, found under A/, B/ and label/; is it a list of image-mask pairs "
                 "for a segmentation data set?"

@@ -5,10 +5,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from dataset.lists import Entry
+from dataset.lists import IMAGE_ENDINGS, Entry
 from util.error import UserError
-
-IMAGE_ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
 
 def rank(lines: Sequence[str], seed: int) -> list[int]:
@@ -81,7 +79,7 @@ def _by_name(folder: Path, option: str) -> dict[str, Path]:
                 raise UserError(f"{option}: found {names[name].name} and {path.name} in {path.parent}, expected one file per name")
             names[name] = path
     if not names:
-        raise UserError(f"{option}: found no image in {folder}, expected files that end in {', '.join(sorted(IMAGE_ENDINGS))}")
+        raise UserError(f"{option}: found no image in {folder}, expected files that end in {', '.join(IMAGE_ENDINGS)}")
     return names
 
 

@@ -13,12 +13,10 @@ import numpy as np
 from PIL import Image
 
 from dataset.change import date_paths
-from dataset.lists import Entry, read_list
+from dataset.lists import IMAGE_ENDINGS, Entry, read_list
 from dataset.semi import BadFileError, inside, open_image, open_mask
 from dataset.spec import DatasetSpec
 from util.error import UserError, reason
-
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
 
 class Pair(NamedTuple):
@@ -46,10 +44,10 @@ def read_image(path: Path) -> Image.Image:
 def images_in(folder: Path, without: Path | None = None) -> list[Path]:
     """All images in a folder and below, sorted, but for those under `without`. Raises UserError for a folder that holds none."""
     skip = without.resolve() if without else None
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS and p.is_file())
     found = [p for p in found if skip is None or skip not in p.resolve().parents]
     if not found:
-        raise UserError(f"{folder}: found no image in this folder, expected files ending in {' '.join(SUFFIXES)}; check the path")
+        raise UserError(f"{folder}: found no image in this folder, expected files ending in {' '.join(IMAGE_ENDINGS)}; check the path")
     return found
 
 
@@ -66,9 +64,9 @@ def find_images(inputs: Sequence[str], without: Path) -> list[Path]:
             matches = sorted(Path(match) for match in glob.glob(text, recursive=True))
             if not matches:
                 raise UserError(f"{text}: no such image or folder, and nothing that matches it; check the path")
-            found |= dict.fromkeys(match for match in matches if match.suffix.lower() in SUFFIXES and match.is_file())
+            found |= dict.fromkeys(match for match in matches if match.suffix.lower() in IMAGE_ENDINGS and match.is_file())
     if not found:
-        raise UserError(f"{' '.join(inputs)}: found no image, expected files ending in {' '.join(SUFFIXES)}; check the path")
+        raise UserError(f"{' '.join(inputs)}: found no image, expected files ending in {' '.join(IMAGE_ENDINGS)}; check the path")
     return list(found)
 
 

@@ -136,6 +136,16 @@ def test_unlabelled_pairs_need_no_label_file(tmp_path: Path) -> None:
     assert sample(train_set(tmp_path, ["0.png"]), "u", 0)["name_u"] == "0.png"
 
 
+def test_a_name_may_have_spaces(tmp_path: Path) -> None:
+    names = ["old town 1.png", "v1.2 harbour.png", "x.y/0 1.png"]
+    for i, name in enumerate(names):
+        for folder in ("A", "B", "label"):
+            (tmp_path / folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_pair(tmp_path, name, 80, 80, seed=i)
+    data = train_set(tmp_path, names)
+    assert [sample(data, "x", i)["name_x"] for i in range(3)] == names
+
+
 def test_both_dates_are_normalised_alike() -> None:
     img = torch.randint(0, 256, (2, 6, 4, 5), dtype=torch.uint8)
     assert torch.equal(normalize(img), torch.cat((normalize(img[:, :3]), normalize(img[:, 3:])), dim=1))
@@ -181,9 +191,10 @@ def test_one_bit_labels_are_read(tmp_path: Path) -> None:
 
 def test_lists_of_the_other_task_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "list.txt"
-    path.write_text("images/0.jpg masks/0.png\n")
-    with pytest.raises(UserError, match=r"list.txt:1: found .*one file name.*A/, B/ and label/.*image-mask pairs"):
-        ImageList(str(path), "change", masks=False)
+    for line in ("images/0.jpg masks/0.png", "images/0.JPG None", "old town.jpg\tmasks/old town.png"):
+        path.write_text(f"{line}\n")
+        with pytest.raises(UserError, match=r"list.txt:1: found .*one file name.*A/, B/ and label/.*image-mask pairs"):
+            ImageList(str(path), "change", masks=False)
     path.write_text("train_1_1.png\n")
     with pytest.raises(UserError, match=r"list.txt:1: .*no mask.*change detection"):
         ImageList(str(path), "segmentation", masks=True)
