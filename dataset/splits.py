@@ -178,11 +178,10 @@ def check(args: argparse.Namespace) -> None:
     spec, lists = _configured(args) if args.config else _named(args)
     hints = check_lists(spec, lists, args.decode)
     print(report(spec, lists, hints), flush=True)
-    problems = sum(len(one.problems) for one in lists)
-    if problems:
-        raise UserError(
-            f"check: found {problems} problems in {sum(bool(one.problems) for one in lists)} lists of {spec.name}, printed above"
-        )
+    broken = [one for one in lists if one.problems]
+    if broken:
+        count = sum(len(one.problems) for one in broken)
+        raise UserError(f"check: found problems in {len(broken)} of {len(lists)} lists of {spec.name}, {count} in all, printed above")
 
 
 def _configured(args: argparse.Namespace) -> tuple[DatasetSpec, list[Checked]]:
