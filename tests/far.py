@@ -80,8 +80,9 @@ class Dispatch(TorchDispatchMode):
 
 def note_read() -> None:
     """Counts a read for the function of the project that is the innermost one."""
-    inside = [frame for frame in traceback.extract_stack() if Path(frame.filename).is_relative_to(ROOT) and frame.filename != __file__]
-    reads[f"{Path(inside[-1].filename).relative_to(ROOT)} {inside[-1].name}"] += 1
+    frames = [(Path(frame.filename), frame.name) for frame in traceback.extract_stack() if frame.filename != __file__]
+    path, name = [(path, name) for path, name in frames if path.is_relative_to(ROOT) and "site-packages" not in path.parts][-1]
+    reads[f"{path.relative_to(ROOT)} {name}"] += 1
 
 
 def compute(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -119,7 +120,14 @@ def compute(func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     return tree_map(place, result)
 
 
-_tensor = torch.tensor
+_tensor, _sum = torch.tensor, dist.World.sum_
+
+
+def sum_(world: dist.World, value: Tensor) -> Tensor:
+    """World.sum_, which of several processes adds up nothing but tensors on their devices, as NCCL does."""
+    if value.device != world.device:
+        raise RuntimeError(f"processes on {world.device} cannot add up a tensor on {value.device}")
+    return _sum(world, value)
 
 
 def tensor(data: Any, *, device: Any = None, **options: Any) -> Tensor:
@@ -130,6 +138,7 @@ def tensor(data: Any, *, device: Any = None, **options: Any) -> Tensor:
 
 def main() -> None:
     dist._pick_device = lambda *_: FAR
+    dist.World.sum_ = sum_  # type: ignore[assignment,method-assign]
     torch.tensor = tensor  # type: ignore[assignment]
     torch.inference_mode = torch.no_grad  # type: ignore[assignment,misc] # its tensors cannot be made in Python
     found = []
