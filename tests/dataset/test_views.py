@@ -124,7 +124,7 @@ def test_change_detection_samples(root: Path, drawn: Drawn) -> None:
         labeled, unlabeled = drawn["draw_geometry"][-2:]
         label = np.asarray(Image.open(root / "label" / f"{i}.png"))
         assert np.array_equal(sample["mask_x"].numpy(), oracle.weak_mask(np.minimum(label, 1), labeled, CROP, 255))
-        assert np.array_equal(sample["ignore_u"].numpy(), oracle.ignore(label.shape[::-1], unlabeled, CROP))
+        assert np.array_equal(sample["ignore_u"].numpy(), oracle.ignore((label.shape[1], label.shape[0]), unlabeled, CROP))
         views = drawn["draw_photometry"][-4:]
         assert not any(view.grey for view in views)
         for date, folder in enumerate("AB"):
