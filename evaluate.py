@@ -76,7 +76,7 @@ def score(model: nn.Module, source: Source, recipe: Recipe, workers: int, world:
     loader = validation_loader(source, world, workers)
     matrix, bands = (torch.zeros(n, nclass, dtype=torch.int64, device=world.device) for n in (nclass, 3))
     scores = Scores(matrix, bands)
-    names, overlaps = [], []  # of each image; read at the end, because a GPU waits while it is read
+    overlaps = []  # of each image; read at the end, because a GPU waits while it is read
     progress = tqdm(on_device(loader, world.device), total=len(loader), unit="image", disable=None if world.main else True)
     for batch in progress:
         if signals.caught:
@@ -85,13 +85,13 @@ def score(model: nn.Module, source: Source, recipe: Recipe, workers: int, world:
         own = metric.confusion(pred, batch["mask"], nclass)
         scores.matrix += own
         scores.bands += metric.boundary_counts(pred, batch["mask"], nclass, recipe.distance)
-        names += batch["name"]
         overlaps.append(metric.overlap(own))
     values = metric.present_iou(torch.stack(overlaps).cpu(), first).tolist() if overlaps else []
     places = range(world.rank, len(source.ids), world.size)
     world.sum_(scores.matrix)
     world.sum_(scores.bands)
-    scores.images = sorted(world.gather(list(zip(values, places, names, strict=True))))
+    own_images = [(value, i, source.ids[i].image) for value, i in zip(values, places, strict=True)]
+    scores.images = sorted(world.gather(own_images))
     return scores
 
 

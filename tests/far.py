@@ -16,6 +16,7 @@ import traceback
 from collections import Counter
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -40,11 +41,14 @@ _setup_privateuseone_for_python_backend("far", backend_module=Module())
 FAR = torch.device("far", 0)
 
 
-class FarTensor(Tensor):
+_Tensor: Any = Tensor  # its type hints differ from one PyTorch to the next
+
+
+class FarTensor(_Tensor):
     """raw: the same tensor on the CPU; of views the same view, so that writing through one is seen through the other."""
 
     raw: Tensor
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+    __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
     def __new__(cls, raw: Tensor) -> "FarTensor":
@@ -57,7 +61,7 @@ class FarTensor(Tensor):
         return made
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
+    def __torch_dispatch__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         return compute(func, args, kwargs or {})
 
     def tolist(self) -> Any:
@@ -137,12 +141,14 @@ def tensor(data: Any, *, device: Any = None, **options: Any) -> Tensor:
 
 
 def main() -> None:
-    dist._pick_device = lambda *_: FAR
-    dist.World.sum_ = sum_  # type: ignore[assignment,method-assign]
-    torch.tensor = tensor  # type: ignore[assignment]
-    torch.inference_mode = torch.no_grad  # type: ignore[assignment,misc] # its tensors cannot be made in Python
     found = []
-    with Dispatch():
+    with (
+        Dispatch(),
+        mock.patch.object(dist, "_pick_device", return_value=FAR),
+        mock.patch.object(dist.World, "sum_", sum_),
+        mock.patch.object(torch, "tensor", tensor),
+        mock.patch.object(torch, "inference_mode", torch.no_grad),  # its tensors cannot be made in Python
+    ):
         for module, argv in json.load(sys.stdin):
             reads.clear()
             importlib.import_module(module).main(argv)

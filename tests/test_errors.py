@@ -243,7 +243,7 @@ ROWS: dict[str, tuple[Break, tuple[str, ...]]] = {
     "config with a key twice in a mapping": (file("tiny.yaml", b"label_map: {0: 0, 7: 1, 7: 2}\n"), ("tiny.yaml:1", "'7' again")),
     "config with a number as a key": (file("tiny.yaml", b"1: 2\n"), ("1", "no such config key")),
     "config nested without end": (file("tiny.yaml", b"[" * 5000), ("tiny.yaml", "not valid YAML")),
-    "config that runs code": (file("tiny.yaml", b"lr: !!python/name:os.system\n"), ("tiny.yaml", "not valid YAML")),
+    "config that runs code": (file("tiny.yaml", b"lr: !!python/object/apply:os.getcwd []\n"), ("tiny.yaml", "not valid YAML")),
     "--set with broken YAML": (setting("lr=[1"), ("--set lr=[1", "not valid YAML")),
     "--set of a mapping's key": (setting("lr.x=1"), ("lr", "expected float")),
     # epochs
@@ -274,9 +274,9 @@ ROWS: dict[str, tuple[Break, tuple[str, ...]]] = {
     "image is cut off": (file("images/3.jpg", b"\xff\xd8\xff\xe0\x00\x10JFIF"), ("images/3.jpg", "cannot be read as an image")),
     "mask is text": (file("masks/2.png", b"class 1"), ("masks/2.png", "cannot be read as an image")),
     "mask is cut off": (file("masks/2.png", b"\x89PNG\r\n\x1a\n\x00\x00"), ("masks/2.png", "cannot be read as an image")),
-    "data root missing": (setting("data_root=/no/such/root"), ("/no/such/root", "no such file", "data_root")),
-    "data root of the unlabelled list missing": (setting("data_root_u=/no/such/root"), ("/no/such/root", "no such file", "data_root_u")),
-    "all images bad and skipped": (setting("data_root_u=/no/such/root", "bad_images=skip"), ("/no/such/root", "10 files in a row")),
+    "data root missing": (setting("data_root=/no/such/place"), ("/no/such/place", "no such file", "data_root")),
+    "data root of the unlabelled list missing": (setting("data_root_u=/no/such/place"), ("/no/such/place", "no such file", "data_root_u")),
+    "all images bad and skipped": (setting("data_root_u=/no/such/place", "bad_images=skip"), ("/no/such/place", "10 files in a row")),
     "image missing": (file("images/0.jpg", None), ("images/0.jpg", "no such file", "data_root")),
     "unlabelled image missing": (file("images/9.jpg", None), ("images/9.jpg", "no such file")),
     "validation image missing": (file("images/21.jpg", None), ("images/21.jpg", "no such file")),
@@ -391,8 +391,8 @@ OTHERS: dict[str, tuple[Callable[[list[str]], None], Break, tuple[str, ...]]] = 
     ),
     "copied without an image": (
         stage,
-        lambda t, o: [str(o), *t.args(o, "data_root=/no/such/root")],
-        ("/no/such/root/images", "no such file"),
+        lambda t, o: [str(o), *t.args(o, "data_root=/no/such/place")],
+        ("/no/such/place/images", "no such file"),
     ),
 }
 

@@ -1,5 +1,7 @@
 """DPT decoder and the segmentation model made of an encoder and this decoder (spec.md 1.2)."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -98,7 +100,8 @@ class DPT(nn.Module):
         self.backbone = DINOv2(spec)
         # the encoder's maps lie channels last: convolutions that do too need not turn them round
         self.head = DPTHead(spec, nclass)
-        self.head.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        layout: Any = {"memory_format": torch.channels_last}  # Any: not every PyTorch's type hints have this argument
+        self.head.to(**layout)
 
     def compile_parts(self) -> None:
         """Has torch.compile replace what the encoder's blocks and the decoder do, in place: parameter names stay."""
