@@ -87,10 +87,9 @@ def score(model: nn.Module, source: Source, recipe: Recipe, workers: int, world:
         scores.bands += metric.boundary_counts(pred, batch["mask"], nclass, recipe.distance)
         overlaps.append(metric.overlap(own))
     values = metric.present_iou(torch.stack(overlaps).cpu(), first).tolist() if overlaps else []
-    places = range(world.rank, len(source.ids), world.size)
     world.sum_(scores.matrix)
     world.sum_(scores.bands)
-    own_images = [(value, i, source.ids[i].image) for value, i in zip(values, places, strict=True)]
+    own_images = [(value, i, source.ids[i].image) for value, i in zip(values, loader.sampler, strict=True)]
     scores.images = sorted(world.gather(own_images))
     return scores
 

@@ -19,7 +19,7 @@ _ABSENT = torch.empty(0)
 class Batch:
     """A mini-batch of one shard on the training device. B images of each kind, C is 3 or 6 (two dates), crop S x S.
 
-    Supervised mini-batches have only img_x and mask_x; their other fields are empty.
+    Supervised training reads img_x, mask_x and name_x; its mini-batches have no unlabelled images.
     """
 
     img_x: Tensor  # (B, C, S, S) float, normalised

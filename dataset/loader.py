@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from torch.utils.data import DataLoader
 
 from dataset.change import date_paths, label_path
-from dataset.custom import spec_of as data_spec
-from dataset.custom import unlabeled_places
+from dataset.custom import spec_of, unlabeled_places
 from dataset.demo import draw_at_first_use
 from dataset.lists import ImageList, missing_validation
 from dataset.sampler import ShardSampler, repeated_length
@@ -131,7 +130,7 @@ def check_shared_memory(
     """
     if workers == 0 or not os.path.isdir(folder):
         return
-    channels = 6 if data_spec(cfg).task == "change" else 3
+    channels = 6 if spec_of(cfg).task == "change" else 3
     # bytes for a pixel of the crop: labelled, weak and two strong images, mask and ignore map
     image = PART * channels if on_device else channels
     pixel = (2 if on_device else 4) * image + 2 if semi else image + 1
@@ -191,7 +190,7 @@ def training_loader(
 
 def open_data(cfg: Config, world: World, semi: bool, log: logging.Logger) -> Data:
     """Reads the lists and sets up the loader. Raises UserError for a list that cannot be used, and where validation images are missing."""
-    spec = data_spec(cfg)
+    spec = spec_of(cfg)
     sources = training_sources(cfg, spec, semi)
     sampler, loader = training_loader(cfg, spec, sources, world, log)
     validation = validation_source(cfg, spec)

@@ -21,7 +21,8 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from dataset.batch import Batch, denormalize, make_batch
-from dataset.loader import data_spec, training_loader, training_sources
+from dataset.custom import spec_of
+from dataset.loader import training_loader, training_sources
 from dataset.semi import batches
 from dataset.spec import IGNORE, DatasetSpec
 from model.pseudo import cutmix
@@ -30,6 +31,7 @@ from util.cli import Parser
 from util.config import Config, load_config
 from util.dist import World
 from util.error import UserError, run
+from util.files import output
 
 SIDE = 320  # pixels of a panel: larger crops are shown smaller, far smaller ones larger
 BOX = (255, 40, 200)  # outline of a CutMix box
@@ -96,11 +98,12 @@ def _sized(date: Image.Image, box: Tensor | None) -> Image.Image:
 def first_mini_batches(cfg: Config, count: int) -> tuple[list[Batch], DatasetSpec]:
     """The mini-batches that hold the first `count` samples of a run."""
     semi = cfg.unlabeled_id_path is not None
-    cfg, spec = replace(cfg, num_workers=0), data_spec(cfg)
+    cfg, spec = replace(cfg, num_workers=0), spec_of(cfg)
     sampler, loader = training_loader(cfg, spec, training_sources(cfg, spec, semi), World(), logging.getLogger(__name__))
     sampler.set_epoch(0)
     out: list[Batch] = []
     for raw in batches(loader):
+        raw.pop("bad", None)  # with bad_images=skip: the files that were replaced
         out.append(make_batch(raw, torch.device("cpu")))
         if sum(len(batch.img_x) for batch in out) >= count:
             break
@@ -137,10 +140,8 @@ def main(argv: list[str]) -> None:
     mini_batches, spec = first_mini_batches(_config(args), args.count)
     for name, image in sheets(mini_batches, spec, args.count).items():
         path = args.out / f"{name}.jpg"
-        try:
+        with output("--out", path):
             picture.save(image, path)
-        except OSError as error:
-            raise UserError(f"{path}: cannot be written ({error.strerror}); give another --out") from error
         print(f"{path}: {image.width} x {image.height}")
 
 

@@ -22,7 +22,8 @@ class DatasetSpec:
     label_map: {mask value on disk: class id, or IGNORE}; empty when the masks already hold class ids.
     task: "segmentation" (a list line is `image mask`) or "change" (a list line is one name, found under A/, B/ and label/).
     eval_mode: "original" (whole image) or "sliding_window".
-    supervised_length: to how many images supervised training repeats or cuts a shorter labelled list per epoch; 0 leaves it.
+    supervised_length: to how many images an epoch of supervised training repeats a shorter labelled list (change detection:
+        or cuts a longer one); 0 leaves it.
     scale: range of the random scale of the long side.
     grey: probability of greyscale in a strong view.
     teacher: who gave the pseudo labels in the published runs, "ema" or "student" (spec.md 3).

@@ -13,8 +13,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from dataset.custom import spec_of
 from dataset.lists import inside
-from dataset.loader import data_spec, needed, test_source, training_sources, validation_source
+from dataset.loader import needed, test_source, training_sources, validation_source
 from dataset.semi import find_file
 from util.config import Config, parse_command
 from util.error import UserError, reason, run
@@ -39,7 +40,7 @@ def copy(source: Path, target: Path) -> int:
 
 def stage(cfg: Config, folder: Path) -> list[str]:
     """Copies what the run of `cfg` reads to below `folder`. Returns the settings that lead there. Raises UserError."""
-    spec, folder = data_spec(cfg), folder.resolve()
+    spec, folder = spec_of(cfg), folder.resolve()
     sources = training_sources(cfg, spec, cfg.unlabeled_id_path is not None)
     unlabeled = sources["u"].parts if "u" in sources else []
     validation = validation_source(cfg, spec)
@@ -55,8 +56,9 @@ def stage(cfg: Config, folder: Path) -> list[str]:
     copied = [size for size in sizes if size]
     print(f"{folder}: {len(sizes)} files, {len(copied)} of them copied now ({sum(copied) / 1e6:.1f} MB)", file=sys.stderr)
     roots = [str(places[part.root]) for part in unlabeled]
-    settings = [f"data_root={json.dumps(str(folder))}"]  # quoted, so that YAML reads any path as a string
-    return [*settings, f"data_root_u={json.dumps(roots[0] if len(roots) == 1 else roots)}"] if len(places) > 1 else settings
+    found = {"data_root": str(folder)} | ({"data_root_u": roots[0] if len(roots) == 1 else roots} if len(places) > 1 else {})
+    # quoted, so that YAML reads any path as a string; as it is, for YAML does not join JSON's escaped halves of a character
+    return [f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in found.items()]
 
 
 def main(argv: list[str]) -> None:

@@ -3,6 +3,7 @@
 python -m scripts.demo_report --config configs/demo.yaml --out exp/demo/pictures.png supervised=RUN_FOLDER unimatch_v2=RUN_FOLDER
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,13 +16,14 @@ from dataset.batch import normalize
 from dataset.loader import validation_source
 from dataset.semi import ValSet
 from dataset.spec import DatasetSpec, get_spec
-from model import build_model
-from util import checkpoint
+from util import picture
 from util.cli import Parser
 from util.config import Config, load_config
 from util.error import UserError, run
 from util.evaluation import predict
+from util.files import output
 from util.report.lines import read_lines
+from util.trained import load_trained
 
 IGNORED = (224, 224, 192)  # colour of pixels that are not scored
 CELL, GAP, LINE = 180, 6, 20  # px: side of a picture, space between two, height of a line of text
@@ -67,16 +69,6 @@ def table(results: list[Result], title: str) -> str:
     return "\n".join(lines)
 
 
-def load_model(folder: Path, cfg: Config, spec: DatasetSpec) -> nn.Module:
-    """The model of best.pth that the published rule scores: the EMA, except in supervised runs and change detection."""
-    path = folder / "best.pth"
-    state = checkpoint.load(path)
-    which = "model_ema" if "model_ema" in state and spec.task != "change" else "model"
-    model = build_model(cfg.backbone, spec.nclass, spec.task)
-    checkpoint.load_strictly(model, checkpoint.weights(state, which), str(path), "it is of another run; delete the folder")
-    return model.eval()
-
-
 def colour(mask: np.ndarray, spec: DatasetSpec) -> Image.Image:
     """Class ids (H, W) as an RGB image."""
     lookup = np.full((256, 3), IGNORED, np.uint8)
@@ -85,7 +77,7 @@ def colour(mask: np.ndarray, spec: DatasetSpec) -> Image.Image:
 
 
 @torch.no_grad()
-def picture_row(img: Tensor, mask: Tensor, models: list[nn.Module], cfg: Config, spec: DatasetSpec) -> list[Image.Image]:
+def picture_row(img: Tensor, mask: Tensor, models: Sequence[nn.Module], cfg: Config, spec: DatasetSpec) -> list[Image.Image]:
     """Pictures of one uint8 image (C, H, W): its date or dates, the truth (H, W), what each model predicts."""
     dates = [Image.fromarray(date.permute(1, 2, 0).numpy()) for date in img.split(3)]
     row = [*dates, colour(mask.numpy(), spec)]
@@ -130,7 +122,7 @@ def main(argv: list[str]) -> None:
     change = spec.task == "change"
     results = [read_result(name, folder, "changed_iou" if change else "miou") for name, folder in runs.items()]
     print(table(results, "changed IoU" if change else "mIoU"))
-    models = [load_model(folder, cfg, spec) for folder in runs.values()]
+    models = [load_trained(cfg, str(folder / "best.pth")).model for folder in runs.values()]
     samples = ValSet(validation_source(cfg, spec))
     rows = []
     for i in range(min(args.count, len(samples))):
@@ -138,8 +130,8 @@ def main(argv: list[str]) -> None:
         if isinstance(sample, UserError):
             raise sample
         rows.append(picture_row(sample["img"], sample["mask"], models, cfg, spec))
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet([*(["date A", "date B"] if change else ["image"]), "truth", *runs], rows, spec).save(args.out)
+    with output("--out", args.out):
+        picture.save(contact_sheet([*(["date A", "date B"] if change else ["image"]), "truth", *runs], rows, spec), args.out)
     print(f"\npictures: {args.out}")
 
 

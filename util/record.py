@@ -129,8 +129,14 @@ class Record:
         self.semi = semi
         self.change = spec.task == "change"
         self.best = [Best(), Best()] if semi else [Best()]  # student, EMA
+        self.judged = 1 if semi and not self.change else 0  # the place there of the model that the published rule looks at (spec.md 4)
         # A published change detection run has the student as its teacher and still says just "EMA".
         self.ema = "EMA" if ema_teaches or self.change else "EMA (not used as teacher)"
+
+    def score(self, matrix: Tensor) -> float:
+        """What an epoch is chosen by: mIoU; change detection: IoU of the changed class."""
+        iou = metric.iou(matrix)
+        return float(iou[1] if self.change else iou.mean())
 
     def header(self, values: dict[str, Any], model: DPT) -> None:
         # sorted, but as in the authors' logs the backbone comes first
@@ -189,7 +195,7 @@ class Record:
         """
         ious = [metric.iou(matrix) for matrix in matrices]
         accuracies = [metric.pixel_accuracy(matrix) for matrix in matrices]
-        scores = [float(iou[1] if self.change else iou.mean()) for iou in ious]
+        scores = [self.score(matrix) for matrix in matrices]
         if self.change:
             self._changed_class_line(matrices)
             self._change_lines([iou.tolist() for iou in ious], accuracies)
@@ -201,7 +207,7 @@ class Record:
         for i, better in enumerate(improved):
             if better:
                 self.best[i] = Best(scores[i], accuracies[i], epoch)
-        return improved[1 if self.semi and not self.change else 0]
+        return improved[self.judged]
 
     def _pair(self, name: str, values: list[float], between: str = ",") -> str:
         return f"{name}: {values[0]:.2f}" + (f"{between} {self.ema}: {values[1]:.2f}" if self.semi else "")

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from dataset.loader import Data
 from model import build_model
-from model.semseg.dpt import DPT
+from model.semseg.dpt import CLASSIFIER, DPT
 from model.weights import default_path
 from util import checkpoint
 from util.config import Config
-
-CLASSIFIER = "head.scratch.output_conv.2"  # the layer with an output for each class
 
 
 def start_model(cfg: Config, data: Data, notes: list[str], resumed: bool = False) -> DPT:

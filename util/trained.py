@@ -8,11 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dataset.custom import OWN_KEYS
-from dataset.loader import data_spec
+from dataset.custom import OWN_KEYS, spec_of
 from dataset.spec import DatasetSpec
 from model import build_model
-from model.semseg.dpt import DPT
+from model.semseg.dpt import CLASSIFIER, DPT
 from util import checkpoint
 from util.config import Config, make_config
 from util.error import UserError
@@ -54,7 +53,7 @@ def load_trained(cfg: Config, path: str, which: str | None = None, device: torch
     the student in change detection (spec.md 4). Raises UserError for a file that does not fit.
     """
     state = checkpoint.load(path)
-    spec = data_spec(cfg)
+    spec = spec_of(cfg)
     _check_origin(state, cfg, spec, path)
     if which is None:
         which = "ema" if "model_ema" in state and spec.task != "change" else "student"
@@ -84,7 +83,7 @@ def _check_origin(state: dict[str, Any], cfg: Config, spec: DatasetSpec, path: s
 def _classes_of(state: dict[str, Any], path: str) -> tuple[str, ...]:
     """The classes that a checkpoint was trained with; none where it does not say."""
     try:
-        return data_spec(config_of(state, path)).classes
+        return spec_of(config_of(state, path)).classes
     except UserError:
         return ()
 
@@ -97,6 +96,6 @@ def _check_names(trained: tuple[str, ...], spec: DatasetSpec, cfg: Config, path:
 
 
 def _check_classes(weights: dict[str, Tensor], spec: DatasetSpec, path: str) -> None:
-    last = weights.get("head.scratch.output_conv.2.weight")
+    last = weights.get(f"{CLASSIFIER}.weight")
     if last is not None and len(last) != spec.nclass:
         raise UserError(f"{path}: a model of {len(last)} classes, but {spec.name} has {spec.nclass}; give the config of its run")

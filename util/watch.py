@@ -91,7 +91,7 @@ class Watch:
             palette=list(spec.palette),
             score="changed IoU" if record.change else "mIoU",
             models=["student", "EMA"] if record.semi else ["student"],
-            judged=1 if record.semi and not record.change else 0,
+            judged=record.judged,
             total_epochs=cfg.epochs,
             memory_name="peak GPU memory" if world.device.type == "cuda" else "peak memory",
         )
@@ -168,9 +168,8 @@ class Watch:
         if images:  # a run that went on after the epoch's last step did none
             row["images_per_second"] = images / max(1e-9, self.train_seconds)
         if matrices is not None:
-            ious = [metric.iou(matrix) for matrix in matrices]
-            row["iou"] = [iou.tolist() for iou in ious]
-            row["scores"] = [float(iou[1] if self.record.change else iou.mean()) for iou in ious]
+            row["iou"] = [metric.iou(matrix).tolist() for matrix in matrices]
+            row["scores"] = [self.record.score(matrix) for matrix in matrices]
             row["accuracy"] = [metric.pixel_accuracy(matrix) for matrix in matrices]
         return row
 

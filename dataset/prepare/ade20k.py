@@ -6,19 +6,12 @@ Terms: groups.csail.mit.edu/vision/datasets/ADE20K (images for non-commercial re
 import argparse
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from dataset.prepare.files import nothing, open_sources, place_all, read_ids, save_png, under
+from dataset.prepare.files import Job, nothing, open_sources, place_all, read_ids, save_png, under
 from util.error import UserError
 from util.pool import parallel
-
-
-class Job(NamedTuple):
-    source: Path
-    target: Path
-    overwrite: bool
 
 
 def prepare(args: argparse.Namespace) -> list[str]:

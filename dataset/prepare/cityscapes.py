@@ -3,11 +3,10 @@
 import argparse
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from dataset.prepare.files import nothing, open_sources, place_all, read_ids, save_png, under
+from dataset.prepare.files import Job, nothing, open_sources, place_all, read_ids, save_png, under
 from util.error import UserError
 from util.pool import parallel
 
@@ -15,12 +14,6 @@ from util.pool import parallel
 IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 TABLE = np.full(256, 255, dtype=np.uint8)
 TABLE[list(IDS)] = range(len(IDS))
-
-
-class Job(NamedTuple):
-    source: Path
-    target: Path
-    overwrite: bool
 
 
 def prepare(args: argparse.Namespace) -> list[str]:

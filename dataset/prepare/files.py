@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -23,6 +23,14 @@ from util.files import write_atomic
 UNPACKED = ".unpacked"  # folder below --dst for the contents of archives; removed when everything is done
 Member = tuple[str, int, Callable[[], Any]]  # of an archive: path, size in bytes, function that opens it
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError)
+
+
+class Job(NamedTuple):
+    """A label file to convert. overwrite: also where the target is there."""
+
+    source: Path
+    target: Path
+    overwrite: bool
 
 
 def open_sources(sources: Sequence[str], dst: Path, wanted: Callable[[str], bool]) -> list[Path]:

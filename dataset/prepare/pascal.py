@@ -7,11 +7,10 @@ host.robots.ox.ac.uk, images under the terms of Flickr; SBD: the Semantic Bounda
 import argparse
 from collections import Counter
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from dataset.prepare.files import nothing, open_sources, place, place_all, read_image, save_png, under
+from dataset.prepare.files import Job, nothing, open_sources, place, place_all, read_image, save_png, under
 from dataset.spec import bit_palette, get_spec
 from util.error import UserError
 from util.pool import parallel
@@ -20,12 +19,6 @@ FOLDERS = ("JPEGImages", "SegmentationClass", "SegmentationClassAug", "cls", "im
 PALETTE = bit_palette(256)  # entry 255 is the colour of void
 VOC = "VOCtrainval_11-May-2012.tar"
 SBD = "benchmark.tgz"
-
-
-class Job(NamedTuple):
-    source: Path
-    target: Path
-    overwrite: bool
 
 
 def prepare(args: argparse.Namespace) -> list[str]:

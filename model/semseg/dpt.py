@@ -10,6 +10,8 @@ from model.backbone.dinov2 import PATCH, DINOv2
 from model.dropout import complementary_factors
 from model.spec import EncoderSpec
 
+CLASSIFIER = "head.scratch.output_conv.2"  # name of the layer with an output for each class
+
 
 class ResidualConvUnit(nn.Module):
     def __init__(self, channels: int) -> None:

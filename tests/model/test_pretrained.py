@@ -113,7 +113,7 @@ ROWS = [
     ("page", "not a readable checkpoint"),
     ("empty", "not a readable checkpoint"),
     ("half", "not a readable checkpoint"),
-    ("one bit", "wrong sum"),
+    ("one bit", "check sum"),
 ]
 
 

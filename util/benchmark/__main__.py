@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from dataset.loader import data_spec
+from dataset.custom import spec_of
 from dataset.photometry import compiled
 from dataset.semi import read_png
 from model.spec import get_encoder
@@ -50,7 +50,7 @@ KINDS = {
 def chosen(args: argparse.Namespace, kind: str) -> Config:
     """The config of a kind of figure: --config, or the one that the goal is about. Raises UserError for one that makes no model."""
     cfg = replace(load_config(args.config or CONFIGS.get(kind, PASCAL), args.set), pretrained=None)
-    data_spec(cfg)
+    spec_of(cfg)
     get_encoder(cfg.backbone)
     return cfg
 
@@ -59,7 +59,7 @@ def obstacle(kind: str, cfg: Config, device: torch.device) -> str | None:
     """Why a kind of figure cannot be measured here, or of this config; None where it can."""
     if kind in ("loop", "settings") and device.type != "cuda":
         return f"{kind}: found device {device.type}, expected an NVIDIA GPU"
-    if kind in ("loop", "eval") and data_spec(cfg).task == "change":
+    if kind in ("loop", "eval") and spec_of(cfg).task == "change":
         return f"{kind}: {cfg.config} is about change detection, expected segmentation: its images are drawn one by one"
     return None
 

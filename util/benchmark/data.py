@@ -22,8 +22,8 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from dataset.batch import MEAN, STD, make_batch
+from dataset.custom import spec_of
 from dataset.lists import ImageList
-from dataset.loader import data_spec
 from dataset.photometry import Photometry, draw_photometry, strong_views
 from dataset.semi import STREAMS, Source, Sources, TrainSet, collate, open_file
 from dataset.spec import DatasetSpec, get_spec
@@ -147,7 +147,7 @@ def host_batch(cfg: Config, on_device: bool = False) -> dict[str, Tensor]:
 
     For change detection, images are pairs. Boxes and shapes are those of TrainSet's samples, collated.
     """
-    spec, rng = data_spec(cfg), np.random.default_rng(0)
+    spec, rng = spec_of(cfg), np.random.default_rng(0)
     dates = 2 if spec.task == "change" else 1
     count, size = cfg.batch_size, cfg.crop_size
     raw: dict[str, Tensor] = {

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from dataset.batch import normalize
+from dataset.custom import spec_of
 from dataset.lists import ImageList
-from dataset.loader import data_spec
 from dataset.semi import Source
 from model import build_model
 from util.benchmark.data import mask_values, write_images
@@ -41,7 +41,7 @@ class LiteralList:
 
 def rows(cfg: Config, device: torch.device, rounds: int) -> list[Row]:
     """Both models over a short list, from the files to the IoU of each class; in float32, and ours in bfloat16 too."""
-    spec = data_spec(cfg)
+    spec = spec_of(cfg)
     nclass = spec.nclass
     torch.manual_seed(0)
     models = [build_model(cfg.backbone, nclass).eval().to(device) for _ in range(2)]

@@ -18,7 +18,7 @@ import torch
 from torch.profiler import DeviceType, ProfilerActivity, profile
 
 import unimatch_v2
-from dataset.loader import data_spec
+from dataset.custom import spec_of
 from util.benchmark.data import mask_values, write_images
 from util.benchmark.measure import AT_MOST, Row, attempt, wait_for
 from util.config import Config
@@ -49,7 +49,7 @@ def small_run(cfg: Config, device: torch.device, steps: int) -> Iterator[Run]:
     """A run of `cfg`, of segmentation, with one shard and epochs of `steps` steps on images drawn for it. Its log goes to stderr."""
     with TemporaryDirectory() as folder:
         root = Path(folder)
-        write_images(root, *SIZE, "jpg", 6.0, mask_values(data_spec(cfg)))
+        write_images(root, *SIZE, "jpg", 6.0, mask_values(spec_of(cfg)))
         lines = (root / "list.txt").read_text().splitlines()
         count = steps * cfg.batch_size
         (root / "list.txt").write_text("".join(f"{line}\n" for line in (lines * count)[:count]))

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from dataset.batch import make_batch
-from dataset.loader import data_spec
+from dataset.custom import spec_of
 from model import build_model
 from model.dropout import complementary_factors
 from unimatch_v2 import step
@@ -53,7 +53,7 @@ class Alternatives:
     """The literal loop and trainers with several settings, from the same weights, on the same mini-batch."""
 
     def __init__(self, cfg: Config, device: torch.device) -> None:
-        self.spec, self.device = data_spec(cfg), device
+        self.spec, self.device = spec_of(cfg), device
         self.cfg = replace(cfg, teacher=cfg.teacher or self.spec.teacher)
         torch.manual_seed(0)
         self.model = build_model(cfg.backbone, self.spec.nclass, self.spec.task)

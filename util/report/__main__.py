@@ -70,10 +70,7 @@ def main(argv: list[str]) -> None:
         text = (markdown if args.format == "markdown" else latex)(build_tables(runs), runs, skipped)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal of another encoding shall not end the report
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(text)
 
 
 if __name__ == "__main__":

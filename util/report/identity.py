@@ -5,12 +5,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from dataset.spec import SPECS
 from util.provenance import RECORD, ROOT
 from util.resume import LOG
 
-CHANGE_DATASETS = ("levir", "whu", "demo_change")
+CHANGE_DATASETS = {name for name, spec in SPECS.items() if spec.task == "change"}
 CLASSIFICATION_DATASETS = ("cifar100", "cifar10", "svhn", "stl10")
-DATASETS = ("pascal", "cityscapes", "ade20k", "coco", "camvid", *CHANGE_DATASETS, "demo", *CLASSIFICATION_DATASETS)
+DATASETS = sorted((*SPECS, *CLASSIFICATION_DATASETS), key=len, reverse=True)  # demo_change is not demo
 LABELED_ONLY = "supervised"
 
 # names of the authors' folders and figures for methods that have another name here

@@ -67,8 +67,8 @@ class Run:
         return {key: value for key, value in asdict(self).items() if key != "settings"}
 
 
-def read_log(path: Path, name: str | None = None) -> list[Run]:
-    """The runs of a log file, nearly always one; `name` is how the report calls it (default: the path).
+def read_log(path: Path) -> list[Run]:
+    """The runs of a log file, nearly always one.
 
     Raises UserError when the file cannot be read or has no line of a training log in it.
     """
@@ -84,7 +84,7 @@ def read_log(path: Path, name: str | None = None) -> list[Run]:
     if all(session.empty for session in sessions):
         found = f"{count(len(unread), 'line')}, none of them of a training log" if unread else "an empty file"
         raise UserError(f"{path}: found {found}, expected a log of unimatch_v2, fixmatch or supervised training; leave it out")
-    runs = [_summarise(group, path, name or str(path)) for group in _group(sessions, path)]
+    runs = [_summarise(group, path) for group in _group(sessions, path)]
     for run in runs:
         run.unread_lines, run.unread_samples = len(unread), _samples(unread)
         if nul := text.count("\0"):
@@ -118,7 +118,7 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _summarise(sessions: list[Session], path: Path, name: str) -> Run:
+def _summarise(sessions: list[Session], path: Path) -> Run:
     """The figures of a run from its sessions; the first header names the run, the last one says what it was asked to reach."""
     epochs, notes = _merge(sessions)
     headers = [session.header for session in sessions if session.header] or [{}]
@@ -132,7 +132,7 @@ def _summarise(sessions: list[Session], path: Path, name: str) -> Run:
     done = last + 1 if last is not None and (_integer(headers[-1].get("eval_every")) or 1) > 1 else len(measured)
     intervals = [interval for session in sessions for interval in session.intervals]
     return Run(
-        log=name,
+        log=str(path),
         method=identity.method,
         dataset=identity.dataset,
         split=identity.split,
