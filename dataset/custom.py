@@ -31,12 +31,6 @@ def spec_of(cfg: Config) -> DatasetSpec:
         spec = _own(cfg)
     if cfg.nclass not in (None, spec.nclass):
         raise UserError(f"nclass: found {cfg.nclass}, but {spec.name} has {spec.nclass} classes; correct or remove it")
-    inner = (cfg.criterion.get("kwargs") or {}).get("ignore_index", IGNORE)
-    if inner != IGNORE:
-        raise UserError(
-            f"criterion.kwargs.ignore_index: found {inner!r}, expected {IGNORE}, which masks hold once they are read; "
-            "the value in the mask files is the key ignore_index"
-        )
     return spec if cfg.supervised_length is None else replace(spec, supervised_length=cfg.supervised_length)
 
 

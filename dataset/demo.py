@@ -65,9 +65,12 @@ def _draw_missing(root: Path, files: dict[tuple[str, ...], Callable[[], Sequence
         state = marker.read_text() if marker.exists() else ""
         if state == whole:
             return
+        if state not in ("", part):  # of another version: gone before the marker says so, or an interruption would mix the two
+            for name in (name for names in files for name in names):
+                (root / name).unlink(missing_ok=True)
         _mark(marker, part)
         for names, make in files.items():
-            if state not in ("", part) or not all((root / name).exists() for name in names):
+            if not all((root / name).exists() for name in names):
                 for name, img in zip(names, make(), strict=True):
                     _save(img, root / name)
         _mark(marker, whole)

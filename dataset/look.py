@@ -1,6 +1,7 @@
 """Looks at one image and its mask without knowing the lists: what `check` and the stratified `make` do on all cores."""
 
 import os
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -83,7 +84,7 @@ def _count(img: Image.Image) -> dict[int, int]:
     return dict(zip(values.tolist(), counts.tolist(), strict=True))
 
 
-def illegal(values: dict[int, int], spec: DatasetSpec) -> list[int]:
+def illegal(values: Iterable[int], spec: DatasetSpec) -> list[int]:
     """Mask values that are neither a class nor ignored, ascending."""
     return sorted(value for value in values if _label(value, spec) < 0)
 

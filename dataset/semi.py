@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, default_collate
 
 from dataset.change import date_paths, label_path
 from dataset.lists import Entry, ImageList, inside
-from dataset.look import is_deep
+from dataset.look import illegal, is_deep
 from dataset.photometry import compiled, draw_photometry, strong_views
 from dataset.sampler import Key
 from dataset.spec import IGNORE, DatasetSpec
@@ -153,13 +153,10 @@ def open_mask(spec: DatasetSpec, root: str, path: str, size: tuple[int, int]) ->
         raise UserError(f"{full}: mask is {image.size}, its image {size} (width, height); expected the same size, correct one of them")
     values = np.array(image) if values is None else values
     found = np.unique(values) if image.mode.startswith("I") else np.flatnonzero(image.histogram())
-    table, worst = spec.label_table, int(found[-1])
-    ids = table[found] if worst < len(table) else None
-    if ids is None or (ids < 0).any():
-        raise _illegal_label(spec, full, worst if ids is None else int(found[ids < 0][0]), worst)
-    if np.array_equal(ids, found):
-        return values.astype(np.uint8, copy=False)
-    return table.astype(np.uint8)[values]
+    if wrong := illegal(found.tolist(), spec):
+        raise _illegal_label(spec, full, wrong[0], int(found[-1]))
+    table = spec.label_table.astype(np.uint8)
+    return values.astype(np.uint8, copy=False) if np.array_equal(table[found], found) else table[values]
 
 
 def _illegal_label(spec: DatasetSpec, path: str, found: int, worst: int) -> UserError:

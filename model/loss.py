@@ -49,16 +49,21 @@ def labeled_loss(pred: Tensor, mask: Tensor, criterion: dict[str, Any]) -> Tenso
 def check_criterion(criterion: dict[str, Any]) -> None:
     """Raises UserError for a criterion that `labeled_loss` would not understand."""
     allowed = {"CELoss": {"ignore_index"}, "OHEM": {"ignore_index", "thresh", "min_kept"}}
-    name = criterion.get("name")
-    if name not in allowed:
+    name, kwargs = criterion.get("name"), criterion.get("kwargs") or {}
+    if name not in tuple(allowed):  # it may be a list, which has no hash
         raise UserError(f"criterion.name: found {name!r}, expected CELoss or OHEM; correct the config")
-    kwargs = criterion.get("kwargs") or {}
-    unknown = set(kwargs) - allowed[name]
-    if unknown or set(criterion) - {"name", "kwargs"}:
-        found = ", ".join(sorted(unknown or set(criterion) - {"name", "kwargs"}))
+    if not isinstance(kwargs, dict):
+        raise UserError(f"criterion.kwargs: found {kwargs!r}, expected `key: value` pairs; correct the config")
+    if unknown := set(kwargs) - allowed[name] or set(criterion) - {"name", "kwargs"}:
+        found = ", ".join(sorted(map(str, unknown)))
         raise UserError(f"criterion: found {found}, expected name and kwargs with {', '.join(sorted(allowed[name]))}; correct the config")
     if name == "OHEM" and not {"thresh", "min_kept"} <= set(kwargs):
         raise UserError("criterion.kwargs: OHEM needs thresh (a probability) and min_kept (pixels); add them to the config")
+    if (inner := kwargs.get("ignore_index", 255)) != 255:
+        raise UserError(
+            f"criterion.kwargs.ignore_index: found {inner!r}, expected 255, which masks hold once they are read; "
+            "the value in the mask files is the key ignore_index"
+        )
     thresh, kept = kwargs.get("thresh", 0), kwargs.get("min_kept", 0)
     if type(thresh) not in (int, float) or not 0 <= thresh <= 1:
         raise UserError(f"criterion.kwargs.thresh: found {thresh!r}, expected a probability from 0 to 1; correct it in the config")

@@ -185,6 +185,9 @@ ROWS: dict[str, tuple[Break, tuple[str, ...]]] = {
     "teacher unknown": (setting("teacher=mean"), ("teacher", "'mean'", "ema, student")),
     "nclass of another data set": (setting("nclass=21"), ("nclass", "found 21", "demo has 6")),
     "criterion unknown": (setting("criterion.name=Dice"), ("criterion.name", "'Dice'", "CELoss or OHEM")),
+    "criterion name is a list": (setting("criterion.name=[]"), ("criterion.name", "[]", "CELoss or OHEM")),
+    "criterion kwargs are a number": (setting("criterion.kwargs=5"), ("criterion.kwargs", "found 5", "pairs")),
+    "criterion key is a number": (setting("criterion={name: CELoss, 1: 2}"), ("criterion", "found 1", "ignore_index")),
     "criterion key unknown": (setting("criterion.kwargs.gamma=2"), ("criterion", "gamma", "ignore_index")),
     "OHEM without its numbers": (setting("criterion.name=OHEM"), ("criterion.kwargs", "thresh", "min_kept")),
     "OHEM in percent": (

@@ -143,3 +143,10 @@ def test_every_mode_of_an_image_becomes_rgb_and_a_mask_of_another_mode_is_told(m
             open_mask(get_spec("demo"), str(tmp_path), name, (6, 4))
     else:
         assert open_mask(get_spec("demo"), str(tmp_path), name, (6, 4)).shape == (4, 6)
+
+
+@pytest.mark.parametrize("name", ["pascal", "levir"])
+def test_a_mask_value_below_zero_is_told(name: str, tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, -1]], np.int32)).save(tmp_path / "x.tif")
+    with pytest.raises(UserError, match=r"x\.tif: .*-1"):
+        open_mask(get_spec(name), str(tmp_path), "x.tif", (2, 1))

@@ -74,6 +74,26 @@ def test_a_second_call_draws_only_what_is_missing(tmp_path: Path, monkeypatch: p
     assert drawn == [0, 1, 2, 1, 0, 1, 2]
 
 
+def test_an_interrupted_call_leaves_nothing_of_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "PARTS", {"train": 3, "val": 0})
+    demo.draw(tmp_path)
+    (tmp_path / "drawn.txt").write_text("version 0, complete\n")
+    for path in tmp_path.rglob("*.png"):
+        path.write_bytes(b"of version 0")
+    original, calls = demo.draw_image, iter([True, False])
+
+    def interrupted(part: str, index: int) -> tuple[Image.Image, Image.Image]:
+        if not next(calls, True):
+            raise KeyboardInterrupt
+        return original(part, index)
+
+    monkeypatch.setattr(demo, "draw_image", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        demo.draw(tmp_path)
+    demo.draw(tmp_path)
+    assert not [path for path in tmp_path.rglob("*.png") if path.read_bytes() == b"of version 0"]
+
+
 def test_masks_hold_every_class_and_large_objects() -> None:
     counts = np.zeros(256, int)
     for i in range(40):

@@ -98,6 +98,12 @@ def test_the_command_shows_the_first_samples_of_a_run(tiny: Tiny, tmp_path: Path
     assert [path.name for path in (tmp_path / "supervised").iterdir()] == ["labeled.jpg"]
 
 
+def test_the_command_shows_the_next_image_for_one_that_cannot_be_read(tiny: Tiny, tmp_path: Path) -> None:
+    words = ["--config", str(tiny.config), "--labeled-id-path", f"{tiny.root}/labeled.txt", "--out", str(tmp_path), "--count", "1"]
+    main([*words, "--set", "bad_images=skip"])
+    assert (tmp_path / "labeled.jpg").exists()
+
+
 def test_the_command_needs_no_validation_list(tiny: Tiny, tmp_path: Path) -> None:
     words = ["--config", str(tiny.config), "--labeled-id-path", f"{tiny.root}/labeled.txt", "--out", str(tmp_path), "--count", "1"]
     main([*words, "--set", "val_id_path=no/such.txt"])

@@ -37,6 +37,12 @@ def test_the_pairs_of_the_final_test_are_copied_by_the_rule_of_the_run() -> None
     assert staged() == files("A", "B", "label", names=("labeled", "val", "test"))
 
 
+def test_the_settings_are_read_as_they_were_meant(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["disk 😀: #1", "--config", "c.yaml", "--labeled-id-path", "splits/own/labeled.txt", "--save-path", "out"])
+    key, _, value = capsys.readouterr().out.strip().partition("=")
+    assert (key, yaml.safe_load(value)) == ("data_root", str(Path("disk 😀: #1").resolve()))
+
+
 def test_without_a_final_test_its_pairs_are_left() -> None:
     assert staged("--set", "val_id_path=null") == files("A", "B", "label", names=("labeled", "test"))
 
