@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import json
 import warnings
 from pathlib import Path
@@ -122,26 +123,25 @@ def write_onnx(trained: Trained, about: dict[str, Any], path: Path) -> float:
         expected = [predict_whole(trained.model, normalize(image)) for image in images]
     axes = {name: {0: "batch", 2: "height", 3: "width"} for name in ("image", "logits")}
 
-    def export(file: Any) -> None:
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # that shapes are traced is what is wanted
-            # the newer exporter (dynamo=True) makes the same graph in a minute instead of a second, and needs onnxscript
-            graph = Exported(trained.model).eval()
-            options: dict[str, Any] = {"dynamo": False, "opset_version": OPSET, "dynamic_axes": axes}
-            torch.onnx.export(graph, (images[1],), file.name, input_names=["image"], output_names=["logits"], **options)
-        document = onnx.load(file.name)
-        onnx.helper.set_model_props(document, {key: json.dumps(value) for key, value in about.items()})
-        onnx.checker.check_model(document)
-        file.write(document.SerializeToString())
-
-    write_atomic(path, export)
-    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    made = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # that shapes are traced is what is wanted
+        # the newer exporter (dynamo=True) makes the same graph in a minute instead of a second, and needs onnxscript
+        graph = Exported(trained.model).eval()
+        options: dict[str, Any] = {"f": made, "dynamo": False, "opset_version": OPSET, "dynamic_axes": axes}
+        torch.onnx.export(graph, (images[1],), input_names=["image"], output_names=["logits"], **options)
+    document = onnx.load_from_string(made.getvalue())
+    onnx.helper.set_model_props(document, {key: json.dumps(value) for key, value in about.items()})
+    onnx.checker.check_model(document)
+    content = document.SerializeToString()
+    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
     worst = 0.0
     for image, logits in zip(images, expected, strict=True):
         found = torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
         worst = max(worst, float((found - logits).abs().max() / logits.abs().max()))
     if not worst <= TOLERANCE:
-        raise UserError(f"{path}: differs from PyTorch by {worst:.1e} of the largest logit, expected at most {TOLERANCE}; do not use it")
+        raise UserError(f"{path}: differs from PyTorch by {worst:.1e} of the largest logit, expected at most {TOLERANCE}; not written")
+    write_atomic(path, lambda file: file.write(content))
     return worst
 
 

@@ -27,6 +27,7 @@ from tests.pairs import make_pairs, write_pair
 from util import checkpoint, metric
 from util.config import Config, load_config
 from util.error import run
+from util.launch import bind
 from util.log import open_log
 from util.record import Record
 from util.report import read_log
@@ -267,6 +268,24 @@ def test_the_test_list_of_the_data_set_is_the_default_for_the_final_test(
         source = find_test_source(cfg, spec, validation, open_log(tmp_path / "log"))
         assert (source and source.ids.path) == expected
     assert capsys.readouterr().out.count("no test score at the end") == 1
+
+
+def test_a_machine_without_the_test_pairs_costs_the_test_and_not_the_run(pairs: Tiny, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    shutil.copytree(pairs.root, whole)
+    write_pair(whole, "test_0000.png", 40, 40, seed=0)
+    port = bind(0)
+    ranks = []
+    for rank, root in enumerate((whole, pairs.root)):
+        keys = (f"data_root={root}", f"val_id_path={pairs.root}/val.txt", "test_id_path=null", "epochs=1", "shards=2", "batch_size=1")
+        words = pairs.args(tmp_path / "run", *keys)
+        env = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        given = os.environ | {key: str(value) for key, value in env.items()}
+        ranks.append(subprocess.Popen([sys.executable, "unimatch_v2.py", *words], cwd=ROOT, env=given))
+    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
+    log = (tmp_path / "run/train.log").read_text()
+    assert log.count("no test score at the end: another machine does not find the test images") == 1
+    assert not (tmp_path / "run/test.json").exists()
 
 
 def break_file(name: str, content: str | None):

@@ -125,7 +125,7 @@ def _store(response: Any, part: Path, have: int, bar: Any) -> None:
     received = 0
     with open(part, "ab") as file:
         try:
-            while chunk := response.read(1 << 16):
+            while chunk := _read(response):
                 file.write(chunk)
                 received += len(chunk)
                 bar.update(len(chunk))
@@ -134,6 +134,13 @@ def _store(response: Any, part: Path, have: int, bar: Any) -> None:
             os.fsync(file.fileno())
     if length is not None and received < int(length):
         raise _InterruptedError(f"cut off after {_size(part)} bytes, {int(length) - received} are missing")
+
+
+def _read(response: Any) -> bytes:
+    try:
+        return response.read(1 << 16)
+    except (http.client.HTTPException, OSError) as error:  # of the network: the disk's are raised where it is written to
+        raise _InterruptedError(f"the transfer broke off ({str(error) or type(error).__name__})") from error
 
 
 def _answer(error: urllib.error.HTTPError, url: str, part: Path, advice: str) -> None:

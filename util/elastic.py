@@ -64,11 +64,11 @@ def own_address(master: str, port: int, node_rank: int) -> str:
         return master
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(master, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(address)  # sends nothing: the system only chooses the interface
+            return str(probe.getsockname()[0])
     except OSError as error:
         raise UserError(f"MASTER_ADDR: {master} is not known here ({error.strerror}); give the name or address of node 0") from None
-    with socket.socket(family, kind, protocol) as probe:
-        probe.connect(address)  # sends nothing: the system only chooses the interface
-        return str(probe.getsockname()[0])
 
 
 def prepare(args: Namespace, nodes: int) -> None:

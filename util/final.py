@@ -36,10 +36,8 @@ def final_test(cfg: Config, data: Data, source: Source, student: nn.Module, teac
     folder = Path(cfg.save_path)
     best = checkpoint.load(folder / "best.pth", mapped=True)
     made_for = {"epoch": int(best["epoch"]), "list": source.ids.path, "sha256": source.ids.sha256}
-    result = _read(folder / FILE)
-    done = {key: result.get(key) for key in made_for} == made_for
-    world.wait()  # all have looked before the first one writes
-    if not done:
+    result = world.gather([_read(folder / FILE)])[0]  # the first process's, for all: on a network disk others may see another one
+    if {key: result.get(key) for key in made_for} != made_for:
         models = {"student": (student, "model")} | ({} if teacher is None else {"EMA": (teacher, "model_ema")})
         for model, key in models.values():
             checkpoint.load_strictly(model, checkpoint.weights(best, key), str(folder / "best.pth"), "it is of another run")

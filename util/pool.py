@@ -1,11 +1,14 @@
 """Many small jobs on all cores, with a progress bar."""
 
-import multiprocessing
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import TypeVar
 
 from tqdm import tqdm
+
+from util.error import UserError
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -23,5 +26,8 @@ def parallel(function: Callable[[Job], Result], jobs: Sequence[Job], what: str, 
     bar = partial(tqdm, total=len(jobs), desc=what, unit=unit, leave=False, disable=None)
     if len(jobs) < 32 or cores() == 1:  # starting processes would cost more than they save
         return [function(job) for job in bar(jobs)]
-    with multiprocessing.Pool(min(cores(), len(jobs))) as pool:
-        return list(bar(pool.imap(function, jobs, chunksize=max(1, min(32, len(jobs) // (4 * cores()))))))
+    try:  # multiprocessing.Pool would wait for ever for the jobs of a process that was killed
+        with ProcessPoolExecutor(cores()) as pool:
+            return list(bar(pool.map(function, jobs, chunksize=max(1, min(32, len(jobs) // (4 * cores()))))))
+    except BrokenProcessPool:
+        raise UserError(f"{what}: a process was ended from outside, as for lack of memory; free some and start again") from None

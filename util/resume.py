@@ -37,7 +37,7 @@ def claimed(folder: Path, patience: float = 60) -> Iterator[None]:
         raise UserError(f"{folder}: cannot be written ({reason(error)}); give another --save-path") from error
     with lock:
         _wait_for(lock, folder, patience)
-        for path in folder.glob(".*.pth.*.tmp"):
+        for path in folder.glob(".*.tmp"):
             path.unlink(missing_ok=True)
         yield
 

@@ -81,10 +81,14 @@ class Run:
             add_start(self.folder, world.device, world.size)
         self.log = open_log(self.folder / resume.LOG if world.main else None)
         shard_count(cfg, world, self.log)  # says so where there are more processes than the recipe has shards
-        self.test = test_source(cfg, self.data.spec, self.data.validation, self.log)
+        test = test_source(cfg, self.data.spec, self.data.validation, self.log)
+        lacking = world.any(test is None)  # its images may be missing on one machine alone
+        if lacking and test is not None:
+            self.log.warning("no test score at the end: another machine does not find the test images")
+        self.test = None if lacking else test
         self.record = Record(self.log, self.folder if world.main else None, self.data.spec, semi, cfg.teacher == "ema", self.trainer.it)
-        batch = cfg.batch_size if semi else 2 * cfg.batch_size
-        self.record.header(asdict(cfg) | {"ngpus": world.size, "nclass": self.data.spec.nclass, "batch_size": batch}, model)
+        shown = {"ngpus": world.size, "nclass": self.data.spec.nclass, "batch_size": self.data.sampler.batch}
+        self.record.header(asdict(cfg) | shown, model)
         self.watch = Watch(cfg, self.data, world, self.folder, self.record, self.config["method"], self.epoch + 1)
         for note in notes:
             self.log.warning(note)

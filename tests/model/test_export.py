@@ -89,6 +89,16 @@ def test_weights_come_back_with_what_is_needed_to_use_them(form: str, checkpoint
     assert (about["classes"], about["backbone"], about["weights"]) == (list(get_spec("demo").classes), "dinov2_tiny", "student")
 
 
+def test_a_file_that_differs_from_pytorch_does_not_take_the_place_of_a_good_one(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"good")
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(UserError, match="differs from PyTorch"):
+        export.main(["--checkpoint", str(checkpoint), "--format", "onnx", "--out", str(tmp_path / "model.onnx")])
+    assert (tmp_path / "model.onnx").read_bytes() == b"good"
+
+
 def test_mistakes_end_in_one_line(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({"model": torch.load(checkpoint, weights_only=True)["model"]}, tmp_path / "bare.pth")
     with pytest.raises(UserError, match="give --config"):

@@ -1,7 +1,9 @@
 """Checkpoints as the authors' programs write them: read safely, resumed, fine-tuned from; and clear words for those that do not fit."""
 
+import contextlib
 import copy
 import pickle
+import random
 import shutil
 import sys
 import zipfile
@@ -255,6 +257,23 @@ def test_missing_and_unknown_names(model: DPT) -> None:
 def test_truncated_files(authors: Path, share: float) -> None:
     with pytest.raises(UserError, match=r"authors\.pth: not a readable checkpoint .*copy or download it again"):
         checkpoint.load(cut(authors, share))
+
+
+def test_any_cut_and_any_damage_of_the_oldest_format(tmp_path: Path) -> None:
+    path, rng = tmp_path / "old.pth", random.Random(0)
+    torch.save({"model": {"a": torch.zeros(3)}, "epoch": 3}, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    told = 0
+    for length in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[length] = rng.randrange(256)
+        for content in (whole[:length], bytes(damaged)):
+            path.write_bytes(content)
+            with contextlib.suppress(checkpoint.DamagedError, UserError):
+                checkpoint.load(path)
+                told -= 1
+            told += 1
+    assert told > len(whole)  # every cut, and damage wherever it can be seen
 
 
 def test_encoder_checkpoints_load_strictly(tmp_path: Path) -> None:

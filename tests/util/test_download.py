@@ -1,5 +1,7 @@
 """Downloads from a server that is slow, cuts off, stalls, has no ranges, changes its mind or serves something else."""
 
+import errno
+import http.client
 import random
 from pathlib import Path
 
@@ -100,6 +102,19 @@ def test_failure_leaves_nothing(server: Server, tmp_path: Path, page: Page | Non
     with pytest.raises(UserError, match=message):
         download(f"{server.url}/file", tmp_path / "file.bin", same, "some advice")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_goes_away_is_no_full_disk(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.pages["/file"] = Page(CONTENT)
+    read, errors = http.client.HTTPResponse.read, iter([OSError(errno.EHOSTUNREACH, "No route to host")])
+
+    def broken(response: http.client.HTTPResponse, size: int = -1) -> bytes:
+        for error in errors:
+            raise error
+        return read(response, size)
+
+    monkeypatch.setattr(http.client.HTTPResponse, "read", broken)
+    download(f"{server.url}/file", tmp_path / "file.bin", same, "some advice")  # tried again
 
 
 def test_failure_keeps_an_earlier_file(server: Server, tmp_path: Path) -> None:

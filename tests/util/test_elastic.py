@@ -128,4 +128,6 @@ def test_node_rank_and_master_are_checked() -> None:
     assert done.returncode == 2
     with pytest.raises(UserError, match=r"MASTER_ADDR: nowhere\.invalid is not known here"):
         own_address("nowhere.invalid", 29500, 1)
+    with pytest.raises(UserError, match=r"MASTER_ADDR: 255\.255\.255\.255 .*give the name or address of node 0"):
+        own_address("255.255.255.255", 29500, 1)  # no connection goes there
     assert own_address("127.0.0.2", 29500, 1).startswith("127.")
