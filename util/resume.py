@@ -81,6 +81,16 @@ def find_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[str]] | No
     return None
 
 
+def set_aside(path: Path) -> None:
+    """Renames a damaged checkpoint, where there is one. Raises UserError."""
+    try:
+        path.replace(path.with_name(f"{path.name}.damaged"))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise UserError(f"{path}: cannot be moved away ({reason(error)}); correct the permissions") from error
+
+
 def is_start(state: dict[str, Any]) -> bool:
     """Whether no step is done yet."""
     return state.get("epoch") == -1 and state.get("step") == 0

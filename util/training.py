@@ -64,6 +64,8 @@ class Run:
         # all have read before the first one writes
         if len(set(world.gather([found and (found[1].get("epoch"), found[1].get("step"))]))) > 1:
             raise UserError(f"{self.folder}: the processes find different checkpoints; expected the same folder on all machines")
+        if found and found[0].name == resume.PREVIOUS and world.main:
+            resume.set_aside(self.folder / resume.LATEST)  # or the next save would put it in the place of the one that is good
         if found and resume.is_start(found[1]) and resume.differences(found[1], self.config, self.data.lists):
             found = None  # a start that failed before its first step binds nobody
         torch.manual_seed(cfg.seed)
@@ -80,6 +82,8 @@ class Run:
         if world.main:
             add_start(self.folder, world.device, world.size)
         self.log = open_log(self.folder / resume.LOG if world.main else None)
+        if cfg.device == "auto" and world.device.type == "cpu":
+            self.log.warning(f"device: found no GPU, training on the CPU with {world.size} process{'es' if world.size > 1 else ''}")
         shard_count(cfg, world, self.log)  # says so where there are more processes than the recipe has shards
         test = test_source(cfg, self.data.spec, self.data.validation, self.log)
         lacking = world.any(test is None)  # its images may be missing on one machine alone
@@ -119,6 +123,7 @@ class Run:
         """Trains from the beginning, or from where the checkpoint left off, to the last epoch. Raises StoppedError when asked to stop."""
         if self.epoch + 1 >= self.cfg.epochs and self.world.main:
             print(f"{self.folder}: all {self.cfg.epochs} epochs are done; --set epochs=N trains on", file=sys.stderr)
+        best, saved = False, True
         progress = tqdm(total=self.trainer.total_steps, initial=self.trainer.it, disable=None if self.world.main else True, unit="step")
         for epoch in range(self.epoch + 1, self.cfg.epochs):
             if self.step == 0:
@@ -135,8 +140,10 @@ class Run:
                 self.watch.epoch(epoch, self.averages.means(), self.matrices, self.trainer.student, self.trainer.teacher, self.last)
             self.averages.reset()
             self.epoch, self.step, self.new_bad_images = epoch, 0, []
-            self._save(best)
+            saved = self._save(best)
         progress.close()
+        if self.world.any(not saved) and self.world.any(not self._save(best)):  # no later save will try again
+            raise UserError(f"{self.folder / resume.LATEST}: the last epoch is not saved; make room and start the same command again")
         best_file = self.folder / resume.BEST
         if self.world.any(best_file.exists()):  # the first process has written it; on a network disk, others may see it later
             self._test()

@@ -132,6 +132,8 @@ def test_a_torn_or_corrupt_checkpoint_falls_back_and_says_so(tiny: Tiny, whole: 
         log = (folder / "train.log").read_text()
         assert "latest.pth: " in log
         assert "going on from previous.pth" in log
+        assert (folder / "latest.pth.damaged").exists() == (damage != "missing"), "it does not take the place of the good one"
+        checkpoint.load(folder / "previous.pth")
         assert crash.compare(whole, folder) == []
 
 
@@ -239,6 +241,30 @@ def test_a_full_disk_costs_a_save_and_no_more(tiny: Tiny, whole: Path, tmp_path:
     assert crash.compare(whole, tmp_path) == []
 
 
+@pytest.mark.parametrize("lasting", [False, True])
+def test_the_last_epoch_is_saved_or_the_run_has_not_ended_well(lasting: bool, tiny: Tiny, tmp_path: Path) -> None:
+    original = os.fsync
+    failed: list[int] = []
+
+    def full(descriptor: int) -> None:
+        if ".pth" in os.readlink(f"/proc/self/fd/{descriptor}") and (tmp_path / "latest.pth").exists() and (lasting or not failed):
+            failed.append(1)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        original(descriptor)
+
+    args = tiny.args(tmp_path, "epochs=1", "save_every=60")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files.os, "fsync", full)
+        if lasting:
+            with pytest.raises(UserError, match=r"latest\.pth: the last epoch is not saved; make room"):
+                unimatch_v2.main(args)
+        else:
+            unimatch_v2.main(args)
+    assert checkpoint.load(tmp_path / "latest.pth")["epoch"] == (-1 if lasting else 0)
+    unimatch_v2.main(args)
+    assert checkpoint.load(tmp_path / "best.pth")["epoch"] == 0
+
+
 def test_a_disk_full_from_the_start_is_an_error(tiny: Tiny, tmp_path: Path) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -272,7 +298,8 @@ def test_a_full_disk_at_the_best_epoch_says_what_best_pth_lacks(tiny: Tiny, tmp_
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpoint, "save", save)
-        unimatch_v2.main(tiny.args(tmp_path, *QUICK))
+        with pytest.raises(UserError, match="the last epoch is not saved"):
+            unimatch_v2.main(tiny.args(tmp_path, *QUICK))
     assert "the next save tries again" in (tmp_path / "train.log").read_text()
     assert "best.pth does not get this epoch, the best one so far" in (tmp_path / "train.log").read_text()
     assert not (tmp_path / "best.pth").exists()
