@@ -31,7 +31,7 @@ from util.cli import Parser
 from util.config import Config, load_config, parse_arguments
 from util.dist import World, processes
 from util.error import StoppedError, UserError, run
-from util.evaluation import on_device, predict, validation_loader
+from util.evaluation import LARGE, on_device, predict, validation_loader
 from util.files import check_output, output, write_atomic
 from util.inputs import PairSource, find_pairs
 from util.precision import autocast
@@ -48,14 +48,18 @@ class Recipe:
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     distance: int = 5
+    whole: float = math.inf  # images with a longer side, in pixels, are seen in windows whatever the mode
 
     def predict(self, model: nn.Module, img: Tensor) -> Tensor:
         """Class ids (B, H, W) of normalised images (B, C, H, W)."""
-        return predict(model, img, self.mode, self.window, self.scales, self.flip).argmax(dim=1)
+        mode = "sliding_window" if max(img.shape[-2:]) > self.whole else self.mode
+        return predict(model, img, mode, self.window, self.scales, self.flip).argmax(dim=1)
 
     def __str__(self) -> str:
         text = f"sliding windows of {self.window} px" if self.mode == "sliding_window" else "whole images"
         scales = " ".join(f"{scale:g}" for scale in self.scales)
+        if self.mode == "original" and self.whole < math.inf:
+            text += f", in windows of {self.window} px where a side is longer than {self.whole:g} px"
         return text + (f", scales {scales}" if self.scales != (1.0,) else "") + (", mirrored too" if self.flip else "")
 
 
@@ -245,7 +249,8 @@ def main(argv: list[str]) -> None:
         spec = trained.spec
         source, listed = _source(args, cfg, spec)
         mode = "sliding_window" if args.tile else args.mode or cfg.eval_mode or spec.eval_mode
-        recipe = Recipe(mode, args.tile or cfg.crop_size, tuple(args.scales), args.flip, args.boundary_distance)
+        whole = LARGE * cfg.crop_size if args.pair and not args.mode else math.inf  # as predict.py does
+        recipe = Recipe(mode, args.tile or cfg.crop_size, tuple(args.scales), args.flip, args.boundary_distance, whole)
         folder = Path(args.out) if args.out else Path(args.checkpoint).parent / "worst"
         if world.main:
             _check_outputs(args, folder)

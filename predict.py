@@ -29,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from dataset.batch import normalize
+from dataset.loader import WHOLE, with_room
 from dataset.semi import image_tensor
 from model.backbone.dinov2 import PATCH
 from util import picture
@@ -36,7 +37,7 @@ from util.cli import Parser
 from util.config import load_config, parse_arguments
 from util.dist import cpu_count, processes
 from util.error import UserError, run, tell_once
-from util.evaluation import predict, probabilities
+from util.evaluation import LARGE, predict, probabilities
 from util.files import check_output, output, write_atomic
 from util.inputs import Scene, batches_by_size, find_scenes, output_names, read_image, read_scene
 from util.precision import autocast
@@ -44,7 +45,6 @@ from util.signals import start_worker
 from util.trained import Trained, load_trained
 
 Picture = str | Path | Image.Image | np.ndarray
-LARGE = 2  # a scene of change detection with a side of more than this many training crops is predicted in windows
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,11 @@ def predict_all(
 ) -> list[UserError]:
     """Predicts the scenes and writes their files. Returns what is wrong with those that cannot be read, in their order."""
     problems: dict[int, UserError] = {}
-    options: dict[str, Any] = {"num_workers": min(4, cpu_count() - 1), "worker_init_fn": start_worker, "collate_fn": list}
+    options: dict[str, Any] = {
+        "num_workers": with_room(min(4, cpu_count() - 1), args.batch_size * WHOLE),
+        "worker_init_fn": start_worker,
+        "collate_fn": list,
+    }
     loader: DataLoader[Any] = DataLoader(Scenes(scenes), batch_sampler=batches_by_size(scenes, args.batch_size), **options)
     with tqdm(total=len(scenes), unit="image", disable=None) as progress:
         for batch in loader:

@@ -23,6 +23,7 @@ from util.error import UserError
 from util.signals import start_worker
 
 SHARED_MEMORY = "/dev/shm"  # where loader processes leave their mini-batches
+WHOLE = 64 * 2**20  # bytes of a whole image and its mask: 16 megapixels
 PREFETCH = 2  # mini-batches that each loader process has ready
 PART = 2.0  # pixels of an image's part in a mini-batch, in crops: on average 1.3 to 2.0 for large images, padding included
 
@@ -120,6 +121,16 @@ def views_on_device(cfg: Config, world: World) -> bool:
     return cfg.views == "device" or (cfg.views == "auto" and world.device.type == "cuda")
 
 
+def with_room(workers: int, size: int, folder: str = SHARED_MEMORY) -> int:
+    """As many of `workers` loader processes as the shared memory has room for, where each leaves PREFETCH times `size` bytes."""
+    return min(workers, _free(folder) // (PREFETCH * size)) if os.path.isdir(folder) else workers
+
+
+def _free(folder: str) -> int:
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
 def check_shared_memory(
     cfg: Config, batch: int, semi: bool, workers: int, processes: int, folder: str = SHARED_MEMORY, on_device: bool = False
 ) -> None:
@@ -135,8 +146,7 @@ def check_shared_memory(
     image = PART * channels if on_device else channels
     pixel = (2 if on_device else 4) * image + 2 if semi else image + 1
     need = int(processes * workers * PREFETCH * batch * pixel * cfg.crop_size**2)
-    found = os.statvfs(folder)
-    free = found.f_bavail * found.f_frsize
+    free = _free(folder)
     if free < need:
         raise UserError(
             f"{folder}: found {free / 2**20:.0f} MiB free, expected {need / 2**20:.0f} MiB for the mini-batches of {processes} x {workers} "

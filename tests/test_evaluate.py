@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from PIL import Image
 
 import evaluate
 import unimatch_v2
 from dataset.semi import image_tensor
+from model.backbone import dinov2
 from tests.conftest import Tiny, command
 from util import checkpoint
 from util.config import load_config
@@ -51,13 +51,13 @@ def test_numbers_are_those_of_the_loop(tiny: Tiny, run: Path, tmp_path: Path) ->
 def test_bf16_gives_the_numbers_of_a_bf16_run(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     unimatch_v2.main(tiny.args(tmp_path, "epochs=1", "precision=bf16"))
     mean = re.findall(r"MeanIoU: [\d.]+, EMA: ([\d.]+)", (tmp_path / "train.log").read_text())[-1]
-    attention, seen = F.scaled_dot_product_attention, set()
+    attend, seen = dinov2.attend, set()
 
     def spy(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         seen.add(q.dtype)
-        return attention(q, k, v)
+        return attend(q, k, v)
 
-    monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
+    monkeypatch.setattr(dinov2, "attend", spy)
     result = scores(tiny, tmp_path, tmp_path / "s.json", "--bf16")
     assert (f"{result['miou']:.2f}", result["bf16"]) == (mean, True)
     assert seen == {torch.bfloat16}

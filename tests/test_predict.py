@@ -1,6 +1,8 @@
 """predict.py: what it writes for images, folders, globs, lists and pairs; the Python API; names that would clash."""
 
+import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import evaluate
 import predict
 from dataset.spec import get_spec
 from model import build_model
@@ -182,5 +185,11 @@ def test_large_scenes_of_two_dates_go_tile_by_tile(tmp_path: Path) -> None:
     for got, direct in zip(tiled.predict(pairs["tile"]), whole.predict(pairs["tile"]), strict=True):
         assert np.allclose(got, direct, atol=1e-6)  # one tile alone
     assert not np.allclose(tiled.predict(pairs["scene"])[1], whole.predict(pairs["scene"])[1])
+    # evaluate.py scores what predict.py writes
+    shutil.copytree(tmp_path / "out", tmp_path / "label", ignore=shutil.ignore_patterns("*_*", "*.npz"))
+    given = ["--pair", str(tmp_path / "A"), str(tmp_path / "B"), "--label", str(tmp_path / "label"), "--json", str(tmp_path / "s.json")]
+    evaluate.main([*base[:4], *given, "--set", "device=cpu"])
+    (_, wrong), (missed, _) = json.loads((tmp_path / "s.json").read_text())["confusion"]
+    assert (wrong, missed) == (0, 0)
     with pytest.raises(UserError, match="found 1 image"):
         tiled.predict(pairs["tile"][0])

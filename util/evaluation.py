@@ -9,12 +9,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from dataset.batch import normalize
+from dataset.loader import WHOLE, with_room
 from dataset.semi import Source, ValSet, batches, collate
 from model.backbone.dinov2 import PATCH
 from util import metric
 from util.dist import World, to_device
 from util.signals import start_worker
 
+LARGE = 2  # a scene of change detection with a side of more than this many training crops is seen in windows
 WINDOWS = 4  # windows of an image that go through the model at once
 
 
@@ -84,9 +86,10 @@ def probabilities(scores: Tensor, mode: str) -> Tensor:
 
 
 def validation_loader(source: Source, world: World, workers: int) -> DataLoader:
-    """Every image of the list exactly once, spread over the processes, decoded ahead by `workers` processes."""
+    """Every image of the list exactly once, spread over the processes, decoded ahead by `workers` processes where there is room."""
     own = range(world.rank, len(source.ids), world.size)
     options: dict[str, Any] = {"worker_init_fn": start_worker, "pin_memory": world.device.type == "cuda"}
+    workers = with_room(workers, WHOLE * world.local_size)
     return DataLoader(ValSet(source), batch_size=1, sampler=list(own), num_workers=workers, collate_fn=collate, **options)
 
 

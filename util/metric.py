@@ -31,7 +31,7 @@ def iou(matrix: Tensor) -> Tensor:
 
 def pixel_accuracy(matrix: Tensor) -> float:
     """Share of scored pixels whose class is right, in percent."""
-    return float(100 * matrix.diagonal().sum() / matrix.sum().clamp(min=1))
+    return 100 * int(matrix.diagonal().sum()) / max(1, int(matrix.sum()))
 
 
 def recall(matrix: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dataset.lists import ImageList
-from dataset.loader import check_shared_memory
+from dataset.loader import WHOLE, check_shared_memory, with_room
 from dataset.semi import Source, Sources, TrainSet, collate
 from dataset.spec import get_spec
 from tests.conftest import Tiny
@@ -53,6 +53,15 @@ def test_need_grows_with_workers_and_processes(
     else:
         with pytest.raises(UserError, match=f"found {free} MiB free"):
             check_shared_memory(cfg, 4, True, workers, processes, str(tmp_path))
+
+
+@pytest.mark.parametrize(("free", "workers"), [(64, 0), (128, 1), (400, 3), (2**20, 4)])
+def test_fewer_processes_decode_whole_images_where_there_is_little_room(
+    free: int, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=free, f_frsize=2**20))
+    assert with_room(4, WHOLE, str(tmp_path)) == workers  # 64 MiB is what Docker gives
+    assert with_room(4, WHOLE, str(tmp_path / "not there")) == 4
 
 
 @pytest.mark.parametrize(("on_device", "fits", "too_little"), [(False, 1.0, 0.93), (True, 1.4, 0.9)])
