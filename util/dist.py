@@ -1,11 +1,12 @@
 """Processes and devices: who am I, what may I use, how do the processes add things up."""
 
+import contextlib
 import os
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from util.error import StoppedError, UserError, reason
 
+CPU_QUOTA = "/sys/fs/cgroup/cpu.max"  # of a container
 WAIT = timedelta(hours=1)  # for the other processes: the first one may write large checkpoints to a slow disk, or draw, while they wait
 
 
@@ -129,8 +131,11 @@ def _as_bf16(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures
 
 
 def cpu_count() -> int:
-    """CPUs this process may use: its affinity, and Slurm's share where there is one."""
+    """CPUs this process may use: its affinity, a container's quota, and Slurm's share where there is one."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):  # as of docker run --cpus: microseconds of a period, or "max"
+        quota, period = Path(CPU_QUOTA).read_text().split()
+        count = min(count, max(1, int(quota) // int(period)))
     slurm = os.environ.get("SLURM_CPUS_PER_TASK", "")
     return min(count, int(slurm)) if slurm.isdigit() and int(slurm) > 0 else count
 
@@ -146,7 +151,7 @@ def check_compiler(device: torch.device) -> None:
         ) from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
     """Inside, a GPU gives the same bits for the same numbers each time, where `wanted`. Raises UserError for an operation that cannot."""
     if not wanted:
@@ -174,7 +179,7 @@ def _meet(device: torch.device, size: int) -> None:
         raise UserError(f"environment: the {size} processes cannot meet ({reason(error)}); start them with scripts/train.sh") from error
 
 
-@contextmanager
+@contextlib.contextmanager
 def processes(device: str = "auto") -> Iterator[World]:
     """Joins the processes that torchrun started (NCCL on GPUs, gloo elsewhere); one process needs no group."""
     rank, size, local_rank, local_size = _from_environment()

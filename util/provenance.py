@@ -1,5 +1,6 @@
 """With what a run was made: versions, machine, command, and the state of the code."""
 
+import difflib
 import json
 import platform
 import subprocess
@@ -51,7 +52,18 @@ def revision() -> dict[str, Any]:
         return {}
     out: dict[str, Any] = {"revision": (_git("rev-parse", "HEAD") or "none").strip()}
     status, diff = _git("status", "--porcelain") or "", _git("diff", "HEAD") or ""
+    unknown = _git("ls-files", "--others", "--exclude-standard", "-z", "*.py", "*.sh", "*.yaml") or ""
+    diff += "".join(_added(name) for name in unknown.split("\0"))
     return out | ({"status": status.splitlines(), "diff": diff[:_DIFF_LIMIT]} if status else {})
+
+
+def _added(name: str) -> str:
+    """The diff that adds a file which git does not know, as a method of one's own is at first."""
+    try:
+        lines = (ROOT / name).read_text(encoding="utf-8").splitlines(keepends=True)
+    except (OSError, ValueError):
+        return ""
+    return "".join(difflib.unified_diff([], lines, "/dev/null", f"b/{name}"))
 
 
 def add_start(folder: Path, device: torch.device, processes: int) -> None:

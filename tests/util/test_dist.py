@@ -119,6 +119,14 @@ def test_cpus_follow_affinity_and_slurm(monkeypatch: pytest.MonkeyPatch) -> None
     assert cpu_count() == here
 
 
+@pytest.mark.parametrize(("quota", "expected"), [("max 100000", 8), ("250000 100000", 2), ("50000 100000", 1), ("1600000 100000", 8)])
+def test_cpus_follow_the_quota_of_a_container(quota: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cpu.max").write_text(f"{quota}\n")
+    monkeypatch.setattr("util.dist.CPU_QUOTA", str(tmp_path / "cpu.max"))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert cpu_count() == expected
+
+
 def test_shards_are_spread_without_gap_or_overlap() -> None:
     for size in (1, 2, 4):
         owned = [shard for rank in range(size) for shard in World(rank, size).own_shards(4)]

@@ -35,11 +35,17 @@ def test_revision_and_diff_of_a_dirty_tree(tmp_path: Path, monkeypatch: pytest.M
     head = git(tmp_path, "rev-parse", "HEAD")
     assert provenance.revision() == {"revision": head}
     (tmp_path / "a.py").write_text("one = 2\n")
-    (tmp_path / "new.py").touch()
+    (tmp_path / "new.py").write_text("two = 2\n")
+    (tmp_path / "data.bin").write_bytes(b"\xff")
     found = provenance.revision()
     assert found["revision"] == head
-    assert found["status"] == [" M a.py", "?? new.py"]
+    assert found["status"] == [" M a.py", "?? data.bin", "?? new.py"]
     assert "-one = 1\n+one = 2\n" in found["diff"]
+    assert "+++ b/new.py" in found["diff"]
+    (tmp_path / "new.py").unlink()
+    git(tmp_path, "checkout", "-q", "a.py")
+    subprocess.run(["git", "apply"], cwd=tmp_path, input=found["diff"], text=True, check=True)
+    assert ((tmp_path / "a.py").read_text(), (tmp_path / "new.py").read_text()) == ("one = 2\n", "two = 2\n")
 
 
 def test_changed_versions_are_told() -> None:
