@@ -172,7 +172,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--format", required=True, choices=tuple(SUFFIX))
     parser.add_argument("--out", metavar="FILE", help="default: beside the checkpoint, with the format's suffix")
     parser.add_argument("--config", help="the config of the run; our own checkpoints know it")
-    parser.add_argument("--which", choices=("ema", "student"), help="default: the EMA where the checkpoint has one")
+    parser.add_argument("--which", choices=("ema", "student"), help="default: the EMA where there is one; change detection: the student")
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="change a config key; may be repeated")
     args = parse_arguments(parser, argv)
     cfg = _config(args)

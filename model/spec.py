@@ -1,6 +1,6 @@
 """What is known about each encoder: one EncoderSpec per encoder (spec.md 1.1 and 1.2)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from util.error import UserError
 
@@ -39,7 +39,10 @@ ENCODERS: dict[str, EncoderSpec] = {
 
 
 def get_encoder(name: str) -> EncoderSpec:
-    """The EncoderSpec of a `backbone` value. Raises UserError for an unknown name."""
+    """The EncoderSpec of a `backbone` value; of other weights, as `dinov2_mine_small`, the last part says the size. Raises UserError."""
+    size = "dinov2_" + name.rsplit("_", 1)[-1]
+    if name.startswith("dinov2_") and name not in ENCODERS and size in ENCODERS:
+        return replace(ENCODERS[size], name=name, file="")
     if name not in ENCODERS:
         raise UserError(f"backbone: found {name!r}, expected one of {', '.join(ENCODERS)}; correct `backbone` in the config")
     return ENCODERS[name]

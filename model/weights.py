@@ -4,7 +4,7 @@ from pathlib import Path
 
 from torch import nn
 
-from model.spec import ENCODERS
+from model.spec import get_encoder
 from util import checkpoint
 from util.error import UserError
 
@@ -17,9 +17,9 @@ def default_path(backbone: str) -> Path:
 def load_encoder(encoder: nn.Module, backbone: str, path: str | Path) -> None:
     """Loads the public checkpoint of `backbone` into the encoder, strictly. Raises UserError for a missing or another file."""
     if not Path(path).is_file():
-        known = ENCODERS[backbone].file
-        get = f"get it with `python -m model.pretrained {backbone}`, or" if known else f"{backbone} is not a published model:"
-        raise UserError(f"{path}: no such weights file; {get} start from random weights with `--set pretrained=null`")
+        published = f"get it with `python -m model.pretrained {backbone}`"
+        get = published if get_encoder(backbone).file else f"{backbone} is not a published model: put its weights there"
+        raise UserError(f"{path}: no such weights file; {get}, or start from random weights with `--set pretrained=null`")
     state = checkpoint.load(path, mapped=True)
     if "register_tokens" in state:
         raise UserError(f"{path}: a DINOv2 variant with register tokens; use the one without (`python -m model.pretrained {backbone}`)")

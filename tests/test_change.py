@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -268,6 +269,24 @@ def test_the_test_list_of_the_data_set_is_the_default_for_the_final_test(
         source = find_test_source(cfg, spec, validation, open_log(tmp_path / "log"))
         assert (source and source.ids.path) == expected
     assert capsys.readouterr().out.count("no test score at the end") == 1
+
+
+@pytest.mark.parametrize(("task", "by"), [("change", "student"), ("segmentation", "teacher")])
+def test_who_labels_where_the_config_does_not_say(task: str, by: str) -> None:
+    """As the data sets' own: an authors' config has no such key."""
+    given = []
+
+    def step(student: Any, teacher: Any, batch: Batch, cfg: Config) -> Any:
+        given.append(teacher)
+        return unimatch_v2.step(student, teacher, batch, cfg)
+
+    cfg = Config(dataset="", data_root="", backbone="dinov2_tiny", crop_size=28, epochs=1, batch_size=1, lr=1e-4)
+    trainer = Trainer(cfg, build_model("dinov2_tiny", 2, task), step, 10)
+    images = [torch.randn(1, 6 if task == "change" else 3, 28, 28) for _ in range(4)]
+    mask = torch.zeros(1, 28, 28, dtype=torch.long)
+    boxes = (mask.byte(), mask.bool(), mask.bool(), torch.ones(2, 192))
+    trainer.update([Batch(images[0], mask, images[1], images[2], images[3], *boxes)])
+    assert given == [getattr(trainer, by)]
 
 
 def test_a_machine_without_the_test_pairs_costs_the_test_and_not_the_run(pairs: Tiny, tmp_path: Path) -> None:

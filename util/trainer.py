@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dataset.batch import Batch
+from model.change import ChangeDPT
 from model.loss import check_criterion
 from model.semseg.dpt import DPT
 from util import checkpoint
@@ -36,7 +38,8 @@ class Trainer:
     """
 
     def __init__(self, cfg: Config, model: DPT, step: Step, total_steps: int, semi: bool = True, world: World | None = None) -> None:
-        self.cfg = cfg
+        # as published: change detection's student labels for itself (spec.md 3)
+        self.cfg = cfg = replace(cfg, teacher=cfg.teacher or ("student" if isinstance(model, ChangeDPT) else "ema"))
         self.step = step
         self.total_steps = total_steps
         self.it = self.skipped = self.skipped_in_row = 0

@@ -110,6 +110,12 @@ class Run:
         changed = resume.check_same_run(path, state, self.config, self.data.lists, self.cfg.resume == "force")
         notes += [f"{change}: the bits may differ" for change in changed_versions(state.get("versions", {}))]
         notes += [f"resume=force: the run was started with {difference}" for difference in changed]
+        judged_by_ema = self.trainer.teacher is not None and self.data.spec.task != "change"
+        if "config" not in state and judged_by_ema and (self.folder / resume.BEST).exists():
+            best = float(state.get("previous_best_ema", 0.0))
+            notes.append(
+                f"{resume.BEST}: of the authors' program, which judges the student; an epoch whose EMA has more than {best:.2f} replaces it"
+            )
         self.trainer.load_state(state, str(path))
         self.epoch, self.step = int(state["epoch"]), min(int(state.get("step", 0)), self.steps)
         self.trainer.it = (self.epoch + 1) * self.steps + self.step

@@ -10,7 +10,8 @@ import torch
 
 from model.backbone.dinov2 import DINOv2
 from model.pretrained import PUBLIC, address, main
-from model.spec import ENCODERS, EncoderSpec
+from model.spec import ENCODERS, EncoderSpec, get_encoder
+from model.weights import default_path
 from tests.server import Page, Server
 from util.error import UserError, run
 
@@ -102,6 +103,14 @@ def other(name: str, weights: bytes) -> bytes:
     at = weights.index(state["pos_embed"].numpy().tobytes())
     flipped = weights[:at] + bytes([weights[at] ^ 1]) + weights[at + 1 :]
     return {"page": b"<html>log in</html>", "empty": b"", "half": weights[: len(weights) // 2], "one bit": flipped}[name]
+
+
+def test_the_last_part_of_a_backbone_s_name_says_the_size() -> None:
+    own, small = get_encoder("dinov2_mine_small"), get_encoder("dinov2_small")
+    assert (own.width, own.depth, own.name) == (small.width, small.depth, "dinov2_mine_small")
+    assert default_path("dinov2_mine_small") == Path("pretrained/dinov2_mine_small.pth")
+    with pytest.raises(UserError, match="'dinov2_small_mine', expected one of dinov2_tiny"):
+        get_encoder("dinov2_small_mine")
 
 
 ROWS = [

@@ -170,9 +170,11 @@ def test_a_run_of_the_authors_goes_on(tiny: Tiny, model: DPT, authors: Path, tmp
     """At epoch 1 with their weights, moments and best values; the same through the command."""
     save = tmp_path / "run"
     save.mkdir()
-    shutil.copy(authors, save / "latest.pth")
+    for name in ("latest.pth", "best.pth"):
+        shutil.copy(authors, save / name)
     unimatch_v2.main(tiny.args(save, "epochs=2", "conf_thresh=1.0"))
     log = (save / "train.log").read_text()
+    assert "best.pth: of the authors' program, which judges the student; an epoch whose EMA has more than 11.25 replaces it" in log
     assert "Load from checkpoint at epoch 0" in log
     assert "Epoch: 1, Previous best: 12.50 @epoch-0, EMA: 11.25 @epoch-0" in log
     assert "Epoch: 0" not in log
