@@ -16,7 +16,7 @@ from util.training import train
 
 
 def step(student: nn.Module, teacher: nn.Module, batch: Batch, cfg: Config) -> tuple[Tensor, dict[str, Tensor]]:
-    """One FixMatch mini-batch. Returns (loss, stats): loss is a scalar, stats are detached scalars for the log."""
+    """The scalar loss of a FixMatch mini-batch, and what the log shows of it: detached scalars by their names."""
     pseudo, conf = pseudo_label(teacher, batch.img_u_w)  # (B, H, W) each
     view = cutmix(batch.img_u_s1, pseudo, conf, batch.ignore_u, batch.box1)
     pred_x, pred_s = student(torch.cat((batch.img_x, view.img))).split((len(batch.img_x), len(view.img)))  # (B, K, H, W) each

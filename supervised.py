@@ -15,7 +15,7 @@ from util.training import train
 
 
 def step(student: nn.Module, teacher: nn.Module | None, batch: Batch, cfg: Config) -> tuple[Tensor, dict[str, Tensor]]:
-    """One supervised mini-batch. Returns (loss, stats): loss is a scalar, stats are detached scalars for the log."""
+    """The scalar loss of a supervised mini-batch, and what the log shows of it: detached scalars by their names."""
     loss = labeled_loss(student(batch.img_x), batch.mask_x, cfg.criterion)
     return loss, {"loss_all": loss.detach(), "loss_x": loss.detach()}
 

@@ -17,7 +17,7 @@ from util.training import train
 
 
 def step(student: nn.Module, teacher: nn.Module, batch: Batch, cfg: Config) -> tuple[Tensor, dict[str, Tensor]]:
-    """One UniMatch V2 mini-batch. Returns (loss, stats): loss is a scalar, stats are detached scalars for the log."""
+    """The scalar loss of a UniMatch V2 mini-batch, and what the log shows of it: detached scalars by their names."""
     pseudo, conf = pseudo_label(teacher, batch.img_u_w)  # (B, H, W) each
     view1 = cutmix(batch.img_u_s1, pseudo, conf, batch.ignore_u, batch.box1)
     view2 = cutmix(batch.img_u_s2, pseudo, conf, batch.ignore_u, batch.box2)

@@ -8,6 +8,7 @@
 # Makes a .venv when the current Python lacks the requirements (scripts/setup.sh). The same command continues where it was stopped.
 
 . "$(dirname -- "$0")/setup.sh"
+[ $# -eq 0 ] || fail "demo.sh: found '$1', expected no arguments; settings stand before the command, as in seed=1 epochs=20 sh scripts/demo.sh"
 seed=${seed:-0}
 case ${task:-segmentation} in
 segmentation) dataset=demo split=1_10 ;;

@@ -7,7 +7,7 @@
 # each row. What comes first says most, so a run that is cut short has lost the least. Needs nothing but requirements.txt, no data and no
 # weights; compiling needs Triton and a C compiler. Exit code 1 when a goal is missed or a figure could not be measured.
 #
-# Takes 6 to 9 minutes on an H100 with 16 cores. That is an estimate, nobody has measured it:
+# Takes 7 to 9.5 minutes on an H100 with 16 cores. That is an estimate, nobody has measured it:
 #   step      fp32; bf16 with compile, of which compiling 1 to 2 minutes; the parts of the step    2 to 3 minutes
 #   memory    four peaks at crop 798, the cost of activation checkpointing                         1 minute
 #   loop      idle time, host reads, waits                                                         half a minute
@@ -17,6 +17,7 @@
 # Where less time is given, `python -m util.benchmark step --device cuda --json FILE` measures one of them.
 
 . "$(dirname -- "$0")/setup.sh"
+case ${1:-} in -*) fail "gpu_table.sh: found '$1', expected the name of a file before any option" ;; esac
 setup requirements.txt
 file=${1:-gpu_table.json}
 [ $# -eq 0 ] || shift

@@ -1,4 +1,4 @@
-"""Broken situations: each ends in one line that names file or key, what was found, what was expected and what to do; exit code 2.
+"""Broken situations: each ends with exit code 2 and one line, which says where the mistake is, what it is and how to mend it.
 
 A row is (what is broken, what breaks it, words the line must hold). Most run `main(argv)` here; a few run as real commands.
 """

@@ -426,3 +426,10 @@ def test_a_finished_run_that_is_started_again_ends_at_once(tmp_path: Path) -> No
     assert (tmp_path / "run/latest.pth").stat().st_mtime_ns == before
     with pytest.raises(UserError, match=r"lr: 0\.0003, now 0\.1"):
         supervised.main([*args, "--set", "epochs=2", "--set", "lr=0.1"])
+
+
+@pytest.mark.parametrize("name", ["demo", "gpu_table", "crash_test"])
+def test_an_option_that_a_script_has_not_starts_nothing(name: str) -> None:
+    done = subprocess.run(["sh", f"scripts/{name}.sh", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"error: {name}.sh: found '--help', expected")

@@ -182,9 +182,12 @@ def main(argv: list[str]) -> None:
         command.add_argument("--rounds", type=count, default=3, help="measurements of each alternative, taken in turn (default: 3)")
         command.add_argument("--json", metavar="FILE", help="the figures as a file")
         if name == "step":
-            command.add_argument("--only", choices=step.SETTINGS, help="this setting beside the literal step, and nothing else")
+            names = ", ".join(f'"{name}"' for name in step.SETTINGS)
+            words = f"this setting beside the literal step, and nothing else: {names}"
+            command.add_argument("--only", choices=step.SETTINGS, metavar="SETTING", help=words)
         command.set_defaults(run=measure, only=None, kinds=tuple(KINDS) if name == "all" else (name,))
-    command = commands.add_parser("plan", help="hours, memory and scaling of a run, calculated before it", description=plan.__doc__)
+    words = "hours, memory and scaling of a run, calculated before it"
+    command = commands.add_parser("plan", help=words, description=plan.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     plan.add_arguments(command)
     command.set_defaults(run=plan.main)
     args = parser.parse_args(argv)
