@@ -96,9 +96,11 @@ def _as_image(image: Picture) -> Image.Image:
     if isinstance(image, str | Path):
         return read_image(Path(image))
     if isinstance(image, np.ndarray):
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
             raise UserError(f"predict: found an array {image.shape} of {image.dtype}, expected RGB (H, W, 3) of uint8")
         return Image.fromarray(image)
+    if not isinstance(image, Image.Image):
+        raise UserError(f"predict: found {type(image).__name__}, expected a path, a PIL image or an array")
     return image.convert("RGB")
 
 

@@ -22,6 +22,11 @@ class Entry(NamedTuple):
     mask: str | None
 
 
+def shown(line: str) -> str:
+    """A line for a message: what it begins with."""
+    return repr(line) if len(line) <= 120 else f"{line[:120]!r}..."
+
+
 def parse_line(line: str, where: str, task: str = "segmentation") -> Entry:
     """Reads `image mask` or `image`: one space between them, or one TAB when a path has spaces; for change detection one name, as it is.
 
@@ -30,13 +35,16 @@ def parse_line(line: str, where: str, task: str = "segmentation") -> Entry:
     if task == "change":
         if "\t" in line or any(word.lower().endswith(IMAGE_ENDINGS) for word in line.split(" ")[:-1]):
             raise UserError(
-                f"{where}: found {line!r}, expected one file name, found under A/, B/ and label/; is it a list of image-mask pairs "
+                f"{where}: found {shown(line)}, expected one file name, found under A/, B/ and label/; is it a list of image-mask pairs "
                 "for a segmentation data set?"
             )
         return Entry(line, None)
     fields = line.split("\t") if "\t" in line else line.split(" ")
-    if len(fields) > 2 or not all(fields):
-        raise UserError(f"{where}: found {line!r}, expected `image mask` (a TAB between them when a path has spaces)")
+    parted = len(fields) == 2 and fields[1].lower().endswith(IMAGE_ENDINGS) and not fields[0].lower().endswith(IMAGE_ENDINGS)
+    if len(fields) > 2 or not all(fields) or (parted and "\t" not in line):
+        raise UserError(
+            f"{where}: found {shown(line)}, expected `image mask` (a TAB between them, or behind the image, when a path has spaces)"
+        )
     return Entry(fields[0], None if len(fields) == 1 or fields[1] == "None" else fields[1])
 
 
@@ -119,7 +127,7 @@ class ImageList:
         for i in wanted:
             if self._parse(i, f"{path}:{i + 1}").mask is None and masks and task != "change":
                 raise UserError(
-                    f"{path}:{i + 1}: {self._line(i)!r} has no mask; a labelled list needs `image mask` on every line "
+                    f"{path}:{i + 1}: {shown(self._line(i))} has no mask; a labelled list needs `image mask` on every line "
                     "(only lists of change detection hold names alone)"
                 )
 

@@ -40,6 +40,14 @@ class Data:
     workers: int
     lists: dict[str, str]
 
+    def shared_lists(self) -> list[str]:
+        """What to tell where one list serves two purposes."""
+        names = {"x": "labelled", "u": "unlabelled", "val": "validation"}
+        effect = "the scores are of images that it was trained with"
+        told = {("x", "u"): "there is nothing more to learn from than the labels", ("x", "val"): effect, ("u", "val"): effect}
+        same = [pair for pair in told if self.lists.get(pair[0], "") == self.lists.get(pair[1])]
+        return [f"the {names[a]} and the {names[b]} list are the same: {told[a, b]}" for a, b in same]
+
 
 def shard_count(cfg: Config, world: World, log: logging.Logger) -> int:
     """Number of shards of the recipe (design.md): `shards`, or one per process."""

@@ -62,6 +62,8 @@ def inspect(job: Job) -> Found:
             with Image.open(path) as img:
                 sizes[path] = img.size
                 if path == job.label:
+                    if img.format == "GIF":
+                        return Found("color", f"{path}: found a GIF, whose values are renumbered as it is read, expected PNG")
                     if img.mode not in ID_MODES:
                         return Found("color", f"{path}: found a mask of mode {img.mode}, expected one channel of class ids")
                     values = _count(img)

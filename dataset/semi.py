@@ -145,6 +145,10 @@ def open_mask(spec: DatasetSpec, root: str, path: str, size: tuple[int, int]) ->
     Raises UserError for a colour mask, another size, or a value that is no class.
     """
     (image, values), full = open_file(root, path), inside(root, path)
+    if image.format == "GIF":
+        raise UserError(
+            f"{full}: found a GIF, whose values are renumbered as it is read, expected a mask without palette; make it again as PNG"
+        )
     if image.mode == "1":
         image = image.convert("L")
     if image.mode not in ("L", "P") and not image.mode.startswith("I"):

@@ -214,6 +214,7 @@ ROWS: dict[str, tuple[Break, tuple[str, ...]]] = {
     "multiple negative": (setting("lr_multi=-1"), ("lr_multi", "found -1")),
     "seed negative": (setting("seed=-1"), ("seed", "found -1", "0 or more")),
     "workers negative": (setting("num_workers=-2"), ("num_workers", "found -2", "0 or more")),
+    "workers without end": (setting("num_workers=99999"), ("num_workers", "found 99999", "at most 256")),
     "workers a word": (setting("num_workers=many"), ("num_workers", "'many'", "a number or auto")),
     "save_every negative": (setting("save_every=-5"), ("save_every", "found -5", "0 or more")),
     "shards 0": (setting("shards=0"), ("shards", "found 0", "above 0")),

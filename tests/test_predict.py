@@ -92,6 +92,12 @@ def test_python_api_takes_paths_arrays_and_images(tiny: Tiny, checkpoint: str) -
         predictor.predict((path, path))
     with pytest.raises(UserError, match="expected RGB"):
         predictor.predict(np.zeros((4, 4)))
+    with pytest.raises(UserError, match=r"found an array \(0, 5, 3\)"):
+        predictor.predict(np.zeros((0, 5, 3), np.uint8))
+    with pytest.raises(UserError, match="found NoneType, expected a path"):
+        predictor.predict(None)  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"nothing\.jpg: no such file; .*--data-root"):
+        predictor.predict("nothing.jpg")
 
 
 def test_lists_globs_and_results_that_must_not_replace_each_other(tiny: Tiny, checkpoint: str, tmp_path: Path) -> None:

@@ -156,6 +156,15 @@ def test_the_next_mini_batch_is_made_before_the_host_waits(tiny: Tiny, tmp_path:
     assert max(held) == 2
 
 
+def test_one_list_for_two_purposes_is_told(tiny: Tiny, tmp_path: Path) -> None:
+    own = f"{tiny.root}/val.txt"
+    unimatch_v2.main([*tiny.args(tmp_path, "epochs=1"), "--labeled-id-path", own, "--unlabeled-id-path", own])
+    log = (tmp_path / "train.log").read_text()
+    assert "the labelled and the unlabelled list are the same: there is nothing more to learn from than the labels" in log
+    assert "the labelled and the validation list are the same: the scores are of images that it was trained with" in log
+    assert "the unlabelled and the validation list are the same" in log
+
+
 def test_fewer_than_eight_steps_an_epoch_log_every_step(tiny: Tiny, tmp_path: Path) -> None:
     fixmatch.main(tiny.args(tmp_path, "epochs=1"))
     assert [line.split(",")[0] for line in figures(tmp_path / "train.log") if "Iters" in line] == [f"Iters: {i}" for i in range(6)]

@@ -1,5 +1,6 @@
 """Checkpoint files: written so that a crash never costs the last good one, read without running code from them."""
 
+import pickle
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,13 @@ def load(path: str | Path, mapped: bool = False) -> dict[str, Any]:
             state = _read(path, mapped and zipped)
     except PermissionError as error:
         raise UserError(f"{path}: cannot be read ({reason(error)}); correct its permissions") from error
+    except pickle.UnpicklingError as error:
+        if "Weights only load failed" not in str(error) or not zipped:
+            raise DamagedError(f"{path}: not a readable checkpoint ({reason(error).split('. ')[0]}); copy or download it again") from error
+        raise UserError(
+            f"{path}: not a readable checkpoint: found Python objects in it, which may run code, expected tensors, numbers and text; "
+            "save the model's state_dict() where it comes from"
+        ) from error
     except Exception as error:  # torch.load raises whatever broken bytes lead it to
         why = reason(error).split(". ")[0]
         raise DamagedError(f"{path}: not a readable checkpoint ({why}); copy or download it again") from error
@@ -73,13 +81,13 @@ def _read(path: Path, mapped: bool) -> Any:
         return _read(path, mapped=False)  # a file system that cannot map; or what is wrong with the file comes up again
 
 
-def weights(state: dict[str, Any], which: str) -> dict[str, Tensor]:
+def weights(state: dict[str, Any], which: str, source: str) -> dict[str, Tensor]:
     """The state dict `which` ("model" or "model_ema") of a training checkpoint, or a bare state dict, without `module.` prefixes."""
     if which not in state and not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"checkpoint: no weights under {which!r}, found {', '.join(map(str, state))}")
+        raise UserError(f"{source}: no weights under {which!r}, found {', '.join(map(str, state))}")
     found = state.get(which, state)
     if not isinstance(found, dict):
-        raise UserError(f"checkpoint: found a {type(found).__name__} under {which!r}, expected a dictionary of tensors")
+        raise UserError(f"{source}: found a {type(found).__name__} under {which!r}, expected a dictionary of tensors")
     return {str(name).removeprefix("module."): value for name, value in found.items()}
 
 
@@ -96,4 +104,6 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], source: str, hint
     for name in state:
         if name not in own:
             raise UserError(f"{source}: {name!r} is unknown to the model; {hint}")
+        if state[name].is_floating_point() and not state[name].isfinite().all():
+            raise UserError(f"{source}: {name} holds values that are not finite (nan or inf): its training has failed; take an earlier one")
     module.load_state_dict(state)

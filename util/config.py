@@ -72,7 +72,7 @@ class Config:
             *("crop_size", "epochs", "batch_size", "eval_every", "lr", "lr_multi", "max_bad_steps", "shards", "nclass"),
             "supervised_length",
         )
-        most = {"conf_thresh": 1, "lr": 1, "seed": 2**63 - 1}
+        most = {"conf_thresh": 1, "lr": 1, "seed": 2**63 - 1, "num_workers": 256}
         for name in KEYS:
             value = getattr(self, name)
             if not isinstance(value, (int, float)) or isinstance(value, bool):

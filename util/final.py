@@ -40,7 +40,9 @@ def final_test(cfg: Config, data: Data, source: Source, student: nn.Module, teac
     if {key: result.get(key) for key in made_for} != made_for:
         models = {"student": (student, "model")} | ({} if teacher is None else {"EMA": (teacher, "model_ema")})
         for model, key in models.values():
-            checkpoint.load_strictly(model, checkpoint.weights(best, key), str(folder / "best.pth"), "it is of another run")
+            checkpoint.load_strictly(
+                model, checkpoint.weights(best, key, str(folder / "best.pth")), str(folder / "best.pth"), "it is of another run"
+            )
         loader = validation_loader(source, world, data.workers)
         spec, mode = data.spec, data.eval_mode
         matrices = evaluate([model.eval() for model, _ in models.values()], loader, mode, cfg.crop_size, spec.nclass, world)

@@ -38,6 +38,10 @@ def read_image(path: Path) -> Image.Image:
         return open_image(str(path.parent), path.name)
     except BadFileError as error:  # its advice is for the lists of a training run
         cause = error.__cause__ or error
+        if isinstance(cause, FileNotFoundError):
+            raise UserError(
+                f"{path}: no such file; correct the path, or for a list give the folder that it is relative to: --data-root"
+            ) from error
         raise UserError(f"{path}: cannot be read as an image ({reason(cause)}); replace the file or leave it out") from error
 
 

@@ -33,7 +33,7 @@ def matmul_precision(precision: str, device: torch.device) -> Iterator[None]:
     if device.type == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(f"precision: found bf16, but {torch.cuda.get_device_name(device)} has no bfloat16; use fp16 or fp32")
     before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else before)
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")  # containers may have another default
     try:
         yield
     finally:

@@ -12,7 +12,8 @@ from typing import IO, Any
 
 from util import checkpoint
 from util.config import MAY_CHANGE
-from util.error import UserError, reason
+from util.error import StoppedError, UserError, reason
+from util.signals import StopSignals
 
 try:
     import fcntl
@@ -25,10 +26,10 @@ EVENTS_SUFFIX = ".run"  # of the TensorBoard files, to tell them from files that
 
 
 @contextmanager
-def claimed(folder: Path, patience: float = 60) -> Iterator[None]:
+def claimed(folder: Path, signals: StopSignals, patience: float = 60) -> Iterator[None]:
     """Makes the save path, and inside `with` lets no other run write to it; removes what a killed save left there.
 
-    Waits up to `patience` seconds for a run that is just ending. Raises UserError.
+    Waits up to `patience` seconds for a run that is just ending. Raises UserError, or StoppedError when asked to stop meanwhile.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -36,13 +37,13 @@ def claimed(folder: Path, patience: float = 60) -> Iterator[None]:
     except (OSError, ValueError) as error:
         raise UserError(f"{folder}: cannot be written ({reason(error)}); give another --save-path") from error
     with lock:
-        _wait_for(lock, folder, patience)
+        _wait_for(lock, folder, signals, patience)
         for path in folder.glob(".*.tmp"):
             path.unlink(missing_ok=True)
         yield
 
 
-def _wait_for(lock: IO[bytes], folder: Path, patience: float) -> None:
+def _wait_for(lock: IO[bytes], folder: Path, signals: StopSignals, patience: float) -> None:
     end, told = time.monotonic() + patience, False
     while fcntl is not None:
         try:
@@ -54,6 +55,10 @@ def _wait_for(lock: IO[bytes], folder: Path, patience: float) -> None:
             if not told:
                 print(f"{folder}: another run is writing to it; waiting up to {patience:g} s for its end", file=sys.stderr, flush=True)
             told = True
+            if signals.caught:
+                raise StoppedError(
+                    f"{folder}: nothing is done yet, another run is writing to it; the same command begins again", signals.code
+                ) from None
             time.sleep(0.2)
         except OSError:  # a file system without locks
             return
@@ -120,6 +125,12 @@ def check_same_run(path: Path, state: dict[str, Any], config: dict[str, Any], li
             raise UserError(
                 f"{path}: has no {key!r}, so it is no training checkpoint; move it away, or start from it with --set init={path}"
             )
+    for key, value in state.items():
+        if key in ("epoch", "step") or key.startswith(("previous_best", "best_epoch")):
+            try:
+                float(value)
+            except (TypeError, ValueError):
+                raise UserError(f"{path}: {key} is {value!r}, expected a number; move the file away, or --set init={path}") from None
     found = differences(state, config, lists)
     if found and not force:
         raise UserError(

@@ -21,7 +21,7 @@ def start_model(cfg: Config, data: Data, notes: list[str], resumed: bool = False
     model = build_model(cfg.backbone, data.spec.nclass, data.spec.task, pretrained)
     if cfg.init:
         state = checkpoint.load(cfg.init, mapped=True)
-        weights = checkpoint.weights(state, "model_ema" if "model_ema" in state else "model")
+        weights = checkpoint.weights(state, "model_ema" if "model_ema" in state else "model", cfg.init)
         last = {name: value for name, value in model.state_dict().items() if name.startswith(CLASSIFIER)}
         if any(name in weights and len(weights[name]) != len(value) for name, value in last.items()):
             weights |= last

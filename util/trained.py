@@ -59,7 +59,7 @@ def load_trained(cfg: Config, path: str, which: str | None = None, device: torch
         which = "ema" if "model_ema" in state and spec.task != "change" else "student"
     elif which == "ema" and "model_ema" not in state:
         raise UserError(f"{path}: has no EMA weights (model_ema), as of a supervised run; use --which student")
-    weights = checkpoint.weights(state, WHICH[which])
+    weights = checkpoint.weights(state, WHICH[which], path)
     _check_classes(weights, spec, path)
     model = build_model(cfg.backbone, spec.nclass, spec.task)
     checkpoint.load_strictly(model, weights, path, f"was it trained with backbone {cfg.backbone} ({cfg.config})?")

@@ -69,7 +69,7 @@ class Run:
         if found and resume.is_start(found[1]) and resume.differences(found[1], self.config, self.data.lists):
             found = None  # a start that failed before its first step binds nobody
         torch.manual_seed(cfg.seed)
-        notes: list[str] = []
+        notes = self.data.shared_lists()
         model = start_model(cfg, self.data, notes, resumed=found is not None)
         self.trainer = Trainer(cfg, model, step, self.steps * cfg.epochs, semi, world)
         self.averages = Averages(world)
@@ -303,6 +303,6 @@ def train(step: Step, argv: list[str], description: str | None, semi: bool = Tru
         processes(cfg.device) as world,
         matmul_precision(cfg.precision, world.device),
         StopSignals() as signals,
-        resume.claimed(Path(cfg.save_path)) if world.main else nullcontext(),
+        resume.claimed(Path(cfg.save_path), signals) if world.main else nullcontext(),
     ):
         Run(cfg, step, semi, world, signals).fit()

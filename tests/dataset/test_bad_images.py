@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import unimatch_v2
+from dataset.look import Job, inspect
 from dataset.semi import BadFileError, open_image, open_mask
 from dataset.spec import get_spec
 from tests.conftest import Tiny, make_tiny
@@ -143,6 +144,13 @@ def test_every_mode_of_an_image_becomes_rgb_and_a_mask_of_another_mode_is_told(m
             open_mask(get_spec("demo"), str(tmp_path), name, (6, 4))
     else:
         assert open_mask(get_spec("demo"), str(tmp_path), name, (6, 4)).shape == (4, 6)
+
+
+def test_a_gif_is_no_mask(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 5], [5, 255]], np.uint8)).save(tmp_path / "x.gif")
+    with pytest.raises(UserError, match=r"x\.gif: found a GIF, whose values are renumbered"):
+        open_mask(get_spec("pascal"), str(tmp_path), "x.gif", (2, 2))
+    assert inspect(Job(str(tmp_path), "x.gif", "x.gif", "segmentation")).problem.endswith("expected PNG")
 
 
 @pytest.mark.parametrize("name", ["pascal", "levir"])

@@ -254,6 +254,14 @@ def test_line_round_trip(image: str, mask: str) -> None:
         assert parse_line(format_line(entry), "list:1") == entry
 
 
+def test_a_path_with_spaces_and_no_tab_is_told_and_a_long_line_is_cut() -> None:
+    with pytest.raises(UserError, match=r"list:3: found 'images/Img 005\.jpg', expected .*a TAB"):
+        parse_line("images/Img 005.jpg", "list:3")
+    with pytest.raises(UserError) as error:
+        parse_line("a b " * 10_000, "list:1")
+    assert len(str(error.value)) < 300
+
+
 def test_change_lists(tmp_path: Path) -> None:
     Path("all.txt").write_text("\n".join(f"train_{i}_{j}.png" for i in range(10) for j in range(2)))
     main(["make", "levir", "--labeled", "15%", "--from", "all.txt"])

@@ -150,7 +150,7 @@ class Harmful:
 
 def test_code_in_a_file_is_refused(tmp_path: Path) -> None:
     torch.save({"model": Harmful()}, tmp_path / "bad.pth")
-    with pytest.raises(UserError, match=r"bad\.pth: not a readable checkpoint"):
+    with pytest.raises(UserError, match=r"bad\.pth: not a readable checkpoint: found Python objects .* save the model's state_dict\(\)"):
         checkpoint.load(tmp_path / "bad.pth")
 
 
@@ -159,11 +159,11 @@ def test_weights_of_every_form(model: DPT, form: str) -> None:
     state = authors_state(model, semi=form == "both")
     if form.startswith("bare"):
         state = {name.removeprefix("" if form == "bare module" else "module."): value for name, value in state["model"].items()}
-    found = checkpoint.weights(state, "model")
+    found = checkpoint.weights(state, "model", "file")
     assert list(found) == list(model.state_dict())
     checkpoint.load_strictly(build_model("dinov2_tiny", 6), found, "file", "hint")
     if form == "both":
-        assert torch.equal(checkpoint.weights(state, "model_ema")["backbone.cls_token"], 0.5 * model.backbone.cls_token)
+        assert torch.equal(checkpoint.weights(state, "model_ema", "file")["backbone.cls_token"], 0.5 * model.backbone.cls_token)
 
 
 def test_a_run_of_the_authors_goes_on(tiny: Tiny, model: DPT, authors: Path, tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def cut(path: Path, share: float) -> Path:
 )
 def test_the_first_mismatch_is_named(model: DPT, backbone: str, nclass: int, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        checkpoint.load_strictly(build_model(backbone, nclass), checkpoint.weights(authors_state(model), "model"), "file", "hint")
+        checkpoint.load_strictly(build_model(backbone, nclass), checkpoint.weights(authors_state(model), "model", "file"), "file", "hint")
 
 
 def test_missing_and_unknown_names(model: DPT) -> None:
@@ -259,6 +259,27 @@ def test_missing_and_unknown_names(model: DPT) -> None:
 def test_truncated_files(authors: Path, share: float) -> None:
     with pytest.raises(UserError, match=r"authors\.pth: not a readable checkpoint .*copy or download it again"):
         checkpoint.load(cut(authors, share))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("model", None, r"latest\.pth: found a NoneType under 'model', expected a dictionary"),
+        ("epoch", "five", r"latest\.pth: epoch is 'five', expected a number"),
+        ("previous_best_ema", None, r"latest\.pth: previous_best_ema is None, expected a number"),
+        ("nan", None, r"latest\.pth: .*module\.backbone\.cls_token|latest\.pth: backbone\.cls_token holds values that are not finite"),
+    ],
+)
+def test_a_value_that_no_checkpoint_has(key: str, value: Any, words: str, tiny: Tiny, model: DPT, tmp_path: Path) -> None:
+    state = authors_state(model)
+    if key == "nan":
+        state["model"]["module.backbone.cls_token"] = torch.full_like(model.backbone.cls_token, float("nan"))
+    else:
+        state[key] = value
+    path = tmp_path / "latest.pth"
+    torch.save(state, path)
+    with pytest.raises(UserError, match=words):
+        unimatch_v2.main(tiny.args(tmp_path, "epochs=2"))
 
 
 def test_any_cut_and_any_damage_of_the_oldest_format(tmp_path: Path) -> None:

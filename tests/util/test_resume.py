@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import unimatch_v2
 from tests import crash
 from tests.conftest import ROOT, Tiny, command, make_tiny
 from util import checkpoint, files, record, resume, training
-from util.error import UserError
+from util.error import StoppedError, UserError
+from util.signals import REQUEUE, StopSignals
 
 QUICK = ("batch_size=1", "crop_size=14", "save_every=0")  # 12 steps an epoch, and a save at each read
 
@@ -345,9 +347,19 @@ def test_processes_that_see_different_folders_are_told(tiny: Tiny, whole: Path, 
 
 
 def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
-    with resume.claimed(tmp_path), pytest.raises(UserError, match="another run is writing to it"), resume.claimed(tmp_path, patience=0.1):
+    signals = StopSignals()
+    with (
+        resume.claimed(tmp_path, signals),
+        pytest.raises(UserError, match="another run is writing to it"),
+        resume.claimed(tmp_path, signals, patience=0.1),
+    ):
         pass
-    with resume.claimed(tmp_path), open(tmp_path / ".lock") as other, pytest.raises(BlockingIOError):
+    with StopSignals() as asked, resume.claimed(tmp_path, signals):
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(StoppedError, match="nothing is done yet") as stopped, resume.claimed(tmp_path, asked):
+            pass
+    assert stopped.value.code == REQUEUE
+    with resume.claimed(tmp_path, signals), open(tmp_path / ".lock") as other, pytest.raises(BlockingIOError):
         fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 

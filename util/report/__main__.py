@@ -12,6 +12,7 @@ from util.error import run as run_command
 from util.report.parse import Run, read_log
 from util.report.render import Skipped, latex, markdown
 from util.report.tables import build_tables
+from util.resume import LOG
 
 DEFAULT_PATHS = ("exp", "training-logs")
 
@@ -22,7 +23,9 @@ def find_logs(paths: list[str]) -> list[tuple[Path, bool]]:
     for name in paths:
         path = Path(name)
         if path.is_dir():
-            logs = sorted(Path(folder, file) for folder, _, files in os.walk(path) for file in files if file.endswith(".log"))
+            # beside a run's own log, others repeat it: Slurm's, and what `tee` wrote
+            named = ((folder, [LOG] if LOG in files else files) for folder, _, files in os.walk(path))
+            logs = sorted(Path(folder, file) for folder, files in named for file in files if file.endswith(".log"))
             if not logs:
                 raise UserError(f"{path}: found no *.log in this folder or below, expected training logs; give the folder of a run")
         elif path.exists():

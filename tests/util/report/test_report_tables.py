@@ -41,6 +41,7 @@ def exp(tmp_path: Path) -> Path:
         "levir/train.log",
         LogWriter().header(dataset="levir", split="5%", epochs=2).change_epoch(0, "83.25", "99.08").text + "bang|`\n",
     )
+    write(tmp_path, "pascal/sup/out.log", "what tee wrote: Iters: 0, Total loss: 1.000\n")  # not a run beside train.log
     write(tmp_path, "other.log", "nothing\n")
     return tmp_path
 
