@@ -66,7 +66,7 @@ def obstacle(kind: str, cfg: Config, device: torch.device) -> str | None:
 
 def step_rows(cfg: Config, device: torch.device, args: argparse.Namespace) -> Iterator[Row]:
     names = list(step.SETTINGS)[:2] if device.type == "cuda" else ["fp32", "bf16"]
-    parted = ["bf16", "fp32"]
+    parted = ["bf16, compile" if device.type == "cuda" else "bf16", "fp32"]
     if args.only:
         names, parted = [args.only], []
     sizes = [cfg]
@@ -87,7 +87,7 @@ def eval_rows(cfg: Config, device: torch.device, args: argparse.Namespace) -> li
 MEASURE: dict[str, Callable[[Config, torch.device, argparse.Namespace], Iterable[Row]]] = {
     "step": step_rows,
     "memory": lambda cfg, device, args: memory.rows(cfg, device, args.rounds),
-    "loop": lambda cfg, device, args: loop.rows(cfg, device),
+    "loop": lambda cfg, device, args: loop.rows(cfg, device, compiled=True),
     "eval": eval_rows,
     "data": lambda cfg, device, args: data.rows(cfg, args.rounds, device),
     "settings": lambda cfg, device, args: step.rows(cfg, device, args.rounds, list(step.SETTINGS)[2:]),

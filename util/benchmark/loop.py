@@ -29,7 +29,7 @@ from util.training import Run
 
 IDLE_GOAL = (AT_MOST, 5.0)
 READS_GOAL = (AT_MOST, 1.0)
-WARM, WATCHED, STEPS = 8, 4, 12
+WARM, WATCHED, STEPS = 8, 4, 24  # more traced steps than the loader has mini-batches ready (8 processes, 2 each), and as many to make
 READS = "Memcpy DtoH"  # the profiler's name of a copy from the GPU to the host
 WAITS = "called a synchronizing CUDA operation"  # PyTorch's warning, one for each time
 SIZE = (500, 375)  # width and height of the images
@@ -42,6 +42,12 @@ def busy(spans: list[tuple[float, float]]) -> float:
         total += max(0.0, end - max(start, reached))
         reached = max(reached, end)
     return total
+
+
+def take(steps: Iterator[Any], count: int) -> None:
+    """Does that many steps and keeps nothing of them: mini-batches that stay would have the allocator ask the driver for memory."""
+    for _ in islice(steps, count):
+        pass
 
 
 @contextmanager
@@ -64,12 +70,12 @@ def small_run(cfg: Config, device: torch.device, steps: int) -> Iterator[Run]:
         yield run
 
 
-def rows(cfg: Config, device: torch.device, precision: str = "bf16") -> Iterator[Row]:
+def rows(cfg: Config, device: torch.device, compiled: bool) -> Iterator[Row]:
     """STEPS steps of a run from files, after WARM steps that do not count and WATCHED ones. Only for an NVIDIA GPU."""
-    what = f"{cfg.backbone}, {cfg.crop_size}, {precision}"
-    with small_run(replace(cfg, precision=precision), device, WARM + WATCHED + STEPS) as run:
+    what = f"{cfg.backbone}, {cfg.crop_size}, bf16{', compile' if compiled else ''}"
+    with small_run(replace(cfg, precision="bf16", compile=compiled), device, WARM + WATCHED + 2 * STEPS) as run:
         steps = run.updates(0, 0)
-        list(islice(steps, WARM))
+        take(steps, WARM)
         figure = f"times that the host waits for the GPU, {what}"
         yield from attempt(figure, partial(watch, steps, device, figure))
         yield from attempt(f"GPU idle in the loop, {what}", partial(trace, steps, device, what))
@@ -87,7 +93,7 @@ def watch(steps: Iterator[Any], device: torch.device, figure: str) -> Iterator[R
         warnings.simplefilter("always")
         torch.cuda.set_sync_debug_mode("warn")
         try:
-            list(islice(steps, WATCHED))
+            take(steps, WATCHED)
         finally:
             torch.cuda.set_sync_debug_mode("default")
     found = waits(caught)
@@ -99,7 +105,7 @@ def trace(steps: Iterator[Any], device: torch.device, what: str) -> list[Row]:
     """What the profiler sees of STEPS steps."""
     wait_for(device)
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-        list(islice(steps, STEPS))
+        take(steps, STEPS)
         wait_for(device)
     return judge(profiler.events() or (), what)
 
@@ -113,7 +119,7 @@ def judge(events: Iterable[Any], what: str) -> list[Row]:
     spans = [(event.time_range.start, event.time_range.end) for event in events]  # microseconds
     whole = max(end for _, end in spans) - min(start for start, _ in spans)
     reads = sum(READS in event.name for event in events) / STEPS
-    note = f"{whole / STEPS / 1000:.4g} ms a step over {STEPS} steps, profiled"
+    note = f"{whole / STEPS / 1000:.4g} ms a step over {STEPS} steps, profiled; {len(spans) / STEPS:.0f} kernels and copies a step"
     return [
         Row(f"GPU idle in the loop, {what}", 100 * (1 - busy(spans) / whole), "%", IDLE_GOAL, note=note),
         Row(f"host reads of an optimiser step, {what}", reads, "a step", READS_GOAL),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from dataset.batch import make_batch
+from dataset.batch import Batch, make_batch
 from dataset.custom import spec_of
 from model import build_model
 from model.dropout import complementary_factors
@@ -67,18 +68,26 @@ class Alternatives:
         return lambda: loop.update(batch)
 
     def trainer(self, **settings: Any) -> Trainer:
-        model = build_model(self.cfg.backbone, self.spec.nclass, self.spec.task)
-        model.load_state_dict(self.model.state_dict())
+        model = copy.deepcopy(self.model)
         return Trainer(replace(self.cfg, **settings), model, step, STEPS_IN_ALL, world=World(device=self.device))
 
     def ours(self, **settings: Any) -> Callable[[], Any]:
-        """A step from what the real loader leaves: for a GPU, images still to be made (`views: auto`), in page-locked memory."""
+        """A step from what the real loader leaves: for a GPU, images still to be made (`views: auto`), in page-locked memory.
+
+        As in Run.updates, a step finds its mini-batch made, and makes the next one while the device computes its gradient.
+        """
         trainer = self.trainer(**settings)
         raw = pinned(host_batch(self.cfg, on_device=self.device.type == "cuda"), self.device)
+        made: list[Batch] = []
+
+        def prepare() -> None:
+            made.append(make_batch(raw, self.device, self.drop))
 
         def update() -> None:
+            if not made:
+                prepare()
             with matmul_precision(trainer.cfg.precision, self.device):
-                trainer.update([make_batch(raw, self.device, self.drop)])
+                trainer.update([made.pop()], meanwhile=prepare)
 
         return update
 
@@ -99,8 +108,8 @@ def rows(cfg: Config, device: torch.device, rounds: int, names: Iterable[str], p
     for name in names:
         figure = f"{what}: {name}"
         yield from attempt(figure, partial(made.compare, name, figure, rounds))
-    for precision in parted:
-        yield from attempt(f"{what}: parts, {precision}", partial(parts, made, precision, rounds))
+    for name in parted:
+        yield from attempt(f"{what}: parts, {name}", partial(parts, made, name, rounds))
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int = 5) -> float:
@@ -111,16 +120,17 @@ def matrix_rate(device: torch.device, dtype: torch.dtype, rounds: int = 5) -> fl
     return 2 * size**3 / min(times) / 1e12
 
 
-def parts(made: Alternatives, precision: str, rounds: int) -> list[Row]:
+def parts(made: Alternatives, name: str, rounds: int) -> list[Row]:
     """TFLOP/s of the parts of one step, as shares of the matrix rate measured here: where the time goes."""
     release(made.device)
-    trainer = made.trainer(precision=precision)
+    trainer = made.trainer(**SETTINGS[name])
+    precision = trainer.cfg.precision
     student, teacher = trainer.student.train(), trainer.teacher
     assert teacher is not None
     batch = make_batch(made.raw, made.device, made.drop)
     strong = torch.cat((batch.img_u_s1, batch.img_u_s2))
     rate = matrix_rate(made.device, torch.bfloat16 if precision == "bf16" else torch.float32)
-    with torch.no_grad(), autocast(precision, made.device):
+    with torch.no_grad(), autocast(precision, made.device), torch.compiler.set_stance("force_eager"):
         maps = [x.float().requires_grad_() for x in student.encode(strong)]
     side = made.cfg.crop_size // 14
 
@@ -137,16 +147,26 @@ def parts(made: Alternatives, precision: str, rounds: int) -> list[Row]:
 
     forward_encoder = in_precision(lambda: student.encode(strong))
     forward_decoder = in_precision(lambda: student.head(maps, side, side))
+
+    def encoder() -> None:
+        trainer.optimizer.zero_grad()  # as before a step: nothing to add to
+        _sum(forward_encoder()).backward()
+
+    def decoder() -> None:
+        for x in maps:
+            x.grad = None
+        _sum([forward_decoder()]).backward()
+
     calls: dict[str, Callable[[], Any]] = {
         "teacher": in_precision(label),
-        "encoder, strong views, forward and backward": lambda: _sum(forward_encoder()).backward(),
-        "decoder, strong views, forward and backward": lambda: _sum([forward_decoder()]).backward(),
+        "encoder, strong views, forward and backward": encoder,
+        "decoder, strong views, forward and backward": decoder,
         "AdamW": trainer.optimizer.step,
         "EMA": partial(Ema(teacher, student).update, 1),
     }
     work = {name: _operations(call) for name, call in calls.items()}
     times = seconds(calls, rounds, made.device)
-    what = f"part of {made.cfg.backbone}, {made.cfg.crop_size}, {made.cfg.batch_size}+{made.cfg.batch_size} images, {precision}"
+    what = f"part of {made.cfg.backbone}, {made.cfg.crop_size}, {made.cfg.batch_size}+{made.cfg.batch_size} images, {name}"
     return [_part(f"{what}: {name}", work[name], times[name], rate) for name in calls]
 
 
@@ -156,7 +176,8 @@ def _sum(tensors: Sequence[Tensor]) -> Tensor:
 
 def _operations(call: Callable[[], Any]) -> int:
     """Floating-point operations of matrix products, convolutions and attention in a call."""
-    with FlopCounterMode(display=False, custom_mapping=FUSED_ATTENTION) as counter:
+    # compiled parts do not let themselves be counted
+    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False, custom_mapping=FUSED_ATTENTION) as counter:
         call()
     return counter.get_total_flops()
 
