@@ -57,7 +57,7 @@ def runs(pairs: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
     """The three methods, trained for two epochs each."""
     root = tmp_path_factory.mktemp("runs")
     for name, module in METHODS.items():
-        module.main(pairs.args(root / name, *SHORT[name], unlabeled=name != "supervised"))
+        module.main(pairs.args(root / name, *SHORT[name], "device=cpu", unlabeled=name != "supervised"))
     return {name: root / name for name in METHODS}
 
 

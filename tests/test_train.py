@@ -160,6 +160,7 @@ def test_one_list_for_two_purposes_is_told(tiny: Tiny, tmp_path: Path) -> None:
     own = f"{tiny.root}/val.txt"
     unimatch_v2.main([*tiny.args(tmp_path, "epochs=1"), "--labeled-id-path", own, "--unlabeled-id-path", own])
     log = (tmp_path / "train.log").read_text()
+    assert ("device: found no GPU, training on the CPU with 1 process\n" in log) == (not torch.cuda.is_available())
     assert "the labelled and the unlabelled list are the same: there is nothing more to learn from than the labels" in log
     assert "the labelled and the validation list are the same: the scores are of images that it was trained with" in log
     assert "the unlabelled and the validation list are the same" in log
