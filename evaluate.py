@@ -181,7 +181,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         "--worst", type=int, default=0, metavar="N", help="name and draw the N images of lowest IoU (change: of the changed class)"
     )
     parser.add_argument("--out", metavar="DIR", help="folder of the pictures of --worst (default: worst/ beside the checkpoint)")
-    parser.add_argument("--bf16", action="store_true", help="run the model in bfloat16: faster on a GPU, figures differ a little")
+    parser.add_argument(
+        "--bf16", action="store_true", help="run the model in bfloat16: faster on a GPU and on CPUs that have it, figures differ a little"
+    )
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="change a config key; may be repeated")
     args = parse_arguments(parser, argv)
     if not all(0 < scale < math.inf for scale in args.scales):  # nan is neither

@@ -188,7 +188,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--tile", type=int, metavar="N", help="sliding windows of N pixels; 0: never (default: the data set's way)")
     parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="images of one size predicted together (default: 4)")
     parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
-    parser.add_argument("--bf16", action="store_true", help="run the model in bfloat16: faster on a GPU")
+    parser.add_argument("--bf16", action="store_true", help="run the model in bfloat16: faster on a GPU and on CPUs that have it")
     parser.add_argument("--confidence", action="store_true", help="write a map of the confidence too")
     parser.add_argument("--probabilities", action="store_true", help="write the probabilities of all classes too (large files)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a config key; may be repeated")
