@@ -1,4 +1,4 @@
-"""FixMatch: an EMA teacher labels the weak view, the student learns from one strong, CutMixed view (spec.md 3).
+"""FixMatch: an EMA teacher labels the weak view, the student learns from one strong, CutMixed view (METHOD.md 3).
 
     python fixmatch.py --config configs/camvid.yaml --labeled-id-path splits/camvid/1_8/labeled.txt \\
         --unlabeled-id-path splits/camvid/1_8/unlabeled.txt --save-path exp/camvid/fixmatch

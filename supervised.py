@@ -1,4 +1,4 @@
-"""Supervised baseline: labelled images only (spec.md 3).
+"""Supervised baseline: labelled images only (METHOD.md 3).
 
 The mini-batch is twice `batch_size`, as in the published runs, so that a step sees as many images as a semi-supervised one.
 

@@ -1,5 +1,5 @@
 """UniMatch V2: an EMA teacher labels the weak view, the student learns from two strong, CutMixed views whose encoder features are
-dropped out complementarily (spec.md 3, arXiv:2410.10777).
+dropped out complementarily (METHOD.md 3, arXiv:2410.10777).
 
     python unimatch_v2.py --config configs/camvid.yaml --labeled-id-path splits/camvid/1_8/labeled.txt \\
         --unlabeled-id-path splits/camvid/1_8/unlabeled.txt --save-path exp/camvid/unimatch_v2

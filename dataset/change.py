@@ -1,4 +1,4 @@
-"""Where the two dates and the label of a change detection pair lie (spec.md 2.1)."""
+"""Where the two dates and the label of a change detection pair lie (METHOD.md 2.1)."""
 
 
 def date_paths(name: str) -> list[str]:

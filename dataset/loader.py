@@ -50,7 +50,7 @@ class Data:
 
 
 def shard_count(cfg: Config, world: World, log: logging.Logger) -> int:
-    """Number of shards of the recipe (design.md): `shards`, or one per process."""
+    """Number of shards of the recipe (METHOD.md 6): `shards`, or one per process."""
     shards = cfg.shards or world.size
     if world.size > shards:
         log.warning(
@@ -181,7 +181,7 @@ def training_loader(
     length = repeated_length(listed["x"], listed["u"] if semi else spec.supervised_length, spec.task == "change")
     streams = {name: (count, length if name == "x" else count) for name, count in listed.items()}
     shards = shard_count(cfg, world, log)
-    # the published supervised runs double the mini-batch (spec.md 3)
+    # the published supervised runs double the mini-batch (METHOD.md 3)
     batch = cfg.batch_size if semi else 2 * cfg.batch_size
     sampler = ShardSampler(streams, batch, shards, world.own_shards(shards))
     if sampler.steps == 0:

@@ -1,4 +1,4 @@
-"""Strong views (spec.md 2.3): parameters are drawn first, then applied to 8-bit tensors, on whatever device these are.
+"""Strong views (METHOD.md 2.3): parameters are drawn first, then applied to 8-bit tensors, on whatever device these are.
 
 The arithmetic is Pillow's, step by step: the same weights of grey, the same truncation after every adjustment, hue in the 256 steps of
 its HSV, its Gaussian blur of six box blurs in fixed point. So a view is the same to the bit as one made with ImageEnhance and ImageFilter,
@@ -43,7 +43,7 @@ class Photometry:
 
 
 def draw_photometry(rng: np.random.Generator, grey: float) -> Photometry:
-    """Draws a strong view (spec.md 2.3); `grey` is the probability of greyscale."""
+    """Draws a strong view (METHOD.md 2.3); `grey` is the probability of greyscale."""
     jitter: tuple[tuple[str, float], ...] = ()
     if rng.random() < 0.8:
         factors = [(name, float(rng.uniform(0.5, 1.5))) for name in JITTER[:3]]

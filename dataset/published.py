@@ -1,4 +1,4 @@
-"""The published lists of UniMatch V2: downloaded or copied, and verified against the sums in splits/manifest.tsv (spec.md 2.4)."""
+"""The published lists of UniMatch V2: downloaded or copied, and verified against the sums in splits/manifest.tsv (METHOD.md 2.4)."""
 
 import csv
 import hashlib

@@ -1,4 +1,4 @@
-"""Which images make which mini-batch: the recipe's shards, whatever number of processes runs them (spec.md 2.1, design.md)."""
+"""Which images make which mini-batch: the recipe's shards, whatever number of processes runs them (METHOD.md 2.1, 6)."""
 
 from collections.abc import Iterator
 

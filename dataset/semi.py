@@ -1,4 +1,4 @@
-"""Training and validation data sets (spec.md 2). A training sample is a pure function of (seed, stream, epoch, position)."""
+"""Training and validation data sets (METHOD.md 2). A training sample is a pure function of (seed, stream, epoch, position)."""
 
 import hashlib
 import os

@@ -1,4 +1,4 @@
-"""What is known about each data set: one DatasetSpec per data set, one place per fact (spec.md 2.4)."""
+"""What is known about each data set: one DatasetSpec per data set, one place per fact (METHOD.md 2.4)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ class DatasetSpec:
         or cuts a longer one); 0 leaves it.
     scale: range of the random scale of the long side.
     grey: probability of greyscale in a strong view.
-    teacher: who gave the pseudo labels in the published runs, "ema" or "student" (spec.md 3).
+    teacher: who gave the pseudo labels in the published runs, "ema" or "student" (METHOD.md 3).
     """
 
     name: str
@@ -72,7 +72,7 @@ class DatasetSpec:
 
     @property
     def val_list(self) -> str:
-        """List that the published numbers are measured on (change detection: the test list, spec.md 2.4)."""
+        """List that the published numbers are measured on (change detection: the test list, METHOD.md 2.4)."""
         return f"splits/{self.name}/{'test' if self.task == 'change' else 'val'}.txt"
 
 

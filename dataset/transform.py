@@ -1,4 +1,4 @@
-"""Geometry of a training sample and its CutMix boxes (spec.md 2.2 and 2.3): parameters are drawn first, then applied."""
+"""Geometry of a training sample and its CutMix boxes (METHOD.md 2.2 and 2.3): parameters are drawn first, then applied."""
 
 import math
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class Geometry:
 
 
 def draw_geometry(rng: np.random.Generator, width: int, height: int, crop: int, scale: tuple[float, float]) -> Geometry:
-    """Draws the weak crop of a `width` x `height` image (spec.md 2.2)."""
+    """Draws the weak crop of a `width` x `height` image (METHOD.md 2.2)."""
     long = max(width, height)
     new = int(rng.integers(int(long * scale[0]), int(long * scale[1]), endpoint=True))
     w, h = (max(1, int(side * new / long + 0.5)) for side in (width, height))
@@ -161,7 +161,7 @@ def ignore_map(geometry: Geometry, crop: int) -> np.ndarray:
 
 
 def draw_box(rng: np.random.Generator, crop: int) -> Box:
-    """Draws a CutMix box (spec.md 2.3); (0, 0, 0, 0) for none."""
+    """Draws a CutMix box (METHOD.md 2.3); (0, 0, 0, 0) for none."""
     if rng.random() < 0.5:
         return 0, 0, 0, 0
     area = rng.uniform(0.02, 0.4) * crop * crop

@@ -10,7 +10,7 @@ from util.error import UserError
 
 
 def build_model(backbone: str, nclass: int, task: str = "segmentation", pretrained: str | Path | None = None) -> DPT:
-    """The whole model, `backbone.*` and `head.*` (spec.md 1).
+    """The whole model, `backbone.*` and `head.*` (METHOD.md 1).
 
     task: "segmentation" takes images (B, 3, H, W), "change" two dates as (B, 6, H, W); both return logits (B, nclass, H, W).
     pretrained: path of the encoder's weights, None for random ones. Raises UserError for an unknown name or a wrong file.

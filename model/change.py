@@ -1,4 +1,4 @@
-"""Change detection model: two dates, one encoder, the same decoder on their difference (spec.md 1.4)."""
+"""Change detection model: two dates, one encoder, the same decoder on their difference (METHOD.md 1.4)."""
 
 import torch
 from torch import Tensor

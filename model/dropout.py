@@ -1,4 +1,4 @@
-"""Complementary dropout: what one strong view loses, the other keeps (spec.md 1.3)."""
+"""Complementary dropout: what one strong view loses, the other keeps (METHOD.md 1.3)."""
 
 import torch
 from torch import Tensor

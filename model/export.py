@@ -68,7 +68,7 @@ def meta(cfg: Config, trained: Trained) -> dict[str, Any]:
 
 
 def cubic_matrix(count: int, factor: Tensor, device: torch.device) -> Tensor:
-    """Bicubic resizing of GRID values to `count` as a matrix (count, GRID); `factor`: coordinates' scale (spec.md 1.1).
+    """Bicubic resizing of GRID values to `count` as a matrix (count, GRID); `factor`: coordinates' scale (METHOD.md 1.1).
 
     ONNX has no interpolation with a scale that depends on the input's size; a matrix product it has.
     """

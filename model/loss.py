@@ -1,4 +1,4 @@
-"""Losses of the three methods (spec.md 3)."""
+"""Losses of the three methods (METHOD.md 3)."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Public encoder weights: `python -m model.pretrained dinov2_small | dinov2_base | dinov2_large | dinov2_giant` (spec.md 1.1).
+"""Public encoder weights: `python -m model.pretrained dinov2_small | dinov2_base | dinov2_large | dinov2_giant` (METHOD.md 1.1).
 
 Downloads the DINOv2 checkpoint to pretrained/<name>.pth, or takes it with --from, loads it strictly into the encoder, and records
 size, SHA-256 and origin in pretrained/<name>.json. The weights are Meta's, under the Apache License 2.0.

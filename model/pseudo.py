@@ -1,4 +1,4 @@
-"""Pseudo labels and their mixing: what FixMatch and UniMatch V2 share (spec.md 3)."""
+"""Pseudo labels and their mixing: what FixMatch and UniMatch V2 share (METHOD.md 3)."""
 
 from typing import NamedTuple
 

@@ -1,4 +1,4 @@
-"""What is known about each encoder: one EncoderSpec per encoder (spec.md 1.1 and 1.2)."""
+"""What is known about each encoder: one EncoderSpec per encoder (METHOD.md 1.1 and 1.2)."""
 
 from dataclasses import dataclass, replace
 

@@ -1,4 +1,4 @@
-"""Encoder weights from the public DINOv2 checkpoints (spec.md 1.1)."""
+"""Encoder weights from the public DINOv2 checkpoints (METHOD.md 1.1)."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The authors' YAML files, lists and command lines run as they are (spec.md 2.1 and 5).
+"""The authors' YAML files, lists and command lines run as they are (METHOD.md 2.1 and 5).
 
 The files below have their keys, their values' types and their comments' places; crop, mini-batch and epochs are small, and the encoder of
 that name is replaced by a small one, so that a run takes seconds.

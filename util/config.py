@@ -233,7 +233,7 @@ def parse_arguments(parser: Parser, argv: list[str]) -> argparse.Namespace:
 
 
 def parse_command(argv: list[str], description: str | None, unlabeled: bool | None) -> Config:
-    """Reads the command line that every method has (spec.md 5). Raises UserError.
+    """Reads the command line that every method has (METHOD.md 5). Raises UserError.
 
     unlabeled: whether there must be an unlabelled list; False leaves it out, None takes it where there is one.
     """

@@ -1,4 +1,4 @@
-"""Exponential moving average of a model (spec.md 3)."""
+"""Exponential moving average of a model (METHOD.md 3)."""
 
 import copy
 from typing import TypeVar

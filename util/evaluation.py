@@ -1,4 +1,4 @@
-"""Prediction and evaluation, shared by the training loop and the commands (spec.md 4)."""
+"""Prediction and evaluation, shared by the training loop and the commands (METHOD.md 4)."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any

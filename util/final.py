@@ -1,4 +1,4 @@
-"""The final test: a run's best model on the test list, once, where another list selected it (spec.md 4)."""
+"""The final test: a run's best model on the test list, once, where another list selected it (METHOD.md 4)."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class _File(logging.FileHandler):
 
 
 def open_log(path: Path | None) -> logging.Logger:
-    """A logger with lines as in spec.md 5, to stdout and appended to `path`; None: a silent one, for all ranks but the first.
+    """A logger with lines as in METHOD.md 5, to stdout and appended to `path`; None: a silent one, for all ranks but the first.
 
     Raises UserError where the file cannot be written. A disk that fills up later costs lines, never the run.
     """

@@ -1,4 +1,4 @@
-"""Confusion matrix, boundary counts, and the scores made of them, in percent (spec.md 4)."""
+"""Confusion matrix, boundary counts, and the scores made of them, in percent (METHOD.md 4)."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""What a run writes down for people: log lines and TensorBoard scalars as the authors' runs have them (spec.md 5)."""
+"""What a run writes down for people: log lines and TensorBoard scalars as the authors' runs have them (METHOD.md 5)."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ class Record:
         self.semi = semi
         self.change = spec.task == "change"
         self.best = [Best(), Best()] if semi else [Best()]  # student, EMA
-        self.judged = 1 if semi and not self.change else 0  # the place there of the model that the published rule looks at (spec.md 4)
+        self.judged = 1 if semi and not self.change else 0  # the place there of the model that the published rule looks at (METHOD.md 4)
         # A published change detection run has the student as its teacher and still says just "EMA".
         self.ema = "EMA" if ema_teaches or self.change else "EMA (not used as teacher)"
 
@@ -191,7 +191,7 @@ class Record:
     def evaluation(self, epoch: int, mode: str, matrices: list[Tensor]) -> bool:
         """Lines and scalars of an evaluation. matrices: of the student and, semi-supervised, the EMA.
 
-        Returns whether this is the best epoch so far by the published rule (spec.md 4); of equal ones the later is.
+        Returns whether this is the best epoch so far by the published rule (METHOD.md 4); of equal ones the later is.
         """
         ious = [metric.iou(matrix) for matrix in matrices]
         accuracies = [metric.pixel_accuracy(matrix) for matrix in matrices]

@@ -1,4 +1,4 @@
-"""Learning rate of a step (spec.md 3)."""
+"""Learning rate of a step (METHOD.md 3)."""
 
 
 def poly(base: float, it: int, total: int, power: float = 0.9) -> float:

@@ -50,7 +50,7 @@ def load_trained(cfg: Config, path: str, which: str | None = None, device: torch
     """The model of `cfg` with the weights of a checkpoint, ours or the authors'.
 
     which: "ema", "student", or None for the one whose score chose best.pth and is published: the EMA where the checkpoint has one, but
-    the student in change detection (spec.md 4). Raises UserError for a file that does not fit.
+    the student in change detection (METHOD.md 4). Raises UserError for a file that does not fit.
     """
     state = checkpoint.load(path)
     spec = spec_of(cfg)

@@ -1,4 +1,4 @@
-"""The optimiser step that all methods share: loss, gradients, AdamW, learning rate, EMA teacher (spec.md 3)."""
+"""The optimiser step that all methods share: loss, gradients, AdamW, learning rate, EMA teacher (METHOD.md 3)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Trainer:
     """
 
     def __init__(self, cfg: Config, model: DPT, step: Step, total_steps: int, semi: bool = True, world: World | None = None) -> None:
-        # as published: change detection's student labels for itself (spec.md 3)
+        # as published: change detection's student labels for itself (METHOD.md 3)
         self.cfg = cfg = replace(cfg, teacher=cfg.teacher or ("student" if isinstance(model, ChangeDPT) else "ema"))
         self.step = step
         self.total_steps = total_steps

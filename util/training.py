@@ -1,4 +1,4 @@
-"""The one loop: a run from its files to its last epoch, with evaluation, log and checkpoints, for every method (spec.md 3)."""
+"""The one loop: a run from its files to its last epoch, with evaluation, log and checkpoints, for every method (METHOD.md 3)."""
 
 from __future__ import annotations
 

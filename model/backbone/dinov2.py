@@ -1,4 +1,4 @@
-"""DINOv2 vision transformer with patch size 14 (spec.md 1.1). Parameter names are those of the public checkpoints."""
+"""DINOv2 vision transformer with patch size 14 (METHOD.md 1.1). Parameter names are those of the public checkpoints."""
 
 import torch
 import torch.nn.functional as F

@@ -1,4 +1,4 @@
-"""DPT decoder and the segmentation model made of an encoder and this decoder (spec.md 1.2)."""
+"""DPT decoder and the segmentation model made of an encoder and this decoder (METHOD.md 1.2)."""
 
 from typing import Any
 
@@ -93,7 +93,7 @@ class DPTHead(nn.Module):
 class DPT(nn.Module):
     """Segmentation model. forward: (B, 3, H, W), H and W multiples of 14 -> logits (B, K, H, W).
 
-    comp_drop: float factors (B, C) that multiply all four encoder maps of each image (complementary dropout, spec.md 1.3);
+    comp_drop: float factors (B, C) that multiply all four encoder maps of each image (complementary dropout, METHOD.md 1.3);
     True draws them from torch's global generator for a batch that holds view 1, then view 2.
     """
 

@@ -1,4 +1,4 @@
-"""Geometry, photometry and their draws of spec.md 2.2 and 2.3, written a second time: whole images, PIL only, one thing after the other."""
+"""Geometry, photometry and their draws of METHOD.md 2.2 and 2.3, written a second time: whole images, PIL only, step by step."""
 
 import math
 import random

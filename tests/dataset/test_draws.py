@@ -1,4 +1,4 @@
-"""The draws of a training sample as distributions, over 20 000 samples (spec.md 2.2 and 2.3).
+"""The draws of a training sample as distributions, over 20 000 samples (METHOD.md 2.2 and 2.3).
 
 Each draw has its own generator, seeded as `TrainSet` seeds a sample. Bounds are set so that a right program fails any one of them with
 a chance below one in a million; the seeds are fixed, so a test that passes keeps passing.

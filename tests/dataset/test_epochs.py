@@ -1,4 +1,4 @@
-"""Order of an epoch, shard positions, padding and step counts against spec.md 2.1, PyTorch's sampler and the published logs."""
+"""Order of an epoch, shard positions, padding and step counts against METHOD.md 2.1, PyTorch's sampler and the published logs."""
 
 import math
 from typing import Any
@@ -46,7 +46,7 @@ def test_order_is_that_of_the_reference(length: int, shards: int, epoch: int) ->
 
 
 def literal(listed: int, images: int, epoch: int, shards: int, batch: int, shard: int, step: int) -> list[int]:
-    """Indices into the list of one mini-batch, written from spec.md 2.1."""
+    """Indices into the list of one mini-batch, written from METHOD.md 2.1."""
     ids = [i % listed for i in range(images)]  # the list repeated in order
     order = torch.randperm(images, generator=torch.Generator().manual_seed(epoch)).tolist()
     while len(order) % shards:

@@ -1,4 +1,4 @@
-"""Strong views, made of tensors and compiled, against those that Pillow makes in oracle.py (spec.md 2.3): no pixel may differ."""
+"""Strong views, made of tensors and compiled, against those that Pillow makes in oracle.py (METHOD.md 2.3): no pixel may differ."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Samples of the data sets against the slow second writing in oracle.py, with the same drawn parameters (spec.md 2.2 and 2.3)."""
+"""Samples of the data sets against the slow second writing in oracle.py, with the same drawn parameters (METHOD.md 2.2 and 2.3)."""
 
 import os
 from collections.abc import Callable, Iterator

@@ -1,4 +1,4 @@
-"""The network of spec.md 1, written a second time: plain matrix products in float64, weights looked up by name.
+"""The network of METHOD.md 1, written a second time: plain matrix products in float64, weights looked up by name.
 
 It shares no code with `model/`: sizes come from the table below, interpolation is a matrix per axis, attention one head at a time.
 """

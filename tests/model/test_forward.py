@@ -1,4 +1,4 @@
-"""The models against the second writing in oracle.py, at every published encoder and crop size (spec.md 1)."""
+"""The models against the second writing in oracle.py, at every published encoder and crop size (METHOD.md 1)."""
 
 from typing import Any
 
@@ -153,7 +153,7 @@ def test_complementary_dropout_acts_on_all_four_maps(small: DPT) -> None:
 
 
 def test_factors_of_a_batch() -> None:
-    """m1 is 0 or 2, m2 = 2 - m1; the images without dropout have 1 in both views (spec.md 1.3)."""
+    """m1 is 0 or 2, m2 = 2 - m1; the images without dropout have 1 in both views (METHOD.md 1.3)."""
     keep = torch.tensor([[0.0, 1.0], [1.0, 1.0], [1.0, 0.0]])
     assert combine_factors(keep, torch.tensor([2])).tolist() == [[0, 2], [2, 2], [1, 1], [2, 0], [0, 0], [1, 1]]
 

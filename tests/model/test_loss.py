@@ -1,4 +1,4 @@
-"""Losses at their edges, and OHEM against a brute-force version (spec.md 3)."""
+"""Losses at their edges, and OHEM against a brute-force version (METHOD.md 3)."""
 
 import math
 from typing import Any

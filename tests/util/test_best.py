@@ -1,4 +1,4 @@
-"""Which epoch is the best one: the published rule (spec.md 4)."""
+"""Which epoch is the best one: the published rule (METHOD.md 4)."""
 
 import logging
 

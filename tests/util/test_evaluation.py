@@ -1,4 +1,4 @@
-"""Evaluation against brute force: sizes, windows, counts, and any number of processes (spec.md 4)."""
+"""Evaluation against brute force: sizes, windows, counts, and any number of processes (METHOD.md 4)."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Learning rates and EMA decays against tables worked out by hand, and the teacher's closed form (spec.md 3)."""
+"""Learning rates and EMA decays against tables worked out by hand, and the teacher's closed form (METHOD.md 3)."""
 
 import copy
 

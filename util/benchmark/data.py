@@ -1,6 +1,6 @@
 """Training samples on one core: this program's loader process against the literal way, on images that decode like photographs.
 
-The literal way is the specification's text (spec.md 2.2 and 2.3) with Pillow and torchvision: resize the whole image, pad, crop, flip; for
+The literal way is METHOD.md 2.2 and 2.3 in Pillow and torchvision: resize the whole image, pad, crop, flip; for
 each view colour jitter, greyscale, blur, ToTensor, Normalize; one float tensor per view. Both ways draw the same parameters, in the same
 order, and end with a collated mini-batch.
 """

@@ -1,4 +1,4 @@
-"""What a run has to do, from its config and the lengths of its lists: steps, evaluations, images to read (spec.md 2.1 and 4)."""
+"""What a run has to do, from its config and the lengths of its lists: steps, evaluations, images to read (METHOD.md 2.1 and 4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Floating-point operations of a training step by part, counted from the model's own layers (spec.md 1 and 3).
+"""Floating-point operations of a training step by part, counted from the model's own layers (METHOD.md 1 and 3).
 
 Counted as the field does: a multiplication and its addition are two operations; matrix products and convolutions only. Norms,
 activations, interpolation, softmax and losses cost memory traffic rather than operations.
@@ -22,7 +22,7 @@ from model.semseg.dpt import DPT
 from util.config import Config
 from util.error import UserError
 
-# images of a step in units of cfg.batch_size (spec.md 3): the teacher's, the student's over all its forward passes
+# images of a step in units of cfg.batch_size (METHOD.md 3): the teacher's, the student's over all its forward passes
 IMAGES: dict[str, tuple[int, int]] = {"unimatch_v2": (1, 3), "fixmatch": (1, 2), "supervised": (0, 2)}
 
 

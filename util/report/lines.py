@@ -1,4 +1,4 @@
-"""The shapes of a log line (spec.md 5) and what each says. Anything else is no line of ours, and the caller counts it.
+"""The shapes of a log line (METHOD.md 5) and what each says. Anything else is no line of ours, and the caller counts it.
 
 Patterns are strict about what carries a figure: a line that was cut short by a kill must not pass for a smaller number,
 so an evaluation figure needs its two decimals. Digits are bounded, so that damaged text can neither take long nor overflow.

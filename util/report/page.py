@@ -55,7 +55,7 @@ class PageData:
 
     @property
     def best(self) -> dict[str, Any] | None:
-        """The row of the best epoch by the published rule (spec.md 4); of equal ones the later."""
+        """The row of the best epoch by the published rule (METHOD.md 4); of equal ones the later."""
         return max(self.evaluated, key=lambda row: (row["scores"][self.judged], row["epoch"]), default=None)
 
 

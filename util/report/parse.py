@@ -1,4 +1,4 @@
-"""One training log -> its runs, by the published rule (spec.md 4). Reads every shape of spec.md 5, and counts what it cannot read.
+"""One training log -> its runs, by the published rule (METHOD.md 4). Reads every shape of METHOD.md 5, and counts what it cannot read.
 
 A resumed session continues the run: epochs that it repeats replace the
 earlier ones. A session that starts again at epoch 0 replaces the run, or begins another one when its header names another experiment.

@@ -54,7 +54,7 @@ def test_rates_follow_the_precision() -> None:
     assert set(get_card("v100").rates("fp32").values()) == {15.7}
 
 
-# (config, method, split, steps of an epoch): by hand from spec.md 2.1; the public logs print a line every steps // 8
+# (config, method, split, steps of an epoch): by hand from METHOD.md 2.1; the public logs print a line every steps // 8
 STEPS = [
     ("pascal", "unimatch_v2", "92", 655),
     ("cityscapes", "unimatch_v2", "1_16", 349),

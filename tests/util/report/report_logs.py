@@ -1,4 +1,4 @@
-"""Writes small logs in the line shapes of spec.md 5, for the tests of the report."""
+"""Writes small logs in the line shapes of METHOD.md 5, for the tests of the report."""
 
 import pprint
 from collections.abc import Callable
