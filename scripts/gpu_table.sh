@@ -7,13 +7,13 @@
 # each row. What comes first says most, so a run that is cut short has lost the least. Needs nothing but requirements.txt, no data and no
 # weights; compiling needs Triton and a C compiler. Exit code 1 when a goal is missed or a figure could not be measured.
 #
-# Takes 7 to 9.5 minutes on an H100 with 16 cores. That is an estimate, nobody has measured it:
-#   step      fp32; bf16 with compile, of which compiling 1 to 2 minutes; the parts of the step    2 to 3 minutes
+# Takes 7 to 9 minutes on an H100 with 16 cores. That is an estimate, nobody has measured it:
+#   step      fp32; bf16 with compile, of which compiling a minute; the parts of the step          1.5 to 2.5 minutes
 #   memory    four peaks at crop 798, the cost of activation checkpointing                         1 minute
-#   loop      idle time, host reads, waits                                                         half a minute
-#   eval      64 images, two models, four rounds of three ways                                     1 minute
-#   data      one CPU core                                                                         1 to 1.5 minutes
-#   settings  bf16, tf32, fp16; fp32 with compile, which compiles again                            1.5 to 2.5 minutes
+#   loop      idle time, host reads, waits; compiled too, mostly from the cache                    1 to 1.5 minutes
+#   eval      64 images, two models, four rounds of three ways                                     half a minute
+#   data      one CPU core                                                                         1.5 minutes
+#   settings  bf16, tf32, fp16; fp32 with compile, which compiles again                            1.5 to 2 minutes
 # Where less time is given, `python -m util.benchmark step --device cuda --json FILE` measures one of them.
 
 . "$(dirname -- "$0")/setup.sh"
