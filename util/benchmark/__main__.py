@@ -87,7 +87,7 @@ def eval_rows(cfg: Config, device: torch.device, args: argparse.Namespace) -> li
 MEASURE: dict[str, Callable[[Config, torch.device, argparse.Namespace], Iterable[Row]]] = {
     "step": step_rows,
     "memory": lambda cfg, device, args: memory.rows(cfg, device, args.rounds),
-    "loop": lambda cfg, device, args: loop.rows(cfg, device, compiled=True),
+    "loop": lambda cfg, device, args: loop.rows(cfg, device),
     "eval": eval_rows,
     "data": lambda cfg, device, args: data.rows(cfg, args.rounds, device),
     "settings": lambda cfg, device, args: step.rows(cfg, device, args.rounds, list(step.SETTINGS)[2:]),

@@ -22,7 +22,7 @@ from dataset.custom import spec_of
 from util.benchmark.data import mask_values, write_images
 from util.benchmark.measure import AT_MOST, Row, attempt, wait_for
 from util.config import Config
-from util.dist import World
+from util.dist import World, check_compiler
 from util.error import UserError
 from util.signals import StopSignals
 from util.training import Run
@@ -70,8 +70,16 @@ def small_run(cfg: Config, device: torch.device, steps: int) -> Iterator[Run]:
         yield run
 
 
-def rows(cfg: Config, device: torch.device, compiled: bool) -> Iterator[Row]:
-    """STEPS steps of a run from files, after WARM steps that do not count and WATCHED ones. Only for an NVIDIA GPU."""
+def rows(cfg: Config, device: torch.device) -> Iterator[Row]:
+    """STEPS steps of a run from files, after WARM steps that do not count and WATCHED ones. Only for an NVIDIA GPU.
+
+    Compiled, unless the machine has no compiler.
+    """
+    try:
+        check_compiler(device)
+        compiled = True
+    except UserError:
+        compiled = False
     what = f"{cfg.backbone}, {cfg.crop_size}, bf16{', compile' if compiled else ''}"
     with small_run(replace(cfg, precision="bf16", compile=compiled), device, WARM + WATCHED + 2 * STEPS) as run:
         steps = run.updates(0, 0)
