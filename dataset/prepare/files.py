@@ -52,7 +52,7 @@ def open_sources(sources: Sequence[str], dst: Path, wanted: Callable[[str], bool
 def _unpack(archive: Path, folder: Path, wanted: Callable[[str], bool]) -> Path:
     """Unpacks the wanted files that are not there yet with their full size."""
     try:
-        if zipfile.is_zipfile(archive):
+        if zipfile.is_zipfile(archive) or archive.suffix.lower() == ".zip":  # one that was cut off is no zip file any more
             with zipfile.ZipFile(archive) as file:
                 members = [(i.filename, i.file_size, partial(file.open, i)) for i in file.infolist() if not i.is_dir()]
                 _extract(iter(members), len(members), folder, wanted)

@@ -475,7 +475,7 @@ ROWS = [
     ("missing", "pascal --src absent", "--src: no such file or folder: absent"),
     ("no archive", "pascal --src text.zip", "text.zip: cannot be unpacked"),
     ("cut tgz", "ade20k --src cut.tgz", "cut.tgz: cannot be unpacked"),
-    ("cut zip", "ade20k --src cut.zip", "cut.zip: cannot be unpacked"),
+    ("cut zip", "ade20k --src cut.zip", "cut.zip: cannot be unpacked (File is not a zip file)"),
     ("dst is a file", "ade20k --src ade --dst file", "--dst: file"),
     ("empty voc", "pascal --src empty", "expected VOCtrainval_11-May-2012.tar"),
     ("empty city", "cityscapes --src empty", "expected gtFine_trainvaltest.zip"),
