@@ -78,7 +78,7 @@ def step_rows(cfg: Config, device: torch.device, args: argparse.Namespace) -> It
         yield from step.rows(size, device, args.rounds, names, parted)
 
 
-def eval_rows(cfg: Config, device: torch.device, args: argparse.Namespace) -> list[Row]:
+def eval_rows(cfg: Config, device: torch.device, args: argparse.Namespace) -> Iterator[Row]:
     if device.type != "cuda" and not args.config:
         cfg = replace(cfg, backbone="dinov2_small")
     return evaluation.rows(cfg, device, args.rounds)

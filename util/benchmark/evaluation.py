@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,6 +19,7 @@ from model import build_model
 from util.benchmark.data import mask_values, write_images
 from util.benchmark.literal import literal_evaluation, literal_model
 from util.benchmark.measure import AT_LEAST, Row, ratio, seconds
+from util.benchmark.step import matrix_rate, operations
 from util.config import Config
 from util.dist import World
 from util.evaluation import evaluate, validation_loader
@@ -26,6 +28,7 @@ from util.precision import autocast
 GOAL = (AT_LEAST, 3.0)  # in float32 both ways wait for the same matrix products, at all but the full rate
 LENGTH = {"cpu": 4, "cuda": 64}  # images of a round
 WORKERS = {"cpu": 0, "cuda": 4}  # loader processes of ours; the literal way has as many
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class LiteralList:
@@ -39,7 +42,7 @@ class LiteralList:
             yield normalize(batch["img"])[0], batch["mask"][0].long()
 
 
-def rows(cfg: Config, device: torch.device, rounds: int) -> list[Row]:
+def rows(cfg: Config, device: torch.device, rounds: int) -> Iterator[Row]:
     """Both models over a short list, from the files to the IoU of each class; in float32, and ours in bfloat16 too."""
     spec = spec_of(cfg)
     nclass = spec.nclass
@@ -63,11 +66,12 @@ def rows(cfg: Config, device: torch.device, rounds: int) -> list[Row]:
             with autocast(precision, device):
                 return evaluate(models, validation_loader(source, world, workers), "original", 0, nclass, world)
 
-        calls = {"literal": literal, "fp32": lambda: ours("fp32"), "bf16": lambda: ours("bf16")}
-        times = seconds(calls, rounds, device)
+        ways = {precision: partial(ours, precision) for precision in PRECISIONS}
+        times = seconds({"literal": literal, **ways}, rounds, device)
+        work = operations(ways["fp32"])
     what = f"evaluation of student and teacher, {cfg.backbone}, {count} images of 500 x 375"
-    per = f"{count} images a round"
-    return [
-        ratio(f"{what}: fp32", times["literal"], times["fp32"], None, per),
-        ratio(f"{what}: bf16", times["literal"], times["bf16"], GOAL, per),
-    ]
+    for precision, dtype in PRECISIONS.items():
+        goal = GOAL if precision == "bf16" else None
+        yield ratio(f"{what}: {precision}", times["literal"], times[precision], goal, f"{count} images a round")
+        least = work / 1e12 / matrix_rate(device, dtype)
+        yield ratio(f"{what}: {precision}, if nothing but matrix products took time", times["literal"], [least] * rounds)

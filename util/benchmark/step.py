@@ -164,7 +164,7 @@ def parts(made: Alternatives, name: str, rounds: int) -> list[Row]:
         "AdamW": trainer.optimizer.step,
         "EMA": partial(Ema(teacher, student).update, 1),
     }
-    work = {name: _operations(call) for name, call in calls.items()}
+    work = {name: operations(call) for name, call in calls.items()}
     times = seconds(calls, rounds, made.device)
     what = f"part of {made.cfg.backbone}, {made.cfg.crop_size}, {made.cfg.batch_size}+{made.cfg.batch_size} images, {name}"
     return [_part(f"{what}: {name}", work[name], times[name], rate) for name in calls]
@@ -174,7 +174,7 @@ def _sum(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack([x.float().mean() for x in tensors]).sum()
 
 
-def _operations(call: Callable[[], Any]) -> int:
+def operations(call: Callable[[], Any]) -> int:
     """Floating-point operations of matrix products, convolutions and attention in a call."""
     # compiled parts do not let themselves be counted
     with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False, custom_mapping=FUSED_ATTENTION) as counter:
