@@ -79,3 +79,11 @@ def test_final_weights_agree_in_float64_after_a_stop_in_the_middle(runs: Path, m
 def test_the_runs_were_really_stopped_in_the_middle_of_an_epoch(runs: Path, size: int) -> None:
     log = (runs / str(size) / "unimatch_v2/float64/train.log").read_text()
     assert "Load from checkpoint at epoch 0, 2 steps of the next" in log
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_only_one_process_saves(runs: Path, size: int) -> None:
+    """Were all to save, each would move the other's file away: previous.pth would be of the same step as latest.pth."""
+    folder = runs / str(size) / "unimatch_v2/float64"
+    states = [checkpoint.load(folder / name) for name in ("previous.pth", "latest.pth")]
+    assert [(state["epoch"], state["step"]) for state in states] == [(0, 2), (1, 0)]
