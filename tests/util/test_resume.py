@@ -267,6 +267,16 @@ def test_the_last_epoch_is_saved_or_the_run_has_not_ended_well(lasting: bool, ti
     assert checkpoint.load(tmp_path / "best.pth")["epoch"] == 0
 
 
+@pytest.mark.parametrize(("minutes", "places"), [("60", [(-1, 0), (0, 0)]), ("0", [(-1, i) for i in range(13)] + [(0, 0)])])
+def test_saves_inside_an_epoch_are_save_every_minutes_apart(
+    minutes: str, places: list[tuple[int, int]], tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved: list[tuple[int, int]] = []
+    monkeypatch.setattr(checkpoint, "save", lambda state, *_, **__: saved.append((state["epoch"], state["step"])))
+    unimatch_v2.main(tiny.args(tmp_path, *QUICK, "epochs=1", f"save_every={minutes}"))
+    assert saved == places
+
+
 def test_a_disk_full_from_the_start_is_an_error(tiny: Tiny, tmp_path: Path) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
