@@ -46,6 +46,22 @@ def test_files_are_real_and_the_same_each_time(small: Path) -> None:
     assert len(list((small / "images").rglob("*.*"))) == 2 * 9 + 1
 
 
+def test_the_drawing_is_that_of_its_version() -> None:
+    """README's figures are of these images: whoever changes the drawing raises VERSION, measures again and corrects this."""
+    assert demo.VERSION == "3"
+    images, masks = zip(*(demo.draw_image("train", i) for i in range(12)), strict=True)
+    colours = np.concatenate([np.asarray(img, dtype=float).reshape(-1, 3) for img in images])
+    np.testing.assert_allclose(colours.mean(0), (136.096, 116.169, 108.261), atol=0.01)
+    np.testing.assert_allclose(colours.std(0), (41.538, 37.834, 44.975), atol=0.01)
+    ids = np.concatenate([np.asarray(mask).ravel() for mask in masks])
+    shares = np.bincount(ids, minlength=256)[[0, 1, 2, 3, 4, 5, 255]] / ids.size
+    np.testing.assert_allclose(shares, (0.7743, 0.0452, 0.0287, 0.0408, 0.0454, 0.0453, 0.0203), atol=1e-4)
+    dates = zip(*(demo.draw_pair("train", i) for i in range(8)), strict=True)
+    for parts, mean, deviation in zip(dates, (145.301, 127.769, 59.649), (45.732, 52.472, 107.947), strict=True):
+        values = np.concatenate([np.asarray(part, dtype=float).ravel() for part in parts])
+        assert (values.mean(), values.std()) == pytest.approx((mean, deviation), abs=0.01)
+
+
 def test_scenes_differ_between_parts_and_numbers() -> None:
     scenes = [demo.draw_image(part, i)[0].tobytes() for part in ("train", "val") for i in range(3)]
     assert len(set(scenes)) == len(scenes)
