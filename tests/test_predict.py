@@ -63,6 +63,16 @@ def test_folder_gives_masks_overlays_confidence_and_probabilities(tiny: Tiny, ch
         assert overlay.height > size[1]  # the legend below
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_one_at_a_time_is_what_the_python_api_does(bf16: bool, tiny: Tiny, checkpoint: str, tmp_path: Path) -> None:
+    run(tiny, checkpoint, tmp_path, str(tiny.root / "val.txt"), "--batch-size", "1", "--probabilities", *["--bf16"] * bf16)
+    predictor = predict.load(str(tiny.config), checkpoint, device="cpu", bf16=bf16)
+    for i in range(18, 22):
+        ids, confidence = predictor.predict(tiny.root / f"images/{i}.jpg")
+        assert np.array_equal(np.array(Image.open(tmp_path / f"{i}.png")), ids)
+        assert np.array_equal(np.load(tmp_path / f"{i}.npz")["probabilities"].max(0), confidence.astype(np.float16))
+
+
 def test_overlay_shows_each_class_in_its_colour(tiny: Tiny, checkpoint: str, tmp_path: Path) -> None:
     Image.new("RGB", (70, 56), (100, 100, 100)).save(tmp_path / "grey.png")
     run(tiny, checkpoint, tmp_path / "out", str(tmp_path / "grey.png"))
@@ -162,6 +172,9 @@ def test_mistakes_end_in_one_line(tiny: Tiny, checkpoint: str, tmp_path: Path) -
     for text, words in rows.items():
         with pytest.raises(UserError, match=words):
             run(tiny, checkpoint, tmp_path / "out", text)
+    for option, found, words in (("--batch-size", "0", "found 0, expected 1 or more"), ("--tile", "13", "found 13, expected 14 or more")):
+        with pytest.raises(UserError, match=f"{option}: {words}"):
+            run(tiny, checkpoint, tmp_path / "out", str(tiny.root / "val.txt"), option, found)
     with pytest.raises(UserError, match="the config is for single images"):
         run(tiny, checkpoint, tmp_path / "out", "--pair", "a", "b")
     with pytest.raises(UserError, match="give one of the two"):
@@ -197,5 +210,7 @@ def test_large_scenes_of_two_dates_go_tile_by_tile(tmp_path: Path) -> None:
     evaluate.main([*base[:4], *given, "--set", "device=cpu"])
     (_, wrong), (missed, _) = json.loads((tmp_path / "s.json").read_text())["confusion"]
     assert (wrong, missed) == (0, 0)
+    with pytest.raises(UserError, match=r"found dates of \(28, 28\) and \(100, 100\) .* expected equal sizes"):
+        tiled.predict((pairs["tile"][0], pairs["scene"][1]))
     with pytest.raises(UserError, match="found 1 image"):
         tiled.predict(pairs["tile"][0])
