@@ -112,10 +112,17 @@ def test_python_api_takes_paths_arrays_and_images(tiny: Tiny, checkpoint: str) -
 
 def test_lists_globs_and_results_that_must_not_replace_each_other(tiny: Tiny, checkpoint: str, tmp_path: Path) -> None:
     run(tiny, checkpoint, tmp_path / "list", str(tiny.root / "val.txt"))
-    run(tiny, checkpoint, tmp_path / "glob", str(tiny.root / "images/1[89].jpg"), str(tiny.root / "images/2*.jpg"))
+    photos = tmp_path / "photos"
+    for name in ("18.jpg", "19.jpg", "2.jpg", "20.jpg"):
+        write_image(photos / name, 57, 43, 0)
+    (photos / "19.txt").write_text("no image")
+    (photos / "2.jpg.d").mkdir()
+    run(tiny, checkpoint, tmp_path / "glob", str(photos / "1[89].*"), str(photos / "2*"))
     listed = {p.name for p in (tmp_path / "list").iterdir()}
     assert listed == {f"{i}{kind}" for i in range(18, 22) for kind in (".png", "_overlay.jpg")}
-    assert {"2.png", "20.png"} <= {p.name for p in (tmp_path / "glob").iterdir()}
+    assert {p.name for p in (tmp_path / "glob").glob("*.png")} == {"18.png", "19.png", "2.png", "20.png"}
+    with pytest.raises(UserError, match="found no image, expected files ending in"):
+        run(tiny, checkpoint, tmp_path / "none", str(photos / "*.txt*"))
     for folder in ("x/cam", "y/cam"):
         (tmp_path / folder).mkdir(parents=True)
         Image.new("RGB", (30, 30)).save(tmp_path / folder / "0.png")
@@ -210,6 +217,8 @@ def test_large_scenes_of_two_dates_go_tile_by_tile(tmp_path: Path) -> None:
     evaluate.main([*base[:4], *given, "--set", "device=cpu"])
     (_, wrong), (missed, _) = json.loads((tmp_path / "s.json").read_text())["confusion"]
     assert (wrong, missed) == (0, 0)
+    with pytest.raises(UserError, match="files and folders mixed, expected all of one kind"):
+        predict.main([*base, "--out", str(tmp_path / "out"), "--pair", str(tmp_path / "A"), str(tmp_path / "B/tile.png")])
     with pytest.raises(UserError, match=r"found dates of \(28, 28\) and \(100, 100\) .* expected equal sizes"):
         tiled.predict((pairs["tile"][0], pairs["scene"][1]))
     with pytest.raises(UserError, match="found 1 image"):

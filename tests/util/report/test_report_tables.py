@@ -127,11 +127,18 @@ def test_runs_without_seeds_are_not_averaged(tmp_path: Path) -> None:
     assert all(cell.spread is None for row in table.rows for cell in row.cells.values())
 
 
-def test_columns_go_from_few_labels_to_many(tmp_path: Path) -> None:
-    splits = ["all", "1_8", "1_64", "1_512"]
-    runs = [read_log(write(tmp_path, f"{split}.log", whole_log(1, dataset="coco", split=split)))[0] for split in splits]
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        ("coco", {"1_512": "1/512 (232)", "1_64": "1/64 (1849)", "1_8": "1/8", "all": "all"}),
+        ("mine", {"1_32": "1/32", "3_4": "3/4", "5%": "5%", "20%": "20%", "92": "92", "366": "366", "1464": "1464", "few": "few"}),
+    ],
+)
+def test_columns_go_from_few_labels_to_many(dataset: str, expected: dict[str, str], tmp_path: Path) -> None:
+    splits = sorted(expected)
+    runs = [read_log(write(tmp_path, f"{split}.log", whole_log(1, dataset=dataset, split=split)))[0] for split in splits]
     (table,) = build_tables(runs)
-    assert list(table.columns.values()) == ["1/512 (232)", "1/64 (1849)", "1/8", "all"]
+    assert list(table.columns.values()) == list(expected.values())
 
 
 def test_data_set_that_nobody_published(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
