@@ -3,13 +3,12 @@
 python -m scripts.demo_report --config configs/demo.yaml --out exp/demo/pictures.png supervised=RUN_FOLDER unimatch_v2=RUN_FOLDER
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 from torch import Tensor, nn
 
 from dataset.batch import normalize
@@ -25,8 +24,8 @@ from util.files import output
 from util.report.lines import read_lines
 from util.trained import load_trained
 
-IGNORED = (224, 224, 192)  # colour of pixels that are not scored
-CELL, GAP, LINE = 180, 6, 20  # px: side of a picture, space between two, height of a line of text
+COUNT = 6  # images that are shown, from the beginning of the validation list
+SIDE = 180  # px: smaller images are shown larger
 
 
 @dataclass(frozen=True)
@@ -69,51 +68,22 @@ def table(results: list[Result], title: str) -> str:
     return "\n".join(lines)
 
 
-def colour(mask: np.ndarray, spec: DatasetSpec) -> Image.Image:
-    """Class ids (H, W) as an RGB image."""
-    lookup = np.full((256, 3), IGNORED, np.uint8)
-    lookup[: spec.nclass] = spec.palette
-    return Image.fromarray(lookup[mask])
-
-
 @torch.no_grad()
-def picture_row(img: Tensor, mask: Tensor, models: Sequence[nn.Module], cfg: Config, spec: DatasetSpec) -> list[Image.Image]:
-    """Pictures of one uint8 image (C, H, W): its date or dates, the truth (H, W), what each model predicts."""
+def picture_row(img: Tensor, mask: Tensor, models: dict[str, nn.Module], cfg: Config, spec: DatasetSpec) -> Image.Image:
+    """One uint8 image (C, H, W), or its two dates, beside the truth (H, W) and what each model predicts."""
     dates = [Image.fromarray(date.permute(1, 2, 0).numpy()) for date in img.split(3)]
-    row = [*dates, colour(mask.numpy(), spec)]
-    for model in models:
-        scores = predict(model, normalize(img[None]), cfg.eval_mode or spec.eval_mode, cfg.crop_size)
-        row.append(colour(scores.argmax(1)[0].numpy().astype(np.uint8), spec))
-    return row
-
-
-def contact_sheet(titles: list[str], rows: list[list[Image.Image]], spec: DatasetSpec) -> Image.Image:
-    """All pictures under the titles of their columns, above a legend of the classes."""
-    step = CELL + GAP
-    sheet = Image.new("RGB", (GAP + step * len(titles), 2 * LINE + 2 * GAP + step * len(rows)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    for x, title in enumerate(titles):
-        pen.text((GAP + x * step, GAP), title, "black", font)
-    for y, row in enumerate(rows):
-        for x, img in enumerate(row):
-            scale = CELL / max(img.size)
-            resample = Image.Resampling.BICUBIC if x < titles.index("truth") else Image.Resampling.NEAREST
-            size = (round(img.width * scale), round(img.height * scale))
-            sheet.paste(img.resize(size, resample), (GAP + x * step, LINE + GAP + y * step))
-    x = GAP
-    for name, rgb in [*zip(spec.classes, spec.palette, strict=True), ("not scored", IGNORED)]:
-        top = sheet.height - LINE
-        pen.rectangle((x, top, x + 12, top + 12), fill=rgb, outline="grey")
-        pen.text((x + 18, top - 1), name, "black", font)
-        x += 34 + int(pen.textlength(name, font))
-    return sheet
+    labels = {"truth": mask}
+    for name, model in models.items():
+        labels[name] = predict(model, normalize(img[None]), cfg.eval_mode or spec.eval_mode, cfg.crop_size).argmax(1)[0]
+    painted = [picture.paint(ids.numpy(), spec) for ids in labels.values()]
+    titles = ["image"] if len(dates) == 1 else ["date A", "date B"]
+    return picture.row([picture.enlarge(panel, SIDE) for panel in [*dates, *painted]], [*titles, *labels])
 
 
 def main(argv: list[str]) -> None:
     parser = Parser(prog="scripts.demo_report", description=__doc__)
     parser.add_argument("--config", required=True)
     parser.add_argument("--out", required=True, type=Path, help="PNG file for the pictures")
-    parser.add_argument("--count", type=int, default=6, help="how many images of the validation list, from its beginning")
     parser.add_argument("runs", nargs="+", metavar="METHOD=FOLDER")
     args = parser.parse_args(argv)
     runs = {name: Path(folder) for name, _, folder in (text.partition("=") for text in args.runs)}
@@ -122,17 +92,18 @@ def main(argv: list[str]) -> None:
     change = spec.task == "change"
     results = [read_result(name, folder, "changed_iou" if change else "miou") for name, folder in runs.items()]
     print(table(results, "changed IoU" if change else "mIoU"))
-    models = [load_trained(cfg, str(folder / "best.pth")).model for folder in runs.values()]
+    models: dict[str, nn.Module] = {name: load_trained(cfg, str(folder / "best.pth")).model for name, folder in runs.items()}
     samples = ValSet(validation_source(cfg, spec))
     rows = []
-    for i in range(min(args.count, len(samples))):
+    for i in range(min(COUNT, len(samples))):
         sample = samples[i]
         if isinstance(sample, UserError):
             raise sample
         rows.append(picture_row(sample["img"], sample["mask"], models, cfg, spec))
+    legend = picture.legend(np.arange(spec.nclass), spec, rows[0].width, shares=False)
     with output("--out", args.out):
-        picture.save(contact_sheet([*(["date A", "date B"] if change else ["image"]), "truth", *runs], rows, spec), args.out)
-    print(f"\npictures: {args.out}")
+        picture.save(picture.stack([*rows, legend]), args.out)
+    print(f"\npictures: {args.out} (grey: not scored)")
 
 
 if __name__ == "__main__":
