@@ -55,23 +55,20 @@ def images_in(folder: Path, without: Path | None = None) -> list[Path]:
     return found
 
 
-def find_images(inputs: Sequence[str], without: Path) -> list[Path]:
-    """The images that files, folders and globs name, each once, in order. Raises UserError for one that names none."""
-    found: dict[Path, None] = {}
-    for text in inputs:
-        path = Path(text)
-        if path.is_dir():
-            found |= dict.fromkeys(images_in(path, without))
-        elif path.is_file():
-            found[path] = None
-        else:
-            matches = sorted(Path(match) for match in glob.glob(text, recursive=True))
-            if not matches:
-                raise UserError(f"{text}: no such image or folder, and nothing that matches it; check the path")
-            found |= dict.fromkeys(match for match in matches if match.suffix.lower() in IMAGE_ENDINGS and match.is_file())
+def find_images(text: str, without: Path) -> list[Path]:
+    """The images that a file, folder or glob names, in order. Raises UserError where it names none."""
+    path = Path(text)
+    if path.is_dir():
+        return images_in(path, without)
+    if path.is_file():
+        return [path]
+    matches = sorted(Path(match) for match in glob.glob(text, recursive=True))
+    if not matches:
+        raise UserError(f"{text}: no such image or folder, and nothing that matches it; check the path")
+    found = [match for match in matches if match.suffix.lower() in IMAGE_ENDINGS and match.is_file()]
     if not found:
-        raise UserError(f"{' '.join(inputs)}: found no image, expected files ending in {' '.join(IMAGE_ENDINGS)}; check the path")
-    return list(found)
+        raise UserError(f"{text}: found no image, expected files ending in {' '.join(IMAGE_ENDINGS)}; check the path")
+    return found
 
 
 def find_pairs(a: str, b: str, label: str | None = None) -> list[Pair]:
@@ -117,7 +114,7 @@ def find_scenes(inputs: Sequence[str], pair: Sequence[str] | None, task: str, ro
         raise UserError(f"{inputs[0]}: the config is for pairs of two dates; give --pair A B (images or folders), or a list of pairs")
     scenes: list[Scene] = []
     for text in inputs:
-        scenes += list_scenes(text, root, task) if text in lists else find_images([text], out)
+        scenes += list_scenes(text, root, task) if text in lists else find_images(text, out)
     return list(dict.fromkeys(scenes))
 
 
