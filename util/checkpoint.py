@@ -57,14 +57,12 @@ def load(path: str | Path, mapped: bool = False) -> dict[str, Any]:
             state = _read(path, mapped and zipped)
     except PermissionError as error:
         raise UserError(f"{path}: cannot be read ({reason(error)}); correct its permissions") from error
-    except pickle.UnpicklingError as error:
-        if "Weights only load failed" not in str(error) or not zipped:
-            raise DamagedError(f"{path}: not a readable checkpoint ({reason(error).split('. ')[0]}); copy or download it again") from error
-        raise UserError(
-            f"{path}: not a readable checkpoint: found Python objects in it, which may run code, expected tensors, numbers and text; "
-            "save the model's state_dict() where it comes from"
-        ) from error
     except Exception as error:  # torch.load raises whatever broken bytes lead it to
+        if isinstance(error, pickle.UnpicklingError) and "Weights only load failed" in str(error) and zipped:
+            raise UserError(
+                f"{path}: not a readable checkpoint: found Python objects in it, which may run code, expected tensors, numbers and text; "
+                "save the model's state_dict() where it comes from"
+            ) from error
         why = reason(error).split(". ")[0]
         raise DamagedError(f"{path}: not a readable checkpoint ({why}); copy or download it again") from error
     if not isinstance(state, dict):
