@@ -48,7 +48,6 @@ class Averages:
 
     def reset(self, sums: dict[str, float] | None = None, count: int = 0) -> None:
         self.pending: list[dict[str, Tensor]] = []
-        self.names: list[str] = list(sums or {})
         self.sums = dict(sums or {})
         self.count = count
 
@@ -59,7 +58,8 @@ class Averages:
         """The scalars of each step since the last read. All processes must call it at the same step."""
         if not self.pending:
             return []
-        self.names = names = list(self.pending[0])
+        names = list(self.pending[0])
+        self.sums = dict.fromkeys(names, 0.0) | self.sums
         # float32: Apple GPUs have no float64
         table = torch.stack([torch.stack([stats[name].float() for name in names]) for stats in self.pending])
         rows = (self.world.sum_(table) / self.world.size).tolist()
@@ -69,12 +69,12 @@ class Averages:
                 continue
             self.count += 1
             for name, value in zip(names, row, strict=True):
-                self.sums[name] = self.sums.get(name, 0.0) + value
+                self.sums[name] += value
         return [dict(zip(names, row, strict=True)) for row in rows]
 
     def means(self) -> dict[str, float]:
         """Means since the epoch's start; nan before the first step that counts."""
-        return {name: self.sums[name] / self.count if self.count else math.nan for name in self.names}
+        return {name: value / self.count if self.count else math.nan for name, value in self.sums.items()}
 
 
 class Board:
