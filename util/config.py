@@ -68,10 +68,8 @@ class Config:
     config: str = ""
 
     def __post_init__(self) -> None:
-        positive = (
-            *("crop_size", "epochs", "batch_size", "eval_every", "lr", "lr_multi", "max_bad_steps", "shards", "nclass"),
-            "supervised_length",
-        )
+        positive = {"crop_size", "epochs", "batch_size", "eval_every", "lr", "lr_multi", "max_bad_steps", "shards", "nclass",
+                    "supervised_length"}  # fmt: skip
         most = {"conf_thresh": 1, "lr": 1, "seed": 2**63 - 1, "num_workers": 256}
         for name in KEYS:
             value = getattr(self, name)
@@ -133,11 +131,6 @@ def convert(key: str, value: Any) -> Any:
                 continue
     names = " or ".join("null" if k is types.NoneType else k.__name__ for k in kinds)
     raise UserError(f"{key}: found {value!r} ({type(value).__name__}), expected {names}; correct it in the config or with --set {key}=...")
-
-
-def _unknown(key: str) -> UserError:
-    near = difflib.get_close_matches(key, KEYS, 1, 0)
-    return UserError(f"{key}: no such config key; the nearest is {near[0]!r}" if near else f"{key}: no such config key")
 
 
 class _Loader(yaml.SafeLoader):
@@ -210,7 +203,7 @@ def make_config(values: dict[str, Any], path: str, settings: list[str] | None = 
         raise UserError(f"valset: found {valset!r}, expected the labelled data set {values.get('dataset')!r}")
     for key in values:
         if key not in KEYS:
-            raise _unknown(str(key))
+            raise UserError(f"{key}: no such config key; the nearest is {difflib.get_close_matches(str(key), KEYS, 1, 0)[0]!r}")
     values |= {key: value for key, value in given.items() if value is not None}
     for key, f in KEYS.items():
         if key not in values and f.default is MISSING and f.default_factory is MISSING:
