@@ -102,15 +102,12 @@ def _group(sessions: list[Session], path: Path) -> list[list[Session]]:
     """Sessions of the same run, together. Only a start at epoch 0 under another experiment's header begins another run."""
     groups: list[list[Session]] = []
     for session in sessions:
-        if groups and not (starts_again(session, groups[-1]) and _experiment(session, path) != _experiment(groups[-1][0], path)):
-            groups[-1].append(session)
-        else:
+        other = groups and starts_again(session, groups[-1]) and identify(session.header, path) != identify(groups[-1][0].header, path)
+        if other or not groups:
             groups.append([session])
+        else:
+            groups[-1].append(session)
     return groups
-
-
-def _experiment(session: Session, path: Path) -> Identity:
-    return identify(session.header, path)
 
 
 def count(number: int, noun: str) -> str:
@@ -140,7 +137,7 @@ def _summarise(sessions: list[Session], path: Path) -> Run:
         task=task,
         epochs=planned,
         epochs_done=done,
-        complete=bool(planned) and last is not None and last + 1 >= (planned or 0),
+        complete=bool(planned and last is not None and last + 1 >= planned),
         resumed=any(session.loaded or session.first_epoch for session in sessions),
         statistic=statistic,
         best=_figure(measured, best, statistic),

@@ -64,29 +64,15 @@ def _progress(run: Run) -> str:
 
 def runs_grid(runs: list[Run]) -> Grid:
     """One line per run, in the order given: what the tables leave out."""
-    heading = [
-        "log",
-        "figure",
-        "best",
-        "@epoch",
-        "last",
-        "accuracy",
-        "epochs",
-        "state",
-        "nan lines",
-        "s/iteration",
-        "GPUs",
-        "seed",
-        "unread lines",
-    ]
+    heading = ["log", "figure", "best", "@epoch", "last", "accuracy", "epochs", "state", "nan lines",
+               "s/iteration", "GPUs", "seed", "unread lines"]  # fmt: skip
     return [heading, *([_plain(value) for value in _run_line(run)] for run in runs)]
 
 
 def _run_line(run: Run) -> list[object]:
     state = ("" if run.complete else "unfinished") + (" resumed" if run.resumed else "")
     seconds = None if run.sec_per_iter is None else round_half_up(run.sec_per_iter, 3)
-    figures = [None if figure is None else round_half_up(figure, _PLACES) for figure in (run.best, run.last, run.accuracy)]
-    best, last, accuracy = figures
+    best, last, accuracy = (None if figure is None else round_half_up(figure, _PLACES) for figure in (run.best, run.last, run.accuracy))
     return [run.log, run.statistic, best, run.best_epoch, last, accuracy, _progress(run), state.strip(), run.nan_iterations,
             seconds, run.ngpus, run.seed, run.unread_lines]  # fmt: skip
 
