@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -76,23 +76,20 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes % 60:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
-def seconds_left(data: PageData) -> float:
-    """Estimated from the mean of the last five epochs."""
-    last = [row["seconds"] for row in data.epochs[-5:]]
-    done = data.epochs[-1]["epoch"] + 1 if data.epochs else 0
-    return (data.total_epochs - done) * sum(last) / len(last) if last else math.nan
-
-
 def _tile(value: str, label: str) -> str:
     return f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
 
 
 def _head(data: PageData) -> str:
     done = data.epochs[-1]["epoch"] + 1 if data.epochs else 0
-    spent = sum(row["seconds"] for row in data.epochs)
-    left = "finished" if done >= data.total_epochs else f"about {duration(seconds_left(data))} left" if done else "no epoch finished yet"
+    seconds = [row["seconds"] for row in data.epochs]
+    left = "no epoch finished yet"
+    if done >= data.total_epochs:
+        left = "finished"
+    elif done:
+        left = f"about {duration((data.total_epochs - done) * mean(seconds[-5:]))} left"
     bar = f'<div class="progress"><div style="width:{100 * done / data.total_epochs:.1f}%"></div></div>'
-    state = f"epoch {done} of {data.total_epochs}, {duration(spent)} so far, {left}"
+    state = f"epoch {done} of {data.total_epochs}, {duration(sum(seconds))} so far, {left}"
     return f'<h1>{escape(data.title)}</h1>{bar}<p>{escape(state)} <span class="quiet">({escape(data.updated)})</span></p>'
 
 
