@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from PIL import Image
@@ -11,7 +9,7 @@ from torch import Tensor, nn
 
 from dataset.batch import normalize
 from dataset.semi import Source, ValSet
-from dataset.spec import IGNORE
+from dataset.spec import IGNORE, DatasetSpec
 from util import picture
 from util.error import UserError
 from util.evaluation import predict, probabilities
@@ -26,53 +24,45 @@ def _small(image: Image.Image, method: Image.Resampling) -> Image.Image:
     return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), method)
 
 
+def _painted(ids: np.ndarray, spec: DatasetSpec) -> Image.Image:
+    return _small(picture.paint(ids, spec), Image.Resampling.NEAREST)
+
+
+def _ids(scores: Tensor) -> np.ndarray:
+    return scores.argmax(dim=1)[0].byte().cpu().numpy()
+
+
 @torch.no_grad()
 def sample_panels(
     source: Source, student: nn.Module, teacher: nn.Module | None, labels_by: nn.Module | None, thresh: float, mode: str, window: int
 ) -> list[tuple[str, Panels]]:
     """(name, panels) of images spread over the list. teacher: the EMA, None for a supervised run; labels_by: who gives pseudo labels."""
     device = next(student.parameters()).device
-    places = sorted({round(i) for i in np.linspace(0, len(source.ids) - 1, COUNT)})
+    models = {"student": student} | ({} if teacher is None else {"EMA teacher": teacher})
     rows = []
-    for place in places:
+    for place in sorted({round(i) for i in np.linspace(0, len(source.ids) - 1, COUNT)}):
         sample = ValSet(source)[place]
         if isinstance(sample, UserError):
             raise sample
         img = normalize(sample["img"][None].to(device))
-
-        def scores(model: nn.Module, img: Tensor = img) -> Tensor:
-            return predict(model, img, mode, window)
-
-        rows.append((sample["name"], _panels(source, sample, scores, (student, teacher, labels_by), thresh, mode)))
+        dates = [Image.fromarray(date.permute(1, 2, 0).numpy()) for date in sample["img"].split(3)]
+        names = ["image"] if len(dates) == 1 else ["A", "B"]
+        panels = [(name, _small(date, Image.Resampling.BOX)) for name, date in zip(names, dates, strict=True)]
+        panels.append(("truth", _painted(sample["mask"].numpy(), source.spec)))
+        panels += [(name, _painted(_ids(predict(model, img, mode, window)), source.spec)) for name, model in models.items()]
+        if labels_by is not None:
+            panels += _pseudo_label_panels(predict(labels_by, img, mode, window), source.spec, thresh, mode)
+        rows.append((sample["name"], panels))
     return rows
 
 
-def _panels(
-    source: Source, sample: dict, scores: Callable[[nn.Module], Tensor], models: tuple[nn.Module | None, ...], thresh: float, mode: str
-) -> Panels:
-    student, teacher, labels_by = models
-    spec = source.spec
-    dates = [Image.fromarray(date.permute(1, 2, 0).numpy()) for date in sample["img"].split(3)]
-    panels = [
-        (name, _small(date, Image.Resampling.BOX)) for name, date in zip(["image"] if len(dates) == 1 else ["A", "B"], dates, strict=True)
-    ]
-
-    def painted(ids: np.ndarray) -> Image.Image:
-        return _small(picture.paint(ids, spec), Image.Resampling.NEAREST)
-
-    def ids_of(result: Tensor) -> np.ndarray:
-        return result.argmax(dim=1)[0].byte().cpu().numpy()
-
-    assert student is not None
-    panels += [("truth", painted(sample["mask"].numpy())), ("student", painted(ids_of(scores(student))))]
-    if teacher is None or labels_by is None:
-        return panels
-    panels.append(("EMA teacher", painted(ids_of(scores(teacher)))))
-    result = scores(labels_by)
-    conf = probabilities(result, mode).amax(dim=1)[0].float().cpu().numpy()
-    kept = np.where(conf >= thresh, ids_of(result), IGNORE).astype(np.uint8)
+def _pseudo_label_panels(scores: Tensor, spec: DatasetSpec, thresh: float, mode: str) -> Panels:
+    conf = probabilities(scores, mode).amax(dim=1)[0].float().cpu().numpy()
+    kept = np.where(conf >= thresh, _ids(scores), IGNORE).astype(np.uint8)
     share = 100 * float((conf >= thresh).mean())
-    panels.append(("confidence, dark: 0, yellow: 1", _small(picture.heat(conf), Image.Resampling.BILINEAR)))
-    base = picture.tint(picture.stripes(*dates[0].size), kept, spec, 1.0, all_classes=True)
-    panels.append((f"kept as pseudo label, {share:.0f} %", _small(base, Image.Resampling.NEAREST)))
-    return panels
+    height, width = conf.shape
+    labels = picture.tint(picture.stripes(width, height), kept, spec, 1.0, all_classes=True)
+    return [
+        ("confidence, dark: 0, yellow: 1", _small(picture.heat(conf), Image.Resampling.BILINEAR)),
+        (f"kept as pseudo label, {share:.0f} %", _small(labels, Image.Resampling.NEAREST)),
+    ]
