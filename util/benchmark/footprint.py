@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from dataset.batch import Batch
 from dataset.spec import DatasetSpec
 from model.semseg.dpt import DPT
-from util.benchmark.work import IMAGES, Settings, channels, meta_model
+from util.benchmark.work import IMAGES, channels, meta_model
 from util.config import Config
 from util.ema import make_teacher
 from util.precision import SIXTEEN_BIT, autocast
@@ -100,20 +100,18 @@ def empty_batch(cfg: Config, spec: DatasetSpec, method: str, width: int) -> Batc
     return Batch(img, mask, img.clone(), img.clone(), img.clone(), ignore, box, box.clone(), torch.ones(2 * count, width))
 
 
-def measure_step(
-    cfg: Config, spec: DatasetSpec, method: str, settings: Settings, student: DPT, teacher: nn.Module | None
-) -> tuple[int, Meter]:
+def measure_step(cfg: Config, spec: DatasetSpec, method: str, student: DPT, teacher: nn.Module | None) -> tuple[int, Meter]:
     """(held, meter) of one shard: bytes alive when the forward pass is done, and the whole step's figures, besides weights, gradients
     and mini-batch. The student's parameters have gradients already, as from the second shard on."""
     step = importlib.import_module(method).step
-    student.backbone.checkpointing = settings.checkpointing
+    student.backbone.checkpointing = cfg.activation_checkpointing
     for p in student.parameters():
         if p.requires_grad:
             p.grad = torch.zeros_like(p)
     batch = empty_batch(cfg, spec, method, student.backbone.width)
     labels_by = student if (cfg.teacher or spec.teacher) == "student" else teacher
     with Meter() as meter:
-        with autocast("bf16" if settings.precision in SIXTEEN_BIT else "fp32", torch.device("cpu")):
+        with autocast("bf16" if cfg.precision in SIXTEEN_BIT else "fp32", torch.device("cpu")):
             loss, _ = step(student.train(), labels_by, batch, cfg)
         held = meter.live
         loss.backward()
@@ -131,8 +129,8 @@ def hollow_models(cfg: Config, spec: DatasetSpec, method: str, mode: FakeTensorM
     return student, teacher
 
 
-def footprint(cfg: Config, spec: DatasetSpec, method: str, settings: Settings, shards: int = 1) -> Footprint:
-    """The memory of a process that runs `shards` shards one after the other, in the precision and with the checkpointing of `settings`.
+def footprint(cfg: Config, spec: DatasetSpec, method: str, shards: int = 1) -> Footprint:
+    """The memory of a process that runs `shards` shards one after the other.
 
     Attention counts as the fused kernels do it: q, k, v, output and one number a row; never the N x N matrix.
     """
@@ -141,7 +139,7 @@ def footprint(cfg: Config, spec: DatasetSpec, method: str, settings: Settings, s
     weights = 4 * sum(p.numel() for p in student.parameters())
     trained = 4 * sum(p.numel() for p in student.parameters() if p.requires_grad)
     with mode:
-        held, meter = measure_step(cfg, spec, method, settings, student, teacher)
+        held, meter = measure_step(cfg, spec, method, student, teacher)
         batch = empty_batch(cfg, spec, method, student.backbone.width)
         size = sum(x.nbytes for x in vars(batch).values() if isinstance(x, Tensor))
     return Footprint(

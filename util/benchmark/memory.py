@@ -10,7 +10,7 @@ from statistics import median
 import torch
 
 from dataset.custom import spec_of
-from util.benchmark.footprint import GIB, Settings, footprint
+from util.benchmark.footprint import GIB, footprint
 from util.benchmark.measure import AT_MOST, Row, attempt, release, seconds
 from util.benchmark.step import Alternatives
 from util.config import Config
@@ -24,7 +24,8 @@ def peak(cfg: Config, device: torch.device, precision: str, checkpointing: bool,
     """The fullest moment of a step in GiB: measured on an NVIDIA GPU, elsewhere calculated for one."""
     goal = PEAK_GOAL if checkpointing and precision == "fp32" else None
     if device.type != "cuda":
-        total = footprint(cfg, spec_of(cfg), "unimatch_v2", Settings(precision, checkpointing)).total
+        cfg = replace(cfg, precision=precision, activation_checkpointing=checkpointing)
+        total = footprint(cfg, spec_of(cfg), "unimatch_v2").total
         yield Row(what, total / GIB, "GiB", goal, note="calculated for a GPU")
         return
     release(device)

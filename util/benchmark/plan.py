@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import product
 
 from dataset.custom import spec_of
 from util.benchmark.cards import CARDS, get_card
@@ -19,7 +20,7 @@ from util.benchmark.footprint import GIB, Footprint, footprint
 from util.benchmark.measure import write_figures
 from util.benchmark.recipe import IMAGE_SIZES, Recipe, find_lengths
 from util.benchmark.scaling import CORES, EFFICIENCY, LAUNCH, MANY, Cluster, Cost, Row, cost, table, verdict
-from util.benchmark.work import IMAGES, Part, Settings, check_method, settings
+from util.benchmark.work import IMAGES, Part, check_method
 from util.config import load_config
 from util.error import UserError
 from util.precision import PRECISIONS
@@ -48,13 +49,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Plan:
-    """All figures. costs: {precision that the card has: a shard's step}; memory: {settings: a process that runs all shards}."""
+    """All figures. costs: {precision that the card has: a shard's step}; memory: {(precision, with activation
+    checkpointing?): a process that runs all shards}."""
 
     recipe: Recipe
     cluster: Cluster
-    settings: Settings
     costs: dict[str, Cost]
-    memory: dict[Settings, Footprint]
+    memory: dict[tuple[str, bool], Footprint]
 
     def rows(self, precision: str, counts: tuple[int, ...]) -> list[Row]:
         """The run in a precision on these numbers of cards."""
@@ -63,7 +64,7 @@ class Plan:
     @property
     def own_rows(self) -> list[Row]:
         """The config's precision on 1 to 64 cards."""
-        return self.rows(self.settings.precision, MANY)
+        return self.rows(self.recipe.cfg.precision, MANY)
 
 
 def main(args: argparse.Namespace) -> None:
@@ -77,15 +78,17 @@ def main(args: argparse.Namespace) -> None:
 def make_plan(args: argparse.Namespace) -> Plan:
     """The plan that the options ask for."""
     recipe, card = _recipe(args), get_card(args.card)
-    cfg, own = recipe.cfg, settings(recipe.cfg)
+    cfg = recipe.cfg
     cluster = Cluster(card, args.efficiency, args.node, args.network, args.cores)
     possible = [precision for precision in PRECISIONS if all(card.rates(precision).values())]
-    if own.precision not in possible:
-        raise UserError(f"precision: found {own.precision}, expected one that --card {card.name} has: {', '.join(possible)}")
-    choices = [Settings(precision, checkpointing) for precision in ("fp32", "bf16") for checkpointing in (False, True)]
-    memory = {one: footprint(cfg, recipe.spec, args.method, one, recipe.shards) for one in choices}
-    costs = {p: cost(recipe, cluster, p, memory[Settings("fp32" if "32" in p else "bf16", own.checkpointing)]) for p in possible}
-    return Plan(recipe, cluster, own, costs, memory)
+    if cfg.precision not in possible:
+        raise UserError(f"precision: found {cfg.precision}, expected one that --card {card.name} has: {', '.join(possible)}")
+    memory = {}
+    for precision, checkpointing in product(("fp32", "bf16"), (False, True)):
+        changed = replace(cfg, precision=precision, activation_checkpointing=checkpointing)
+        memory[precision, checkpointing] = footprint(changed, recipe.spec, args.method, recipe.shards)
+    costs = {p: cost(recipe, cluster, p, memory["fp32" if "32" in p else "bf16", cfg.activation_checkpointing]) for p in possible}
+    return Plan(recipe, cluster, costs, memory)
 
 
 def _recipe(args: argparse.Namespace) -> Recipe:
@@ -122,7 +125,7 @@ def figures(plan: Plan) -> dict:
         "method": recipe.method,
         "lengths": asdict(recipe.lengths),
         "image_size": recipe.image,
-        "settings": plan.settings._asdict(),
+        "settings": {"precision": recipe.cfg.precision, "checkpointing": recipe.cfg.activation_checkpointing},
         "step_work": {str(part): amount for part, amount in recipe.work.items()},
         "evaluation_work": sum(recipe.evaluation_work.values()),
         "steps_per_epoch": recipe.steps(recipe.shards),
@@ -132,7 +135,10 @@ def figures(plan: Plan) -> dict:
         "efficiency": plan.cluster.efficiency,
         "costs": {precision: asdict(one) for precision, one in plan.costs.items()},
         "hours": {precision: {row.gpus: row.hours for row in plan.rows(precision, FEW)} for precision in plan.costs},
-        "memory": [one._asdict() | asdict(f) | {"total": f.total, "fits": fits(f, plan.cluster)} for one, f in plan.memory.items()],
+        "memory": [
+            {"precision": precision, "checkpointing": checkpointing, **asdict(f), "total": f.total, "fits": fits(f, plan.cluster)}
+            for (precision, checkpointing), f in plan.memory.items()
+        ],
         "gpus": [asdict(row) for row in plan.own_rows],
         "verdict": verdict(plan.own_rows, recipe, plan.cluster),
     }
@@ -165,7 +171,7 @@ def _head(plan: Plan) -> list[str]:
     named = f"{lists.labeled} labelled" + (f" and {lists.unlabeled} unlabelled" if recipe.semi else "")
     return [
         f"{cfg.config}: {recipe.method}, {cfg.backbone}, crop {cfg.crop_size}, {batch} images on each of {recipe.shards} shard(s), "
-        f"{plan.settings.precision}{', activation checkpointing' if plan.settings.checkpointing else ''}",
+        f"{cfg.precision}{', activation checkpointing' if cfg.activation_checkpointing else ''}",
         f"Lists: {named}, {lists.val} for validation, taken as {recipe.image[0]} x {recipe.image[1]} pixels",
     ]
 
@@ -233,7 +239,7 @@ def _many(plan: Plan) -> list[str]:
         cells += [_short(row.hours), _short(row.evaluation_hours), f"{row.loader_cores:.1f}", f"{row.files_per_second:.0f}"]
         body.append(cells)
     return [
-        f"1 to {MANY[-1]} GPUs, {plan.settings.precision}: nodes of {cluster.node}, {cluster.card.link:g} GB/s between cards, "
+        f"1 to {MANY[-1]} GPUs, {plan.recipe.cfg.precision}: nodes of {cluster.node}, {cluster.card.link:g} GB/s between cards, "
         f"{cluster.network:g} GB/s between nodes, {1000 * plan.recipe.sample_seconds:.0f} ms of a CPU core for each sample",
         "",
         *lines_of(head, body),

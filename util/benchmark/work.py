@@ -43,18 +43,6 @@ class Part(NamedTuple):
         return f"{self.network}, {self.layer}, {self.phase}"
 
 
-class Settings(NamedTuple):
-    """What a config says about precision ("fp32" | "tf32" | "bf16" | "fp16") and activation checkpointing."""
-
-    precision: str
-    checkpointing: bool
-
-
-def settings(cfg: Config) -> Settings:
-    """Those of a config."""
-    return Settings(cfg.precision, cfg.activation_checkpointing)
-
-
 def check_method(method: str) -> None:
     """Raises UserError for a method whose passes are not known."""
     if method not in IMAGES:
@@ -136,6 +124,6 @@ def step_work(cfg: Config, spec: DatasetSpec, method: str) -> dict[Part, int]:
         if phase == "forward":
             parts[Part("teacher", layer, phase)] = teacher * amount
         parts[Part("student", layer, phase)] = student * amount
-        if settings(cfg).checkpointing and phase == "backward" and amount and layer in ("linear layers", "attention"):
+        if cfg.activation_checkpointing and phase == "backward" and amount and layer in ("linear layers", "attention"):
             parts[Part("student", layer, "again")] = student * work[layer, "forward"]
     return {part: amount for part, amount in parts.items() if amount}

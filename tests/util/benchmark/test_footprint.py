@@ -1,6 +1,7 @@
 """The memory that is calculated without storage is the memory that a real step takes."""
 
 import importlib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ from util.benchmark.cards import get_card
 from util.benchmark.footprint import GIB, Footprint, Meter, empty_batch, footprint
 from util.benchmark.plan import fits
 from util.benchmark.scaling import Cluster
-from util.benchmark.work import Settings
 from util.config import Config
 from util.ema import make_teacher
 
@@ -53,20 +53,20 @@ def really_saved(cfg: Config, method: str, bf16: bool) -> int:
     ids=["camvid", "camvid-bf16", "fixmatch", "change", "supervised"],
 )
 def test_activations_are_what_autograd_saves(cfg: Config, method: str, precision: str) -> None:
-    found = footprint(cfg, spec_of(cfg), method, Settings(precision, False))
+    found = footprint(replace(cfg, precision=precision), spec_of(cfg), method)
     assert found.activations == pytest.approx(really_saved(cfg, method, precision == "bf16"), rel=0.001)
 
 
 def test_attention_saves_no_matrix_of_all_pairs() -> None:
     sizes = (252, 518)  # pixels; all else grows with the area
     less, more = (recipe("pascal", backbone="dinov2_small", crop_size=size, batch_size=1) for size in sizes)
-    small, large = (footprint(cfg, spec_of(cfg), "supervised", Settings("fp32", False)).activations for cfg in (less, more))
+    small, large = (footprint(cfg, spec_of(cfg), "supervised").activations for cfg in (less, more))
     assert large / small == pytest.approx((sizes[1] / sizes[0]) ** 2, rel=0.02)
 
 
 def test_checkpointing_keeps_one_tensor_a_block() -> None:
-    cfg = recipe("pascal")
-    plain, less = (footprint(cfg, spec_of(cfg), "unimatch_v2", Settings("bf16", checkpointing)) for checkpointing in (False, True))
+    cfgs = (recipe("pascal", precision="bf16", activation_checkpointing=checkpointing) for checkpointing in (False, True))
+    plain, less = (footprint(cfg, spec_of(cfg), "unimatch_v2") for cfg in cfgs)
     assert less.activations < 0.4 * plain.activations
     assert less.total < plain.total
     assert less.moved > plain.moved
@@ -76,16 +76,16 @@ def test_weights_and_what_follows_them() -> None:
     cfg = recipe("pascal", lock_backbone=True)
     model = build_model(cfg.backbone, 21)
     decoder = sum(p.numel() for p in model.head.parameters() if p.requires_grad)
-    found = footprint(cfg, spec_of(cfg), "unimatch_v2", Settings("fp32", False))
+    found = footprint(cfg, spec_of(cfg), "unimatch_v2")
     every = 4 * sum(p.numel() for p in model.parameters())
     assert (found.weights, found.teacher, found.gradients, found.adam) == (every, every, 4 * decoder, 8 * decoder)
-    assert footprint(cfg, spec_of(cfg), "supervised", Settings("fp32", False)).teacher == 0
+    assert footprint(cfg, spec_of(cfg), "supervised").teacher == 0
 
 
 @pytest.mark.parametrize("name", ["pascal", "ade20k"])
 def test_giant_fits_80_gb_with_bf16_and_checkpointing(name: str) -> None:
-    cfg = recipe(name, backbone="dinov2_giant")
-    found = footprint(cfg, spec_of(cfg), "unimatch_v2", Settings("bf16", True), shards=4)
+    cfg = recipe(name, backbone="dinov2_giant", precision="bf16", activation_checkpointing=True)
+    found = footprint(cfg, spec_of(cfg), "unimatch_v2", shards=4)
     standing = found.weights + found.teacher + found.gradients + found.adam
     assert standing == pytest.approx(25e9, rel=0.02)
     assert fits(found, Cluster(get_card("a100-80")))
@@ -114,7 +114,7 @@ def test_total_is_the_sum() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_gpu_takes_what_was_calculated(precision: str) -> None:
-    cfg = recipe("pascal", batch_size=2)
+    cfg = recipe("pascal", batch_size=2, precision=precision)
     spec = spec_of(cfg)
     with torch.device("cuda"):
         student = build_model(cfg.backbone, spec.nclass).train()
@@ -130,6 +130,6 @@ def test_a_gpu_takes_what_was_calculated(precision: str) -> None:
     held = torch.cuda.memory_allocated() - before
     loss.backward()
     peak = torch.cuda.max_memory_allocated() - before
-    found = footprint(cfg, spec, "unimatch_v2", Settings(precision, False))
+    found = footprint(cfg, spec, "unimatch_v2")
     assert held == pytest.approx(found.activations, rel=0.1)
     assert peak == pytest.approx(found.activations + found.temporary, rel=0.15)

@@ -10,16 +10,16 @@ from dataset.custom import spec_of
 from tests.util.benchmark.recipes import recipe
 from util.benchmark.footprint import hollow_models, measure_step
 from util.benchmark.step import FUSED_ATTENTION
-from util.benchmark.work import Part, Settings, step_work
+from util.benchmark.work import Part, step_work
 from util.config import Config
 from util.error import UserError
 
 
-def counted(cfg: Config, method: str, settings: Settings) -> int:
+def counted(cfg: Config, method: str) -> int:
     spec, mode = spec_of(cfg), FakeTensorMode()
     student, teacher = hollow_models(cfg, spec, method, mode)
     with mode, FlopCounterMode(display=False, custom_mapping=FUSED_ATTENTION) as counter:
-        measure_step(cfg, spec, method, settings, student, teacher)
+        measure_step(cfg, spec, method, student, teacher)
     return counter.get_total_flops()
 
 
@@ -37,17 +37,18 @@ def counted(cfg: Config, method: str, settings: Settings) -> int:
     ids=lambda value: f"{value.dataset}-{value.backbone}-{value.crop_size}" if isinstance(value, Config) else value,
 )
 def test_work_is_what_pytorch_counts(cfg: Config, method: str) -> None:
-    assert sum(step_work(cfg, spec_of(cfg), method).values()) == counted(cfg, method, Settings("fp32", False))
+    assert sum(step_work(cfg, spec_of(cfg), method).values()) == counted(cfg, method)
 
 
 def test_checkpointing_adds_a_forward_pass_of_the_blocks() -> None:
     cfg = recipe("pascal", backbone="dinov2_small")
     plain = step_work(cfg, spec_of(cfg), "unimatch_v2")
-    work = step_work(replace(cfg, activation_checkpointing=True), spec_of(cfg), "unimatch_v2")
+    checkpointed = replace(cfg, activation_checkpointing=True)
+    work = step_work(checkpointed, spec_of(cfg), "unimatch_v2")
     again = sum(amount for part, amount in work.items() if part.phase == "again")
     blocks = sum(plain[Part("student", layer, "forward")] for layer in ("linear layers", "attention"))
     assert again == blocks == sum(work.values()) - sum(plain.values())
-    assert sum(work.values()) == counted(cfg, "unimatch_v2", Settings("fp32", True))
+    assert sum(work.values()) == counted(checkpointed, "unimatch_v2")
 
 
 def test_a_frozen_encoder_has_no_backward_pass() -> None:
