@@ -60,14 +60,7 @@ class Run:
         self.config["method"] = Path(inspect.getfile(step)).stem
         if cfg.classes:
             self.config["classes"] = list(self.data.spec.classes)  # the names themselves: a file of them may change
-        found = resume.find_checkpoint(self.folder)
-        # all have read before the first one writes
-        if len(set(world.gather([found and (found[1].get("epoch"), found[1].get("step"))]))) > 1:
-            raise UserError(f"{self.folder}: the processes find different checkpoints; expected the same folder on all machines")
-        if found and found[0].name == resume.PREVIOUS and world.main:
-            resume.set_aside(self.folder / resume.LATEST)  # or the next save would put it in the place of the one that is good
-        if found and resume.is_start(found[1]) and resume.differences(found[1], self.config, self.data.lists):
-            found = None  # a start that failed before its first step binds nobody
+        found = self._find()
         torch.manual_seed(cfg.seed)
         notes = self.data.shared_lists()
         model = start_model(cfg, self.data, notes, resumed=found is not None)
@@ -103,6 +96,20 @@ class Run:
             self.log.info("************ Load from checkpoint at epoch %i%s\n", self.epoch, inside)
         else:
             self._save(required=True)  # finds a disk that is full before the first step, and says what belongs to this run
+
+    def _find(self) -> tuple[Path, dict[str, Any], list[str]] | None:
+        """What `resume.find_checkpoint` finds, the same for all processes; None where it is a start that binds nobody."""
+        found = resume.find_checkpoint(self.folder)
+        # all have read before the first one writes
+        if len(set(self.world.gather([found and (found[1].get("epoch"), found[1].get("step"))]))) > 1:
+            raise UserError(f"{self.folder}: the processes find different checkpoints; expected the same folder on all machines")
+        if found is None:
+            return None
+        path, state, _ = found
+        if path.name == resume.PREVIOUS and self.world.main:
+            resume.set_aside(self.folder / resume.LATEST)  # or the next save would put it in the place of the one that is good
+        failed = resume.is_start(state) and resume.differences(state, self.config, self.data.lists)  # before its first step
+        return None if failed else found
 
     def _load(self, path: Path, state: dict[str, Any], problems: list[str]) -> list[str]:
         """Takes over a checkpoint. Returns what to tell about it."""
