@@ -286,20 +286,19 @@ class Run:
         """Writes latest.pth, which is best.pth too where this is the best. A disk that does not take it is told; training goes on."""
         if not self.world.main:
             return True
-        begin = time.monotonic()
-        error = None
+        begin, saved = time.monotonic(), True
         try:
             also = self.folder / resume.BEST if best else None
             checkpoint.save(self._state(), self.folder / resume.LATEST, keep=self.folder / resume.PREVIOUS, also=also)
-        except UserError as problem:
+        except UserError as error:
             if required:
                 raise
-            error = problem
+            saved = False
             lost = f"; {resume.BEST} does not get this epoch, the best one so far" if best else ""
             self.log.error(f"{error}; the checkpoints before it stay, and the next save tries again: make room in {self.folder}{lost}")
         self.last_save = time.monotonic()
         self.save_seconds = self.last_save - begin
-        return error is None
+        return saved
 
 
 def train(step: Step, argv: list[str], description: str | None, semi: bool = True) -> None:
