@@ -14,7 +14,6 @@ from util.files import write_atomic
 UNTINTED = ("background", "void", "unchanged")  # classes that an overlay leaves as they are
 CHANGED = (230, 30, 60)  # white, as in the mask, would not be seen on roofs and sand
 GAP = 6
-Color = tuple[int, int, int]
 
 
 def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -164,11 +163,10 @@ def confusion_picture(matrix: np.ndarray, classes: Sequence[str]) -> Image.Image
     return out
 
 
-def _blue(percent: float) -> Color:
+def _blue(percent: float) -> tuple[int, int, int]:
     # the square root makes small confusions visible beside the diagonal
-    part = float(np.sqrt(min(max(percent, 0.0), 100.0) / 100))
-    low, high = (255, 255, 255), (8, 64, 129)
-    return tuple(round(a + (b - a) * part) for a, b in zip(low, high, strict=True))  # type: ignore[return-value]
+    red, green, blue = (round(255 + (full - 255) * (percent / 100) ** 0.5) for full in (8, 64, 129))
+    return red, green, blue
 
 
 def _vertical(image: Image.Image, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, x: int, bottom: int) -> None:
