@@ -11,7 +11,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from util.error import UserError
+from util.error import UserError, reason
 
 ATTEMPTS = 4  # in a row without a new byte
 TIMEOUT = 30.0  # seconds without an answer or a byte
@@ -22,8 +22,8 @@ _BUSY = {408, 429, 500, 502, 503, 504}  # the server may answer when asked again
 class _InterruptedError(Exception):
     """The transfer stopped early and may go on. `pause`: seconds for which the server asked to be left alone."""
 
-    def __init__(self, reason: str, pause: float = 0.0) -> None:
-        super().__init__(reason)
+    def __init__(self, message: str, pause: float = 0.0) -> None:
+        super().__init__(message)
         self.pause = pause
 
 
@@ -52,7 +52,7 @@ def download(url: str, path: Path, check: Callable[[Path], None], advice: str) -
         os.replace(part, path)
         _tag(part).unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); free space or choose another folder") from error
+        raise UserError(f"{path}: cannot be written ({reason(error)}); free space or choose another folder") from error
 
 
 def _size(part: Path) -> int:
@@ -101,7 +101,7 @@ def _receive(url: str, part: Path, bar: Any, advice: str) -> None:
     except urllib.error.URLError as error:
         raise _InterruptedError(f"cannot be reached ({error.reason})") from error
     except (http.client.HTTPException, TimeoutError, ConnectionError) as error:
-        raise _InterruptedError(f"the transfer broke off ({str(error) or type(error).__name__})") from error
+        raise _InterruptedError(f"the transfer broke off ({reason(error)})") from error
     except ValueError as error:  # http.client.InvalidURL and a port that is no number
         raise UserError(f"--url: {url!r} is not an address ({error})") from error
 
@@ -140,7 +140,7 @@ def _read(response: Any) -> bytes:
     try:
         return response.read(1 << 16)
     except (http.client.HTTPException, OSError) as error:  # of the network: the disk's are raised where it is written to
-        raise _InterruptedError(f"the transfer broke off ({str(error) or type(error).__name__})") from error
+        raise _InterruptedError(f"the transfer broke off ({reason(error)})") from error
 
 
 def _answer(error: urllib.error.HTTPError, url: str, part: Path, advice: str) -> None:
