@@ -19,12 +19,9 @@
 # They go to exp/$dataset/METHOD/$exp/SPLIT, with seeds to seed0, seed1, ... below (or below save_path).
 
 . "$(dirname -- "$0")/setup.sh"
-if ! positive "$1"; then
-    usage "sh scripts/train.sh <num_gpu> <port> [arguments for the method...] (num_gpu: found '$1', expected a number of at least 1)"
-fi
-if ! positive "$2" && [ "$2" != 0 ]; then
-    usage "sh scripts/train.sh <num_gpu> <port> [arguments for the method...] (port: found '$2', expected a number, e.g. 29500)"
-fi
+form="sh scripts/train.sh <num_gpu> <port> [arguments for the method...]"
+positive "$1" || usage "$form (num_gpu: found '$1', expected a number of at least 1)"
+positive "$2" || [ "$2" = 0 ] || usage "$form (port: found '$2', expected a number, e.g. 29500)"
 num_gpu=$1 port=$2
 shift 2
 positive "${NNODES:=1}" || fail "NNODES: found '$NNODES', expected the number of nodes, at least 1"
