@@ -131,6 +131,8 @@ def check_same_run(path: Path, state: dict[str, Any], config: dict[str, Any], li
                 float(value)
             except (TypeError, ValueError):
                 raise UserError(f"{path}: {key} is {value!r}, expected a number; move the file away, or --set init={path}") from None
+        elif key in ("config", "lists", "versions") and not isinstance(value, dict):
+            raise UserError(f"{path}: {key} is {value!r}, expected a dictionary; move the file away, or --set init={path}")
     found = differences(state, config, lists)
     if found and not force:
         raise UserError(

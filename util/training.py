@@ -101,7 +101,7 @@ class Run:
         """What `resume.find_checkpoint` finds, the same for all processes; None where it is a start that binds nobody."""
         found = resume.find_checkpoint(self.folder)
         # all have read before the first one writes
-        if len(set(self.world.gather([found and (found[1].get("epoch"), found[1].get("step"))]))) > 1:
+        if len(set(self.world.gather([found and str((found[1].get("epoch"), found[1].get("step")))]))) > 1:
             raise UserError(f"{self.folder}: the processes find different checkpoints; expected the same folder on all machines")
         if found is None:
             return None
