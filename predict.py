@@ -208,7 +208,7 @@ def main(argv: list[str]) -> None:
     predictor = load(args.config, args.checkpoint, args.which, args.device, args.tile, args.bf16, args.set)
     out = Path(args.out)
     scenes = find_scenes(args.inputs, args.pair, predictor.trained.spec.task, cfg.data_root, out)
-    names = output_names(scenes, out)
+    names = output_names(scenes, out, args.confidence)
     check_output("--out", out, folder=True)
     what = "pairs" if predictor.trained.spec.task == "change" else "images"
     print(f"{args.checkpoint}: {predictor.trained}, {len(scenes)} {what}", flush=True)

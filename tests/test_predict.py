@@ -134,6 +134,10 @@ def test_lists_globs_and_results_that_must_not_replace_each_other(tiny: Tiny, ch
     assert output_names([Path("/a/0.png"), Path("/a/0.jpg"), Path("/a/1.jpg")], tmp_path) == ["0_png", "0_jpg", "1"]
     with pytest.raises(UserError, match="would have the same name"):
         output_names([Path("/a/0.png"), Path("/a/0.jpg"), Path("/a/0_jpg.png")], tmp_path)
+    both = [Path("/a/0.png"), Path("/a/0_confidence.png")]
+    assert output_names(both, tmp_path) == ["0", "0_confidence"]
+    with pytest.raises(UserError, match="would have the same name"):
+        output_names(both, tmp_path, confidence=True)
 
 
 def test_links_keep_their_own_names_and_are_not_replaced(tmp_path: Path) -> None:

@@ -131,11 +131,11 @@ def batches_by_size(scenes: Sequence[Scene], batch: int) -> list[list[int]]:
     return [group[i : i + batch] for group in groups.values() for i in range(0, len(group), batch)]
 
 
-def output_names(scenes: Sequence[Scene], out: Path) -> list[str]:
+def output_names(scenes: Sequence[Scene], out: Path, confidence: bool = False) -> list[str]:
     """A name for the results of each scene in `out`: its stem, and before it the folders it takes to tell scenes of one stem apart.
 
     a.jpg and a.png of one folder are called a_jpg and a_png. Raises UserError where that does not suffice, or where a result would
-    replace an input.
+    replace an input. confidence: whether confidence maps are among the results.
     """
     # a link has its own name, not that of the file behind it
     paths = [Path("/", scene.name) if isinstance(scene, Pair) else Path(abspath(scene)) for scene in scenes]
@@ -149,13 +149,14 @@ def output_names(scenes: Sequence[Scene], out: Path) -> list[str]:
         # the root itself is no name
         parents = [path.parent.parts[1:][-depth:] for path in paths]
         names = ["_".join((*up, stem)) if name in double else name for stem, up, name in zip(stems, parents, names, strict=True)]
-    if double := _doubles(names):
-        same = [str(path) for path, name in zip(paths, names, strict=True) if name in double]
-        raise UserError(f"{same[0]} and {same[1]}: their results would have the same name; predict them into two folders")
     given = [path for scene in scenes for path in ((scene.a, scene.b) if isinstance(scene, Pair) else (scene,))]
     inputs = {other for path in given for other in (path.resolve(), path.parent.resolve() / path.name)}
-    for name in names:
-        for result in (f"{name}.png", f"{name}_overlay.jpg", f"{name}_confidence.png"):
+    makers: dict[str, Path] = {}
+    for path, name in zip(paths, names, strict=True):
+        for result in (f"{name}.png", f"{name}_overlay.jpg", *([f"{name}_confidence.png"] if confidence else [])):
+            if result in makers:
+                raise UserError(f"{makers[result]} and {path}: their results would have the same name; predict them into two folders")
+            makers[result] = path
             if (out.resolve() / result) in inputs:
                 raise UserError(f"{out / result}: is an input, and a result would replace it; give another --out")
     return names
