@@ -17,9 +17,9 @@ from util.resume import LOG
 DEFAULT_PATHS = ("exp", "training-logs")
 
 
-def find_logs(paths: list[str]) -> list[tuple[Path, bool]]:
-    """The logs under the paths, each once, and whether it was named itself. Raises UserError for a path that holds none."""
-    found: dict[Path, tuple[Path, bool]] = {}
+def find_logs(paths: list[str]) -> list[Path]:
+    """The logs under the paths, each once. Raises UserError for a path that holds none."""
+    found: dict[Path, Path] = {}
     for name in paths:
         path = Path(name)
         if path.is_dir():
@@ -33,19 +33,20 @@ def find_logs(paths: list[str]) -> list[tuple[Path, bool]]:
         else:
             raise UserError(f"{path}: not found, expected a training log or a folder of them; check the path")
         for log in logs:
-            found.setdefault(log.resolve(), (log, log == path))
+            found.setdefault(log.resolve(), log)
     return list(found.values())
 
 
-def read_all(logs: list[tuple[Path, bool]]) -> tuple[list[Run], list[Skipped]]:
-    """The runs of all logs. A file that is no log ends the command when it was named or is all there is; else it is told of."""
+def read_all(paths: list[str]) -> tuple[list[Run], list[Skipped]]:
+    """The runs of all logs under the paths. A file that is no log ends the command when it is itself a path, or all; else it is told of."""
+    logs, named = find_logs(paths), {Path(name).resolve() for name in paths}
     runs: list[Run] = []
     skipped: list[Skipped] = []
-    for path, named in logs:
+    for path in logs:
         try:
             runs += read_log(path)
         except UserError as error:
-            if named or len(logs) == 1:
+            if path.resolve() in named or len(logs) == 1:
                 raise
             skipped.append(Skipped(str(path), str(error).removeprefix(f"{path}: ")))
     if not runs:
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> None:
     paths = args.paths or [path for path in DEFAULT_PATHS if Path(path).is_dir()]
     if not paths:
         raise UserError(f"found neither {' nor '.join(DEFAULT_PATHS)} here, expected folders with training logs; give a PATH")
-    runs, skipped = read_all(find_logs(paths))
+    runs, skipped = read_all(paths)
     if args.format == "json":
         for file in skipped:
             print(f"warning: {file.path}: not in the report: {file.reason}", file=sys.stderr)

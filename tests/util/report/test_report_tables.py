@@ -184,6 +184,8 @@ def test_bad_input(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=message) as caught:
             main([str(tmp_path / "good.log"), str(tmp_path / name)] if name != "bad" else [str(tmp_path / name)])
         assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"no\.log: found 1 line"):  # named after its folder
+        main([str(tmp_path), str(tmp_path / "bad/no.log")])
 
 
 def test_command_ends_in_one_line_and_exit_2(tmp_path: Path) -> None:
