@@ -15,6 +15,7 @@ from util.config import Config
 from util.dist import World
 from util.evaluation import evaluate, validation_loader
 from util.files import write_atomic
+from util.resume import BEST
 
 FILE = "test.json"  # under the save path: the scores, so that a run that is started again does not test again
 
@@ -33,16 +34,14 @@ def final_test(cfg: Config, data: Data, source: Source, student: nn.Module, teac
 
     Where test.json has the scores of this best.pth and this list already, they are taken from there.
     """
-    folder = Path(cfg.save_path)
-    best = checkpoint.load(folder / "best.pth", mapped=True)
+    folder, path = Path(cfg.save_path), str(Path(cfg.save_path) / BEST)
+    best = checkpoint.load(path, mapped=True)
     made_for = {"epoch": int(best["epoch"]), "list": source.ids.path, "sha256": source.ids.sha256}
     result = world.gather([_read(folder / FILE)])[0]  # the first process's, for all: on a network disk others may see another one
     if {key: result.get(key) for key in made_for} != made_for:
         models = {"student": (student, "model")} | ({} if teacher is None else {"EMA": (teacher, "model_ema")})
         for model, key in models.values():
-            checkpoint.load_strictly(
-                model, checkpoint.weights(best, key, str(folder / "best.pth")), str(folder / "best.pth"), "it is of another run"
-            )
+            checkpoint.load_strictly(model, checkpoint.weights(best, key, path), path, "it is of another run")
         loader = validation_loader(source, world, data.workers)
         spec, mode = data.spec, data.eval_mode
         matrices = evaluate([model.eval() for model, _ in models.values()], loader, mode, cfg.crop_size, spec.nclass, world)
