@@ -82,9 +82,8 @@ class Predictor:
         An image is a path, a PIL image, or RGB values (H, W, 3) uint8. Raises UserError for anything else.
         """
         dates = image if isinstance(image, tuple) else (image,)
-        expected = 2 if self.trained.spec.task == "change" else 1
-        if len(dates) != expected:
-            raise UserError(f"predict: found {len(dates)} image(s), expected {expected} for {self.trained.spec.name}")
+        if len(dates) != self.trained.spec.dates:
+            raise UserError(f"predict: found {len(dates)} image(s), expected {self.trained.spec.dates} for {self.trained.spec.name}")
         images = [_as_image(date) for date in dates]
         if len({each.size for each in images}) > 1:
             raise UserError(f"predict: found dates of {images[0].size} and {images[1].size} (width, height), expected equal sizes")

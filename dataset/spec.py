@@ -45,6 +45,11 @@ class DatasetSpec:
     def nclass(self) -> int:
         return len(self.classes)
 
+    @property
+    def dates(self) -> int:
+        """Images of one scene, in the channels one after the other: 2 for change detection."""
+        return 2 if self.task == "change" else 1
+
     @cached_property
     def label_table(self) -> np.ndarray:
         """int16, at least 256 long: mask value -> class id, IGNORE for ignored, -1 for a value that is illegal."""

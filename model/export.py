@@ -116,9 +116,8 @@ class Exported(nn.Module):
 def write_onnx(trained: Trained, about: dict[str, Any], path: Path) -> float:
     """Writes an ONNX file and compares it with PyTorch. Returns the largest relative difference; raises UserError above TOLERANCE."""
     onnx, runtime = extra("onnx"), extra("onnxruntime")
-    channels = 6 if trained.spec.task == "change" else 3
     generator = torch.Generator().manual_seed(0)
-    images = [255 * torch.rand(batch, channels, height, width, generator=generator) for batch, height, width in SIZES]
+    images = [255 * torch.rand(batch, 3 * trained.spec.dates, height, width, generator=generator) for batch, height, width in SIZES]
     with torch.inference_mode():
         expected = [predict_whole(trained.model, normalize(image)) for image in images]
     axes = {name: {0: "batch", 2: "height", 3: "width"} for name in ("image", "logits")}

@@ -148,8 +148,7 @@ def host_batch(cfg: Config, on_device: bool = False) -> dict[str, Tensor]:
     For change detection, images are pairs. Boxes and shapes are those of TrainSet's samples, collated.
     """
     spec, rng = spec_of(cfg), np.random.default_rng(0)
-    dates = 2 if spec.task == "change" else 1
-    count, size = cfg.batch_size, cfg.crop_size
+    dates, count, size = spec.dates, cfg.batch_size, cfg.crop_size
     raw: dict[str, Tensor] = {
         "mask_x": torch.from_numpy(rng.integers(0, spec.nclass, (count, size, size), np.uint8)),
         "ignore_u": torch.zeros(count, size, size, dtype=torch.uint8),

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 from dataset.batch import Batch
 from dataset.spec import DatasetSpec
 from model.semseg.dpt import DPT
-from util.benchmark.work import IMAGES, channels, meta_model
+from util.benchmark.work import IMAGES, meta_model
 from util.config import Config
 from util.ema import make_teacher
 from util.precision import SIXTEEN_BIT, autocast
@@ -93,7 +93,7 @@ def empty_batch(cfg: Config, spec: DatasetSpec, method: str, width: int) -> Batc
     """A mini-batch of the shapes that a run has with an encoder of this width; its numbers mean nothing."""
     size = cfg.crop_size
     count = cfg.batch_size if IMAGES[method][0] else 2 * cfg.batch_size
-    img, mask = torch.zeros(count, channels(spec), size, size), torch.zeros(count, size, size, dtype=torch.long)
+    img, mask = torch.zeros(count, 3 * spec.dates, size, size), torch.zeros(count, size, size, dtype=torch.long)
     if not IMAGES[method][0]:
         return Batch(img, mask)
     ignore, box = torch.zeros(count, size, size, dtype=torch.uint8), torch.zeros(count, size, size, dtype=torch.bool)

@@ -79,18 +79,17 @@ class Recipe:
     @property
     def sample_seconds(self) -> float:
         """Seconds of one core for a labelled image and, semi-supervised, the unlabelled one that comes with it."""
-        dates = 2 if self.spec.task == "change" else 1
         read = 2 if self.semi else 1
         made = read * CUT  # a GPU makes its images itself, unless it is told not to
         if self.cfg.views == "worker":
             made = read * CROP + (VIEWS if self.semi else 0.0)
         decode = PNG if self.cfg.dataset in PNG_SETS else JPEG
-        return dates * (read * decode * self.image[0] * self.image[1] + made * self.cfg.crop_size**2) / 1e6
+        return self.spec.dates * (read * decode * self.image[0] * self.image[1] + made * self.cfg.crop_size**2) / 1e6
 
     @property
     def files(self) -> int:
         """Images that a shard reads for a step."""
-        return self.batch * (2 if self.semi else 1) * (2 if self.spec.task == "change" else 1)
+        return self.batch * (2 if self.semi else 1) * self.spec.dates
 
     @cached_property
     def work(self) -> dict[Part, int]:

@@ -58,11 +58,6 @@ def meta_model(cfg: Config, spec: DatasetSpec) -> DPT:
     return model
 
 
-def channels(spec: DatasetSpec) -> int:
-    """Channels of an image: 3, or 6 for the two dates of change detection."""
-    return 6 if spec.task == "change" else 3
-
-
 def model_work(model: DPT, spec: DatasetSpec, height: int, width: int) -> dict[tuple[str, str], int]:
     """Operations of one image (change detection: one pair) of height x width pixels by (layer, "forward" | "backward").
 
@@ -70,7 +65,7 @@ def model_work(model: DPT, spec: DatasetSpec, height: int, width: int) -> dict[t
     """
     work: Counter[tuple[str, str]] = Counter()
     with _counting(model, work):
-        model(torch.empty(1, channels(spec), height, width, device="meta"))
+        model(torch.empty(1, 3 * spec.dates, height, width, device="meta"))
     return dict(work)
 
 
