@@ -146,8 +146,9 @@ class Record:
         parts: dict[str, nn.Module] = {"Total": model, "Encoder": model.backbone, "Decoder": model.head}
         lines = [f"{name} params: {sum(p.numel() for p in part.parameters()) / 1e6:.1f}M" for name, part in parts.items()]
         lines = lines if self.semi and not self.change else lines[:1]
-        for i, line in enumerate(lines):
-            self.log.info(line + "\n" if i + 1 == len(lines) else line)
+        lines[-1] += "\n"
+        for line in lines:
+            self.log.info(line)
 
     def epoch(self, epoch: int, lr: float) -> None:
         """The line an epoch starts with: its learning rate and the best scores so far."""
@@ -193,14 +194,13 @@ class Record:
 
         Returns whether this is the best epoch so far by the published rule (METHOD.md 4); of equal ones the later is.
         """
-        ious = [metric.iou(matrix) for matrix in matrices]
+        ious = [metric.iou(matrix).tolist() for matrix in matrices]
         accuracies = [metric.pixel_accuracy(matrix) for matrix in matrices]
         scores = [self.score(matrix) for matrix in matrices]
         if self.change:
-            self._changed_class_line(matrices)
-            self._change_lines([iou.tolist() for iou in ious], accuracies)
+            self._change_lines(matrices, ious, accuracies)
         else:
-            self._class_lines(mode, [iou.tolist() for iou in ious], scores)
+            self._class_lines(mode, ious, scores)
         for suffix, matrix in zip(("", "_ema"), matrices, strict=False):
             self._board_scores(epoch, suffix, matrix)
         improved = [score >= best.score for score, best in zip(scores, self.best, strict=True)]
@@ -217,12 +217,10 @@ class Record:
             self.log.info("***** Evaluation ***** >>>> " + self._pair(f"Class [{k} {name}] IoU", [iou[k] for iou in ious]))
         self.log.info(f"***** Evaluation {mode} ***** >>>> " + self._pair("MeanIoU", scores) + "\n")
 
-    def _changed_class_line(self, matrices: list[Tensor]) -> None:
+    def _change_lines(self, matrices: list[Tensor], ious: list[list[float]], accuracies: list[float]) -> None:
         # the published logs have no such line, so it is in words that no reader of theirs takes for a figure
         values = [", ".join(f"{name} {value:.2f}" for name, value in metric.changed_class(matrix).items()) for matrix in matrices]
         self.log.info(f"Changed class: {values[0]}" + (f", {self.ema}: {values[1]}" if self.semi else ""))
-
-    def _change_lines(self, ious: list[list[float]], accuracies: list[float]) -> None:
         self.log.info("***** Evaluation ***** >>>> " + self._pair("Unchanged IoU", [iou[0] for iou in ious]))
         # the published lines have a colon here
         self.log.info("***** Evaluation ***** >>>> " + self._pair("Changed IoU", [iou[1] for iou in ious], ":"))
