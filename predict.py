@@ -34,7 +34,7 @@ from dataset.semi import image_tensor
 from model.backbone.dinov2 import PATCH
 from util import picture
 from util.cli import Parser
-from util.config import load_config, parse_arguments
+from util.config import DEVICES, load_config, parse_arguments
 from util.dist import cpu_count, processes
 from util.error import UserError, run, tell_once
 from util.evaluation import LARGE, predict, probabilities
@@ -186,7 +186,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--which", choices=("ema", "student"), help="default: the EMA where there is one; change detection: the student")
     parser.add_argument("--tile", type=int, metavar="N", help="sliding windows of N pixels; 0: never (default: the data set's way)")
     parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="images of one size predicted together (default: 4)")
-    parser.add_argument("--device", default="auto", choices=("auto", "cpu", "cuda", "mps"))
+    parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument("--bf16", action="store_true", help="run the model in bfloat16: faster on a GPU and on CPUs that have it")
     parser.add_argument("--confidence", action="store_true", help="write a map of the confidence too")
     parser.add_argument("--probabilities", action="store_true", help="write the probabilities of all classes too (large files)")

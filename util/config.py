@@ -14,6 +14,8 @@ from util.cli import Parser
 from util.error import UserError, reason
 from util.precision import PRECISIONS
 
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -89,7 +91,7 @@ class Config:
             "teacher": (None, "ema", "student"),
             "eval_mode": (None, "original", "sliding_window"),
             "task": (None, "segmentation", "change"),
-            "device": ("auto", "cpu", "cuda", "mps"),
+            "device": DEVICES,
             "grad_compression": ("none", "bf16"),
             "precision": PRECISIONS,
             "resume": ("auto", "force"),

@@ -28,12 +28,11 @@ from model.spec import get_encoder
 from util.benchmark import data, evaluation, loop, memory, plan, step
 from util.benchmark.measure import Row, attempt, release, write_figures
 from util.cli import Parser
-from util.config import Config, load_config
+from util.config import DEVICES, Config, load_config
 from util.dist import cpu_count, processes
 from util.error import UserError, run
 from util.provenance import versions
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
 PASCAL = "configs/pascal.yaml"
 CONFIGS = {"memory": "configs/cityscapes.yaml"}  # of the kinds whose goal is about another one
 # the kinds in the order of `all`: what says most comes first
