@@ -30,7 +30,7 @@ from tqdm import tqdm
 
 from dataset.batch import normalize
 from dataset.loader import WHOLE, with_room
-from dataset.semi import image_tensor
+from dataset.semi import image_tensor, tensor_images
 from model.backbone.dinov2 import PATCH
 from util import picture
 from util.cli import Parser
@@ -141,8 +141,7 @@ def write(out: Path, name: str, img: Tensor, ids: np.ndarray, probs: Tensor, pre
     """Writes the files of one scene. img: uint8 (3 * dates, H, W); ids: (H, W) uint8; probs: (K, H, W)."""
     spec = predictor.trained.spec
     picture.save(picture.palette_mask(ids, spec), out / f"{name}.png")
-    images = [Image.fromarray(date.permute(1, 2, 0).numpy()) for date in img.split(3)]
-    picture.save(picture.overlay(images, ids, spec), out / f"{name}_overlay.jpg")
+    picture.save(picture.overlay(tensor_images(img), ids, spec), out / f"{name}_overlay.jpg")
     if args.confidence:
         grey = (probs.amax(dim=0) * 255 + 0.5).byte().cpu().numpy()
         picture.save(Image.fromarray(grey), out / f"{name}_confidence.png")

@@ -23,7 +23,7 @@ from torch import Tensor
 from dataset.batch import Batch, denormalize, make_batch
 from dataset.custom import spec_of
 from dataset.loader import training_loader, training_sources
-from dataset.semi import batches
+from dataset.semi import batches, tensor_images
 from dataset.spec import IGNORE, DatasetSpec
 from model.pseudo import cutmix
 from util import picture
@@ -71,7 +71,7 @@ def _unlabeled_rows(batch: Batch) -> Iterator[Image.Image]:
 
 def _dates(img: Tensor) -> list[Image.Image]:
     """A normalised (C, S, S) tensor as its image, or as its two dates."""
-    return [Image.fromarray(date.permute(1, 2, 0).numpy()) for date in denormalize(img).cpu().split(3)]
+    return tensor_images(denormalize(img).cpu())
 
 
 def _panel(dates: Sequence[Image.Image], ignored: np.ndarray | None = None, box: Tensor | None = None) -> Image.Image:

@@ -177,6 +177,11 @@ def image_tensor(images: Sequence[Image.Image]) -> Tensor:
     return torch.cat([torch.from_numpy(np.array(image)).permute(2, 0, 1) for image in images])
 
 
+def tensor_images(img: Tensor) -> list[Image.Image]:
+    """What `image_tensor` has made, as images again."""
+    return [Image.fromarray(date.permute(1, 2, 0).numpy()) for date in img.split(3)]
+
+
 TRIES = 10  # files that `skip_bad` looks at for one sample
 
 

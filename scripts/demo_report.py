@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from dataset.batch import normalize
 from dataset.loader import validation_source
-from dataset.semi import ValSet
+from dataset.semi import ValSet, tensor_images
 from dataset.spec import DatasetSpec, get_spec
 from util import picture
 from util.cli import Parser
@@ -71,7 +71,7 @@ def table(results: list[Result], title: str) -> str:
 @torch.no_grad()
 def picture_row(img: Tensor, mask: Tensor, models: dict[str, nn.Module], cfg: Config, spec: DatasetSpec) -> Image.Image:
     """One uint8 image (C, H, W), or its two dates, beside the truth (H, W) and what each model predicts."""
-    dates = [Image.fromarray(date.permute(1, 2, 0).numpy()) for date in img.split(3)]
+    dates = tensor_images(img)
     labels = {"truth": mask}
     for name, model in models.items():
         labels[name] = predict(model, normalize(img[None]), cfg.eval_mode or spec.eval_mode, cfg.crop_size).argmax(1)[0]

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dataset.batch import normalize
-from dataset.semi import Source, ValSet
+from dataset.semi import Source, ValSet, tensor_images
 from dataset.spec import IGNORE, DatasetSpec
 from util import picture
 from util.error import UserError
@@ -45,7 +45,7 @@ def sample_panels(
         if isinstance(sample, UserError):
             raise sample
         img = normalize(sample["img"][None].to(device))
-        dates = [Image.fromarray(date.permute(1, 2, 0).numpy()) for date in sample["img"].split(3)]
+        dates = tensor_images(sample["img"])
         names = ["image"] if len(dates) == 1 else ["A", "B"]
         panels = [(name, _small(date, Image.Resampling.BOX)) for name, date in zip(names, dates, strict=True)]
         panels.append(("truth", _painted(sample["mask"].numpy(), source.spec)))
