@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from dataset.batch import normalize
@@ -25,7 +25,7 @@ from util.report.lines import read_lines
 from util.trained import load_trained
 
 COUNT = 6  # images that are shown, from the beginning of the validation list
-SIDE = 180  # px: smaller images are shown larger
+CELL = (180, 180)  # px: every picture is fitted into such a cell, so that columns are straight
 
 
 @dataclass(frozen=True)
@@ -72,12 +72,14 @@ def table(results: list[Result], title: str) -> str:
 def picture_row(img: Tensor, mask: Tensor, models: dict[str, nn.Module], cfg: Config, spec: DatasetSpec) -> Image.Image:
     """One uint8 image (C, H, W), or its two dates, beside the truth (H, W) and what each model predicts."""
     dates = tensor_images(img)
+    titles = ["image"] if len(dates) == 1 else ["date A", "date B"]
     labels = {"truth": mask}
     for name, model in models.items():
         labels[name] = predict(model, normalize(img[None]), cfg.eval_mode or spec.eval_mode, cfg.crop_size).argmax(1)[0]
-    painted = [picture.paint(ids.numpy(), spec) for ids in labels.values()]
-    titles = ["image"] if len(dates) == 1 else ["date A", "date B"]
-    return picture.row([picture.enlarge(panel, SIDE) for panel in [*dates, *painted]], [*titles, *labels])
+    panels = [ImageOps.pad(date, CELL, Image.Resampling.BICUBIC, "white", (0, 0)) for date in dates]
+    for ids in labels.values():
+        panels.append(ImageOps.pad(picture.paint(ids.numpy(), spec), CELL, Image.Resampling.NEAREST, "white", (0, 0)))
+    return picture.row(panels, [*titles, *labels])
 
 
 def main(argv: list[str]) -> None:

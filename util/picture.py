@@ -71,9 +71,9 @@ def tint(image: Image.Image, ids: np.ndarray, spec: DatasetSpec, strength: float
     return Image.fromarray((base * (1 - weight) + colors(spec)[ids] * weight + 0.5).astype(np.uint8))
 
 
-def enlarge(image: Image.Image, side: int = 240) -> Image.Image:
-    """A picture whose long side is below `side` pixels, a whole number of times larger."""
-    times = -(-side // max(image.size))
+def enlarge(image: Image.Image) -> Image.Image:
+    """A picture whose long side is below 240 pixels, a whole number of times larger."""
+    times = -(-240 // max(image.size))
     return image if times <= 1 else image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
 
 

@@ -63,6 +63,8 @@ def test_pictures(tmp_path: Path, tiny: Tiny, capsys: pytest.CaptureFixture[str]
     assert str(out) in printed
     with Image.open(out) as img:
         pixels = np.asarray(img)
+    assert pixels.shape[1] == 4 * 186 - 6  # straight columns
+    assert pixels.shape[0] > 4 * 200
     colours = {tuple(c) for c in pixels[:-40].reshape(-1, 3)}  # above the legend
     assert len(colours & set(get_spec("demo").palette)) >= 4  # the truth
 
