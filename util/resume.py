@@ -108,13 +108,13 @@ def differences(state: dict[str, Any], config: dict[str, Any], lists: dict[str, 
     """
     old, out = state.get("config", {}), []
     for key, value in config.items():
-        free = key in MAY_CHANGE or (key == "epochs" and value >= old.get(key, value))
-        if key in old and old[key] != value and not free:
+        grown = key == "epochs" and isinstance(old.get(key), int) and value >= old[key]
+        if key in old and old[key] != value and key not in MAY_CHANGE and not grown:
             out.append(f"{key}: {old[key]!r}, now {value!r}")
     for name, digest in lists.items():
         before = state.get("lists", {}).get(name, digest)
         if before != digest:
-            out.append(f"content of list {name!r}: SHA-256 {before[:12]}, now {digest[:12]}")
+            out.append(f"content of list {name!r}: SHA-256 {before!s:.12}, now {digest:.12}")
     return out
 
 
