@@ -159,10 +159,12 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
         try:
             groups = [group | {"fused": FUSED, "foreach": None} for group in state["optimizer"]["param_groups"]]
+            if not groups[0]["params"]:  # a frozen encoder's parameters, which the authors leave out: they have no moments
+                groups[0]["params"] = [-1 - i for i in range(len(self.optimizer.param_groups[0]["params"]))]
             self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
             # The fused kernel walks through memory: moments have to lie as their parameter does, which the authors' do not.
             # The count of steps, too, leaves the checkpoint's memory, which may be a file's.
             for p, moments in self.optimizer.state.items():
                 moments |= {n: value.clone() if n == "step" else torch.empty_like(p).copy_(value) for n, value in moments.items()}
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
+        except (LookupError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{source}: its optimiser state does not fit ({error}); {hint}") from error

@@ -26,9 +26,13 @@ from util.trainer import Trainer
 
 
 def authors_optimizer(model: DPT) -> torch.optim.AdamW:
-    """Two groups, every parameter in its place: encoder, then all names without `backbone`; with moments of one step."""
+    """Two groups, every parameter in its place: encoder, then all names without `backbone`; with moments of one step.
+
+    The first group is empty where the encoder is frozen.
+    """
+    frozen = not model.backbone.cls_token.requires_grad
     groups = [
-        {"params": list(model.backbone.parameters()), "lr": 5e-6},
+        {"params": [] if frozen else list(model.backbone.parameters()), "lr": 5e-6},
         {"params": [p for name, p in model.named_parameters() if "backbone" not in name], "lr": 2e-4},
     ]
     optimizer = torch.optim.AdamW(groups, lr=5e-6, betas=(0.9, 0.999), weight_decay=0.01)
@@ -186,12 +190,16 @@ def test_a_run_of_the_authors_goes_on(tiny: Tiny, model: DPT, authors: Path, tmp
     assert steps == {7.0}, "one step of theirs and six of ours"
 
 
-def test_their_moments_and_rates_reach_the_same_parameters(model: DPT) -> None:
+@pytest.mark.parametrize("frozen", [False, True])
+def test_their_moments_and_rates_reach_the_same_parameters(model: DPT, frozen: bool) -> None:
     theirs, ours = copy.deepcopy(model), build_model("dinov2_tiny", 6)
+    theirs.backbone.requires_grad_(not frozen)
+    saved = authors_state(theirs)
     expected = authors_optimizer(theirs)
-    cfg = Config(dataset="", data_root="", backbone="dinov2_tiny", crop_size=28, epochs=1, batch_size=1, lr=1.0)
+    cfg = Config(dataset="", data_root="", backbone="dinov2_tiny", crop_size=28, epochs=1, batch_size=1, lr=1.0, lock_backbone=frozen)
     trainer = Trainer(cfg, ours, unimatch_v2.step, 4)
-    trainer.load_state(authors_state(model), "file")
+    trainer.load_state(saved, "file")
+    assert frozen == (not saved["optimizer"]["param_groups"][0]["params"])
     for (name, mine), their in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         if their.requires_grad:
             assert torch.equal(trainer.optimizer.state[mine]["exp_avg"], expected.state[their]["exp_avg"]), name
