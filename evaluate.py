@@ -21,22 +21,23 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from dataset import picture
 from dataset.batch import normalize
+from dataset.find import PairSource, find_pairs
 from dataset.loader import loader_workers, validation_source
 from dataset.semi import Source, image_tensor
 from dataset.spec import IGNORE, DatasetSpec
+from engine import metric
+from engine.evaluation import LARGE, on_device, predict, validation_loader
+from engine.trained_model import Trained, load_trained
 from model.backbone.dinov2 import PATCH
-from util import metric, picture
 from util.cli import Parser
 from util.config import Config, load_config, parse_arguments
 from util.dist import World, processes
 from util.error import StoppedError, UserError, run
-from util.evaluation import LARGE, on_device, predict, validation_loader
 from util.files import check_output, output, write_atomic
-from util.inputs import PairSource, find_pairs
 from util.precision import autocast
 from util.signals import StopSignals
-from util.trained import Trained, load_trained
 
 
 @dataclass(frozen=True)

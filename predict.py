@@ -28,21 +28,21 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from dataset import picture
 from dataset.batch import normalize
+from dataset.find import Scene, batches_by_size, find_scenes, output_names, read_image, read_scene
 from dataset.loader import WHOLE, with_room
 from dataset.semi import image_tensor, tensor_images
+from engine.evaluation import LARGE, predict, probabilities
+from engine.trained_model import Trained, load_trained
 from model.backbone.dinov2 import PATCH
-from util import picture
 from util.cli import Parser
 from util.config import DEVICES, load_config, parse_arguments
 from util.dist import cpu_count, processes
 from util.error import UserError, run, tell_once
-from util.evaluation import LARGE, predict, probabilities
 from util.files import check_output, output, write_atomic
-from util.inputs import Scene, batches_by_size, find_scenes, output_names, read_image, read_scene
 from util.precision import autocast
 from util.signals import start_worker
-from util.trained import Trained, load_trained
 
 Picture = str | Path | Image.Image | np.ndarray
 

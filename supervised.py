@@ -8,10 +8,10 @@ The mini-batch is twice `batch_size`, as in the published runs, so that a step s
 from torch import Tensor, nn
 
 from dataset.batch import Batch
+from engine.trainer import train
 from model.loss import labeled_loss
 from util.config import Config
 from util.error import run
-from util.training import train
 
 
 def step(student: nn.Module, teacher: nn.Module | None, batch: Batch, cfg: Config) -> tuple[Tensor, dict[str, Tensor]]:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from dataset.batch import Batch
+from engine.trainer import train
 from model.loss import labeled_loss, mask_ratio, semi_loss, unlabeled_loss
 from model.pseudo import cutmix, pseudo_label
 from util.config import Config
 from util.error import run
-from util.training import train
 
 
 def step(student: nn.Module, teacher: nn.Module, batch: Batch, cfg: Config) -> tuple[Tensor, dict[str, Tensor]]:

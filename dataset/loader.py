@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from dataset.change import date_paths, label_path
 from dataset.custom import spec_of, unlabeled_places
-from dataset.demo import draw_at_first_use
+from dataset.demo.sets import draw_at_first_use
 from dataset.lists import ImageList, missing_validation
 from dataset.sampler import ShardSampler, repeated_length
 from dataset.semi import Source, Sources, TrainSet, ValSet, collate, find_file

@@ -20,13 +20,13 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from dataset import picture
 from dataset.batch import Batch, denormalize, make_batch
 from dataset.custom import spec_of
 from dataset.loader import training_loader, training_sources
 from dataset.semi import batches, tensor_images
 from dataset.spec import IGNORE, DatasetSpec
 from model.pseudo import cutmix
-from util import picture
 from util.cli import Parser
 from util.config import Config, load_config
 from util.dist import World

@@ -11,18 +11,18 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 
+from dataset import picture
 from dataset.batch import normalize
 from dataset.loader import validation_source
 from dataset.semi import ValSet, tensor_images
 from dataset.spec import DatasetSpec, get_spec
-from util import picture
+from engine.evaluation import predict
+from engine.trained_model import load_trained
+from scripts.report.lines import read_lines
 from util.cli import Parser
 from util.config import Config, load_config
 from util.error import UserError, run
-from util.evaluation import predict
 from util.files import output
-from util.report.lines import read_lines
-from util.trained import load_trained
 
 COUNT = 6  # images that are shown, from the beginning of the validation list
 CELL = (180, 180)  # px: every picture is fitted into such a cell, so that columns are straight

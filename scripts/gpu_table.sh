@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes the table of speed and memory on an NVIDIA GPU: step, memory, loop, evaluation, samples, each beside the literal way.
 #
-#   sh scripts/gpu_table.sh [FILE] [arguments of python -m util.benchmark all...]
+#   sh scripts/gpu_table.sh [FILE] [arguments of python -m scripts.benchmark all...]
 #
 # Prints the table, each row as it is measured; FILE (default gpu_table.json) gets the same figures with card and versions, anew with
 # each row. What comes first says most, so a run that is cut short has lost the least. Needs nothing but requirements.txt, no data and no
@@ -14,11 +14,11 @@
 #   eval      64 images, two models, four rounds of three ways                                     half a minute
 #   data      one CPU core                                                                         1.5 minutes
 #   settings  bf16, tf32, fp16; fp32 with compile, which compiles again                            1.5 to 2 minutes
-# Where less time is given, `python -m util.benchmark step --device cuda --json FILE` measures one of them.
+# Where less time is given, `python -m scripts.benchmark step --device cuda --json FILE` measures one of them.
 
 . "$(dirname -- "$0")/setup.sh"
 case ${1:-} in -*) fail "gpu_table.sh: found '$1', expected the name of a file before any option" ;; esac
 setup requirements.txt
 file=${1:-gpu_table.json}
 [ $# -eq 0 ] || shift
-exec "$PYTHON" -m util.benchmark all --device cuda --json "$file" "$@"
+exec "$PYTHON" -m scripts.benchmark all --device cuda --json "$file" "$@"

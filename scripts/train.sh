@@ -47,7 +47,7 @@ if several; then
     IFS='
 '
     # shellcheck disable=SC2086 # one folder a line
-    exec "$PYTHON" -m util.report $folders
+    exec "$PYTHON" -m scripts.report $folders
 fi
 
 set -- --save-path "$save_path" --port "$port" "$@"
@@ -64,7 +64,7 @@ if [ -n "$stage_data" ]; then
     unset IFS
 fi
 
-exec "$PYTHON" -m util.launch \
+exec "$PYTHON" -m engine.launch \
     --nproc_per_node="$num_gpu" --nnodes="$NNODES" --node_rank="${NODE_RANK:-0}" \
     --master_addr="${MASTER_ADDR:-localhost}" --master_port="$port" --max_restarts="${MAX_RESTARTS:-0}" \
     "$method.py" "$@"

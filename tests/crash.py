@@ -24,10 +24,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import unimatch_v2
+from engine.launch import bind
 from tests.conftest import ROOT, Tiny, make_tiny
 from util import checkpoint
 from util.error import run
-from util.launch import bind
 
 TIMES = {"train/images_per_second"}  # scalars that a clock decides
 FORK = multiprocessing.get_context("fork")
@@ -67,7 +67,7 @@ class Job:
         argv = arguments(tiny, folder, workers)
         self.fork: ForkProcess | None = None
         if real:
-            launcher = ["-m", "util.launch", f"--nproc_per_node={processes}", "--master_addr=localhost", "--master_port=0"]
+            launcher = ["-m", "engine.launch", f"--nproc_per_node={processes}", "--master_addr=localhost", "--master_port=0"]
             command = [sys.executable, *(launcher if processes > 1 else []), "unimatch_v2.py", *argv]
             with open(self.out, "a") as out:
                 env = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -6,7 +6,7 @@ device is waited for.
     python -m tests.far READS.json < COMMANDS.json
 
 runs commands, [["unimatch_v2", ["--config", ...]], ...], on this device, one after the other, and writes for each of them which functions
-read from the device: [{"util/trainer.py _agree": 6, ...}, ...].
+read from the device: [{"engine/update.py _agree": 6, ...}, ...].
 """
 
 import importlib

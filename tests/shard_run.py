@@ -17,8 +17,11 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
+from engine import evaluation
+from engine import trainer as training
+from engine import update as trainer
+from engine.page import samples
 from tests.conftest import Tiny
-from util import evaluation, samples, trainer, training
 from util.config import parse_command
 from util.dist import World, processes
 from util.error import StoppedError

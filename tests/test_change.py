@@ -22,18 +22,19 @@ from dataset.batch import Batch
 from dataset.loader import test_source as find_test_source
 from dataset.loader import validation_source
 from dataset.spec import get_spec
+from engine import metric
+from engine.launch import bind
+from engine.records import Record
+from engine.schedule import poly
+from engine.update import Trainer
 from model import build_model
+from scripts.report import read_log
 from tests.conftest import ROOT, Tiny, command
 from tests.pairs import make_pairs, write_pair
-from util import checkpoint, metric
+from util import checkpoint
 from util.config import Config, load_config
 from util.error import run
-from util.launch import bind
 from util.log import open_log
-from util.record import Record
-from util.report import read_log
-from util.schedule import poly
-from util.trainer import Trainer
 
 METHODS = {"supervised": supervised, "fixmatch": fixmatch, "unimatch_v2": unimatch_v2}
 # supervised training repeats the labelled list to 240 pairs: 10 steps of twice 12 are enough
@@ -241,7 +242,7 @@ def test_val_id_path_selects_and_the_best_epoch_is_scored_once_on_the_test_list(
     unimatch_v2.main(args)
     assert json.loads((tmp_path / "test.json").read_text())["scores"]["student"]["recall"] == 100
     lines = figures(tmp_path / "train.log")[-2:]
-    monkeypatch.setattr("util.final.evaluate", lambda *_: pytest.fail("tested twice"))
+    monkeypatch.setattr("engine.final_test.evaluate", lambda *_: pytest.fail("tested twice"))
     unimatch_v2.main(args)
     assert figures(tmp_path / "train.log")[-2:] == lines, "started again: told again, not tested again"
     (tmp_path / "best.pth").unlink()

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 STEPS, EPOCHS = 6, 2
-SHOWN = ("dataset/preview.py", "util/samples.py", "util/watch.py")  # pictures and shares, once a run or an epoch
+SHOWN = ("dataset/preview.py", "engine/page/samples.py", "engine/page/writer.py")  # pictures and shares, once a run or an epoch
 OHEM = "criterion={name: OHEM, kwargs: {ignore_index: 255, thresh: 0.7, min_kept: 500}}"
 Commands = dict[str, tuple[str, list[str]]]
 
@@ -96,9 +96,9 @@ def test_predictions_are_those_of_a_cpu(ran: tuple) -> None:
 def test_the_host_reads_once_a_step_and_at_each_line_of_the_log(name: str, steps: int, epochs: int, ran: tuple) -> None:
     reads = {place: count for place, count in ran[2][name].items() if not place.startswith(SHOWN)}
     assert reads == {
-        "util/trainer.py _agree": steps,
-        "util/record.py read": steps,  # epochs as short as these have a line for every step
-        "util/evaluation.py evaluate": epochs,
+        "engine/update.py _agree": steps,
+        "engine/records.py read": steps,  # epochs as short as these have a line for every step
+        "engine/evaluation.py evaluate": epochs,
         # was a process asked to stop? Once: does one lack the test images, is the last epoch saved, is there a best.pth?
         "util/dist.py any": epochs + 3,
     }

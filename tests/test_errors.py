@@ -23,17 +23,17 @@ from PIL import Image
 import fixmatch
 import supervised
 import unimatch_v2
-from dataset.demo import main as demo
+from dataset.demo.__main__ import main as demo
 from dataset.prepare.__main__ import main as prepare
-from dataset.splits import main as splits
+from dataset.splits.__main__ import main as splits
 from dataset.stage import main as stage
 from evaluate import main as evaluate
 from model import build_model
-from model.export import main as export
 from predict import main as predict
+from scripts.export import main as export
+from scripts.report.__main__ import main as report
 from tests.conftest import ROOT, Tiny, command, make_tiny
 from util.error import UserError, run
-from util.report.__main__ import main as report
 
 # Breaks a data set of its own and returns the arguments of the command.
 Break = Callable[[Tiny, Path], list[str]]
@@ -380,8 +380,8 @@ OTHERS: dict[str, tuple[Callable[[list[str]], None], Break, tuple[str, ...]]] = 
     "predictions into a file": (predict, scored("--out", "{root}/tiny.yaml", "{root}"), ("--out", "tiny.yaml", "cannot be written")),
     "config key as an option of a command": (evaluate, scored("--device", "cpu"), ("--device", "--set device=cpu")),
     "arguments missing": (predict, lambda t, o: [], ("required: --config", "--help")),
-    "arguments missing of the export": (export, lambda t, o: [], ("required: --checkpoint", "python -m model.export --help")),
-    "arguments unknown of the report": (report, lambda t, o: ["--fast"], ("unrecognized arguments: --fast", "-m util.report --help")),
+    "arguments missing of the export": (export, lambda t, o: [], ("required: --checkpoint", "python -m scripts.export --help")),
+    "arguments unknown of the report": (report, lambda t, o: ["--fast"], ("unrecognized arguments: --fast", "-m scripts.report --help")),
     "arguments unknown of the demo": (demo, lambda t, o: ["--fast"], ("unrecognized arguments: --fast", "-m dataset.demo --help")),
     "scale not a number": (evaluate, scored("--scales", "1", "nan"), ("--scales", "found 1.0 nan")),
     "worst images below 0": (evaluate, scored("--worst", "-1"), ("--worst", "found -1")),
@@ -489,7 +489,7 @@ def test_what_a_worker_meets_is_still_one_line(tmp_path: Path) -> None:
 
 
 def test_two_processes_print_a_mistake_once_and_keep_the_exit_code(tiny: Tiny, tmp_path: Path) -> None:
-    launch = ("-m", "util.launch", "--nproc_per_node=2", "--master_addr=localhost", "--master_port=0")
+    launch = ("-m", "engine.launch", "--nproc_per_node=2", "--master_addr=localhost", "--master_port=0")
     done = command(*launch, "unimatch_v2.py", *tiny.args(tmp_path / "out", "crop_size=100"))
     assert done.returncode == 2
     assert done.stderr.count("crop_size: found 100") == 1
@@ -530,6 +530,6 @@ def test_a_broken_environment_is_one_line_of_a_real_command(
 def test_a_busy_port_is_named_together_with_a_free_one() -> None:
     with socket.create_server(("", 0)) as server:
         port = str(server.getsockname()[1])
-        done = command("-m", "util.launch", "--nproc_per_node=2", "--master_addr=localhost", f"--master_port={port}", "unimatch_v2.py")
+        done = command("-m", "engine.launch", "--nproc_per_node=2", "--master_addr=localhost", f"--master_port={port}", "unimatch_v2.py")
     assert done.returncode == 2
     assert re.fullmatch(rf"error: port: {port} cannot be used \(Address already in use\); \d+ is free\n", done.stderr)

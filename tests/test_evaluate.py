@@ -13,14 +13,14 @@ from PIL import Image
 import evaluate
 import unimatch_v2
 from dataset.semi import image_tensor
+from engine.evaluation import predict
+from engine.trained_model import load_trained
 from model.backbone import dinov2
 from tests.conftest import Tiny, command
 from util import checkpoint
 from util.config import load_config
 from util.error import StoppedError, UserError
-from util.evaluation import predict
 from util.signals import INTERRUPTED, STOP_FILE
-from util.trained import load_trained
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from dataset.semi import ImageList, Source
 from dataset.spec import SPECS
+from scripts.report.sessions import read_sessions
 from util.config import KEYS, load_config
 from util.error import UserError
-from util.report.sessions import read_sessions
 
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "0"))
 

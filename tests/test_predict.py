@@ -12,12 +12,12 @@ from PIL import Image
 
 import evaluate
 import predict
+from dataset.find import output_names
 from dataset.spec import get_spec
 from model import build_model
 from tests.conftest import Tiny, write_image
 from util.error import UserError
 from util.error import run as end_of
-from util.inputs import output_names
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,9 @@ import fixmatch
 import supervised
 import unimatch_v2
 from dataset.batch import Batch
+from engine import trainer as training
 from tests.conftest import Tiny, command
-from util import checkpoint, training
+from util import checkpoint
 from util.error import UserError
 
 METHODS = {"supervised": supervised, "fixmatch": fixmatch, "unimatch_v2": unimatch_v2}
@@ -74,7 +75,7 @@ def test_a_run_stopped_between_epochs_ends_like_an_uninterrupted_one(name: str, 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     module.main(tiny.args(whole, *SHORT[name], unlabeled=semi))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("util.training.Run._evaluate", _stop_after(1))
+        patch.setattr("engine.trainer.Run._evaluate", _stop_after(1))
         with pytest.raises(KeyboardInterrupt):
             module.main(tiny.args(parts, *SHORT[name], unlabeled=semi))
     module.main(tiny.args(parts, *SHORT[name], unlabeled=semi))
@@ -87,7 +88,7 @@ def test_a_run_stopped_between_epochs_ends_like_an_uninterrupted_one(name: str, 
 
 def _stop_after(evaluations: int):
     """An evaluation that works `evaluations` times and is then interrupted."""
-    from util.training import Run
+    from engine.trainer import Run
 
     original = Run._evaluate
     done: list[int] = []

@@ -28,7 +28,7 @@ def tutorial() -> str:
 
 def clone(folder: Path) -> Path:
     """A working copy of the project in which the commands run."""
-    for place in ("dataset", "model", "util"):
+    for place in ("dataset", "engine", "model", "util"):
         shutil.copytree(ROOT / place, folder / place, ignore=shutil.ignore_patterns("__pycache__"))
     for path in ROOT.glob("*.py"):
         shutil.copy(path, folder)

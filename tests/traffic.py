@@ -11,8 +11,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 import unimatch_v2
+from engine import trainer as training
 from tests.conftest import Tiny
-from util import training
 from util.config import parse_command
 from util.dist import processes
 from util.signals import StopSignals

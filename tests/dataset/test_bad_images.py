@@ -16,8 +16,9 @@ import unimatch_v2
 from dataset.look import Job, inspect
 from dataset.semi import BadFileError, open_image, open_mask
 from dataset.spec import get_spec
+from engine import trainer as training
 from tests.conftest import Tiny, make_tiny
-from util import checkpoint, training
+from util import checkpoint
 from util.error import UserError
 
 QUICK = ("batch_size=1", "crop_size=14", "epochs=2")

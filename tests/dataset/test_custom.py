@@ -15,12 +15,12 @@ from PIL import Image
 import evaluate
 import predict
 import unimatch_v2
-from dataset import splits
 from dataset.custom import spec_of, unlabeled_places
 from dataset.lists import ImageList
 from dataset.loader import training_sources
 from dataset.semi import Source, open_image
 from dataset.spec import SPECS, bit_palette
+from dataset.splits import __main__ as splits
 from tests.conftest import ROOT, write_image
 from util.config import load_config
 from util.error import UserError, run

@@ -14,8 +14,8 @@ from dataset.lists import ImageList
 from dataset.loader import WHOLE, check_shared_memory, with_room
 from dataset.semi import Source, Sources, TrainSet, collate
 from dataset.spec import get_spec
+from scripts.benchmark.data import write_images
 from tests.conftest import Tiny
-from util.benchmark.data import write_images
 from util.config import Config, load_config
 from util.error import UserError
 

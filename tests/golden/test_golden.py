@@ -16,11 +16,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.evaluation import predict
 from model import build_model
 from model.semseg.dpt import DPT
 from model.spec import ENCODERS
 from tests.golden.trajectory import STEPS, train
-from util.evaluation import predict
 
 FORWARD = 1e-4  # ||a - b|| / ||b|| of logits
 TRAJECTORY = 2e-3  # relative: scalars and norms of weight changes

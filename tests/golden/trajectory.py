@@ -10,10 +10,10 @@ import fixmatch
 import supervised
 import unimatch_v2
 from dataset.batch import Batch
+from engine.update import Trainer
 from model import build_model
 from model.dropout import combine_factors
 from util.config import Config
-from util.trainer import Trainer
 
 STEPS = {"unimatch_v2": unimatch_v2.step, "fixmatch": fixmatch.step, "supervised": supervised.step}
 

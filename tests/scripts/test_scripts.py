@@ -13,10 +13,10 @@ import pytest
 
 import supervised
 from dataset.stage import main as stage
+from engine.launch import choose_port
 from tests.conftest import make_tiny
 from util import checkpoint
 from util.error import UserError
-from util.launch import choose_port
 
 ROOT = Path(__file__).resolve().parents[2]
 METHOD = """
@@ -47,7 +47,7 @@ ON_ONE_NODE = {"srun": 'while [ "${1#--}" != "$1" ]; do shift; done; SLURM_NODEI
 def repo(tmp_path: Path) -> Path:
     """A repository with the scripts and one method that records how it was called."""
     folder = tmp_path / "a clone's folder"
-    for name in ("scripts", "util", "dataset", "configs"):
+    for name in ("scripts", "util", "model", "dataset", "engine", "configs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("requirements.txt", "requirements-extra.txt", "requirements-dev.txt", "constraints.txt"):
         shutil.copy(ROOT / name, folder)
@@ -342,7 +342,7 @@ def write_pairs(repo: Path, *splits: str) -> None:
 
 
 def test_train_runs_seeds_splits_and_methods(repo: Path) -> None:
-    (repo / "util/launch.py").write_text(SWEPT)
+    (repo / "engine/launch.py").write_text(SWEPT)
     write_pairs(repo, "92")
     train = repo / "scripts/train.sh"
     lists = {"split": "92", "method": "supervised unimatch_v2", "seeds": "0 2"}
@@ -361,7 +361,7 @@ def test_train_runs_seeds_splits_and_methods(repo: Path) -> None:
 
 
 def test_slurm_gets_a_job_for_each_seed_split_and_method(repo: Path, tmp_path: Path) -> None:
-    (repo / "util/launch.py").write_text(SWEPT)
+    (repo / "engine/launch.py").write_text(SWEPT)
     write_pairs(repo, "92", "it's")
     words = {
         "sbatch": f'cat >"{tmp_path}/job$(date +%s%N)"; echo Submitted',
@@ -407,7 +407,7 @@ def test_slurm_gets_a_job_for_each_seed_split_and_method(repo: Path, tmp_path: P
     ],
 )
 def test_several_runs_are_checked_before_the_first(repo: Path, env: dict[str, str], words: str) -> None:
-    (repo / "util/launch.py").write_text(SWEPT)
+    (repo / "engine/launch.py").write_text(SWEPT)
     write_pairs(repo, "92", "half")
     (repo / "splits/pascal/half/unlabeled.txt").unlink()
     done = sh(repo / "scripts/train.sh", "1", "0", **env)

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 import unimatch_v2
+from engine.update import Trainer
 from model import build_model
 from model.semseg.dpt import DPT
 from tests.conftest import Tiny
 from util import checkpoint
 from util.config import Config
 from util.error import UserError
-from util.trainer import Trainer
 
 
 def authors_optimizer(model: DPT) -> torch.optim.AdamW:

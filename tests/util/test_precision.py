@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import supervised
 import unimatch_v2
 from dataset.batch import Batch
+from engine.update import Trainer
 from model import build_model
 from model.dropout import complementary_factors
 from tests.conftest import Tiny, command
@@ -24,7 +25,6 @@ from util.config import Config
 from util.dist import World, check_compiler
 from util.error import UserError
 from util.precision import matmul_precision
-from util.trainer import Trainer
 
 STEPS = 4
 SIZE = 56
@@ -144,7 +144,7 @@ def wrapped(tmp_path: Path) -> Iterator[World]:
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_compiled_updates_agree_and_names_stay(processes: int, wrapped: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    # traced as for the real compiler, which takes minutes for C++; `python -m util.benchmark step` runs that one
+    # traced as for the real compiler, which takes minutes for C++; `python -m scripts.benchmark step` runs that one
     compile_with, graphs = torch.nn.Module.compile, Counter[int]()
 
     def count(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
@@ -152,7 +152,7 @@ def test_compiled_updates_agree_and_names_stay(processes: int, wrapped: World, m
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
     monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(compile_with, backend=count))
-    monkeypatch.setattr("util.trainer.check_compiler", lambda device: None)
+    monkeypatch.setattr("engine.update.check_compiler", lambda device: None)
     torch.compiler.reset()
     (compiled, losses), (eager, expected) = trained(1, wrapped if processes > 1 else None, compile=True), trained(1)
     assert losses == pytest.approx(expected, rel=1e-6)

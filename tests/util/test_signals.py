@@ -13,9 +13,10 @@ import pytest
 import torch
 
 import unimatch_v2
+from engine import trainer as training
 from tests import crash
 from tests.conftest import ROOT, Tiny
-from util import checkpoint, training
+from util import checkpoint
 from util.error import StoppedError, run
 from util.signals import REQUEUE, STOP_FILE, StopSignals
 
@@ -84,7 +85,7 @@ def test_the_launcher_passes_a_signal_on_and_all_ranks_save(tiny: Tiny, tmp_path
 
 
 def test_a_dead_rank_ends_the_others_with_the_cause_on_the_last_line(tiny: Tiny, tmp_path: Path) -> None:
-    launcher = ["-m", "util.launch", "--nproc_per_node=2", "--master_addr=localhost", "--master_port=0"]
+    launcher = ["-m", "engine.launch", "--nproc_per_node=2", "--master_addr=localhost", "--master_port=0"]
     args = tiny.args(tmp_path / "run", *QUICK, "epochs=500", "shards=2")
     with subprocess.Popen([sys.executable, *launcher, "unimatch_v2.py", *args], cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         log = tmp_path / "run/train.log"

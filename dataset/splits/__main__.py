@@ -1,0 +1,262 @@
+"""Lists: `python -m dataset.splits fetch | import | make | check` (METHOD.md 2.1 and 2.4).
+
+fetch   downloads the published lists of UniMatch V2 into splits/ and verifies them against splits/manifest.tsv
+import  takes them from a clone of the public repository
+make    draws a new labelled/unlabelled pair, or makes a list from a folder of images and a folder of masks
+check   verifies the lists of a data set against its images and masks
+"""
+
+import argparse
+import re
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import NamedTuple
+
+from dataset.change import label_path
+from dataset.custom import spec_of, unlabeled_places
+from dataset.lists import Entry, format_line, missing_validation, parse_line, read_lines, write_lines
+from dataset.spec import SPECS, DatasetSpec
+from dataset.splits.check import Checked, classes_in, find_lists, open_list, open_validation, report
+from dataset.splits.check import check as check_lists
+from dataset.splits.make import choose, pair_folders, rank
+from dataset.splits.published import PUBLISHED, fetch, import_clone, manifest
+from util.cli import Parser
+from util.config import Config, load_config
+from util.error import UserError, run
+
+
+class Made(NamedTuple):
+    """The lines of each list to write, and what to say about them: written together, once nothing is wrong with any of them."""
+
+    lists: dict[Path, list[str]]
+    notes: list[str]
+
+    def write(self) -> None:
+        """Raises UserError, with nothing written, where a list is there with other content."""
+        for path, lines in self.lists.items():
+            for folder in path.parents:
+                if folder in self.lists or folder.is_file():
+                    raise UserError(f"{path}: found a list where its folder {folder} would be; choose another --name")
+            if path.exists() and path.read_bytes().decode(errors="replace").splitlines() != lines:
+                raise UserError(f"{path}: exists with other content; delete it or choose another name with --name (lists: --from)")
+        for path, lines in self.lists.items():
+            write_lines(path, lines)
+        print("\n".join(self.notes))
+
+
+def make(args: argparse.Namespace) -> None:
+    """Writes splits/<dataset>/<share>/{labeled,unlabeled}.txt, and before that a list from folders where those are given."""
+    cfg = load_config(args.config) if args.config else None
+    args.dataset = _dataset("make", args.dataset, cfg)
+    args.spec = spec_of(cfg) if cfg else SPECS.get(args.dataset)
+    args.data_root = args.data_root or (cfg.data_root if cfg else None)
+    for option, name in (("make", args.dataset), ("--name", args.name or "")):
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise UserError(f"{option}: found {name!r}, expected the name of a folder below splits/")
+    if args.masks is not None and args.images is None:
+        raise UserError("make: found --masks without --images, expected both folders")
+    if args.images is None and args.labeled is None and args.count is None:
+        raise UserError("make: nothing to do; give --labeled 1/8 or --count N for a pair, --images DIR (--masks DIR) for a list")
+    if args.val is not None and args.masks is None:
+        raise UserError("--val: found no --masks; it holds images out of the list that --images and --masks make")
+    source = Path(args.source) if args.source else None
+    made = Made({}, [])
+    if args.images is not None:
+        source = _make_list(args, source or Path("splits") / args.dataset / "train.txt", made)
+    if args.labeled is not None or args.count is not None:
+        _make_pair(args, source or _train_list(args.dataset), made)
+    made.write()
+    val = (cfg and cfg.val_id_path) or (args.spec.val_list if args.spec else f"splits/{args.dataset}/val.txt")
+    if not Path(val).exists():
+        print(f"still to do: {missing_validation(val)}")
+
+
+def _dataset(command: str, name: str | None, cfg: Config | None) -> str:
+    """The data set that a command is about: of the config, or named on the command line; of both where they agree."""
+    if cfg is None and name is None:
+        raise UserError(f"{command}: found no data set, expected its name, or a config with --config")
+    if cfg is not None and name not in (None, cfg.dataset):
+        raise UserError(f"{command}: found {name!r} beside --config of {cfg.dataset!r}, expected one data set; leave the name out")
+    return cfg.dataset if cfg else str(name)
+
+
+def _make_list(args: argparse.Namespace, path: Path, made: Made) -> Path:
+    if args.spec is not None and args.spec.task == "change":
+        raise UserError(f"--images: {args.dataset} has pairs; list their names yourself: `ls {args.data_root or 'DIR'}/A > {path}`")
+    masks = None if args.masks is None else Path(args.masks)
+    root, entries, left = pair_folders(Path(args.images), masks, Path(args.data_root) if args.data_root else None, args.mask_suffix)
+    held = _held_out(args, entries)
+    entries = [entry for entry in entries if entry not in held]
+    bare = sum(entry.mask is None for entry in entries)
+    made.lists[path] = [format_line(entry) for entry in entries]
+    made.notes.append(f"{path}: {len(entries)} images, {bare} without a mask (these can only be unlabelled), {left} masks without an image")
+    if held:
+        val = Path("splits") / args.dataset / "val.txt"
+        made.lists[val] = [format_line(entry) for entry in held]
+        made.notes.append(f"{val}: {len(held)} images held out for validation with seed {args.seed}")
+    made.notes.append(f"data_root: {root}")
+    args.data_root = str(root)
+    return path
+
+
+def _held_out(args: argparse.Namespace, entries: list[Entry]) -> list[Entry]:
+    """The images with masks that come last in the seed's order (the labelled ones of a pair come first), in the order of the list."""
+    if args.val is None:
+        return []
+    able = [entry for entry in entries if entry.mask is not None]
+    count = _part(args.val, len(able), "--val")
+    if not 0 < count < len(able):
+        raise UserError(f"--val: found {count} of {len(able)} images with masks, expected one or more on each side")
+    order = rank([format_line(entry) for entry in able], args.seed)
+    return [able[i] for i in sorted(order[-count:])]
+
+
+def _train_list(name: str) -> Path:
+    """The list of all training images: our train.txt, or the one in the published all/ folder."""
+    places = [Path("splits") / name / file for file in ("train.txt", "all/labeled.txt", "all/train.txt")]
+    return next((place for place in places if place.is_file()), places[0])
+
+
+def _make_pair(args: argparse.Namespace, source: Path, made: Made) -> None:
+    task = args.spec.task if args.spec else "segmentation"
+    kind = "label file" if task == "change" else "mask"
+    lines = made.lists.get(source) or read_lines(source)
+    if len(set(lines)) < len(lines):
+        raise UserError(f"{source}: found {len(lines) - len(set(lines))} lines twice, expected every image once")
+    entries = [parse_line(line, f"{source}:{number}", task) for number, line in enumerate(lines, 1)]
+    able = _able(args, entries, task)
+    count, folder = _share(args, len(able))
+    if not 0 < count <= len(able) or count == len(lines):
+        raise UserError(
+            f"make: found {count} labelled of {len(lines)} images ({len(able)} have a {kind}), expected one or more on each side"
+        )
+    ranked = [able[i] for i in rank([lines[i] for i in able], args.seed)]
+    chosen = choose(ranked, count, _classes(args, entries, able) if args.stratify else None)
+    target = Path("splits") / args.dataset / (args.name or folder)
+    if args.dataset in (known := manifest()) and any(one.local.parent == target for one in known[args.dataset]):
+        raise UserError(f"make: {target} is the name of a published pair; choose another with --name")
+    made.lists[target / "labeled.txt"] = [line for i, line in enumerate(lines) if i in chosen]
+    made.lists[target / "unlabeled.txt"] = [line for i, line in enumerate(lines) if i not in chosen]
+    bare = f", {len(lines) - len(able)} of them without a {kind}" if len(able) < len(lines) else ""
+    made.notes.append(f"{target}: {count} labelled, {len(lines) - count} unlabelled{bare}, from {source} with seed {args.seed}")
+
+
+def _able(args: argparse.Namespace, entries: list[Entry], task: str) -> list[int]:
+    """Which entries can be labelled: images with a mask, pairs whose label file is there (all pairs where no label is on this machine)."""
+    if task != "change":
+        return [i for i, entry in enumerate(entries) if entry.mask is not None]
+    root = Path(args.data_root or f"data/{args.dataset}")
+    there = [i for i, entry in enumerate(entries) if (root / label_path(entry.image)).is_file()]
+    return there or list(range(len(entries)))
+
+
+def _share(args: argparse.Namespace, total: int) -> tuple[int, str]:
+    """Number of labelled images and the folder's name: 1/8 of 367 is 46 (rounded half up) in `1_8`, 5% in `5%`, --count 50 in `50`."""
+    if args.count is not None:
+        return args.count, str(args.count)
+    return _part(args.labeled, total, "--labeled") or 1, args.labeled.replace("/", "_")
+
+
+def _part(text: str, total: int, option: str) -> int:
+    """A share like 1/8 or 5% of `total`, rounded half up."""
+    parts = re.fullmatch(r"(\d+)(?:/([1-9]\d*)|%)", text)
+    if not parts:
+        raise UserError(f"{option}: found {text!r}, expected a share like 1/8 or 5% (a number of labelled images is --count)")
+    return int(Fraction(int(parts[1]), int(parts[2] or 100)) * total + Fraction(1, 2))
+
+
+def _classes(args: argparse.Namespace, entries: list[Entry], able: list[int]) -> list[frozenset[int]]:
+    """The classes in each entry's mask; none for entries that have no mask."""
+    found = classes_in(args.spec, args.data_root or f"data/{args.dataset}", [entries[i] for i in able])
+    of = dict(zip(able, found, strict=True))
+    return [of.get(i, frozenset()) for i in range(len(entries))]
+
+
+def check(args: argparse.Namespace) -> None:
+    """Prints tables about the lists of a data set. Raises UserError when there are problems."""
+    spec, lists = _configured(args) if args.config else _named(args)
+    hints = check_lists(spec, lists, args.decode)
+    print(report(spec, lists, hints), flush=True)
+    broken = [one for one in lists if one.problems]
+    if broken:
+        count = sum(len(one.problems) for one in broken)
+        raise UserError(f"check: found problems in {len(broken)} of {len(lists)} lists of {spec.name}, {count} in all, printed above")
+
+
+def _configured(args: argparse.Namespace) -> tuple[DatasetSpec, list[Checked]]:
+    """The data set and lists of a config: the training lists it names, or those below splits/; DATASET may be left out."""
+    given = {"data_root": args.data_root, "data_root_u": args.data_root_u}
+    cfg = load_config(args.config, **given)
+    spec = spec_of(cfg)
+    splits = args.names[1:] if args.names[:1] == [cfg.dataset] else args.names
+    if splits or not (cfg.labeled_id_path and cfg.unlabeled_id_path):
+        root_u = unlabeled_places(replace(cfg, unlabeled_id_path="unlabeled.txt"))[0][1]
+        return spec, find_lists(spec, splits, cfg.data_root, root_u, cfg.val_id_path)
+    places = [("labeled", cfg.labeled_id_path, cfg.data_root)]
+    places += [("unlabeled", path, root) for path, root in unlabeled_places(cfg)]
+    lists = [open_list(spec, Path(path), role, root, args.config) for role, path, root in places]
+    return spec, [open_validation(spec, cfg.val_id_path, cfg.data_root), *lists]
+
+
+def _named(args: argparse.Namespace) -> tuple[DatasetSpec, list[Checked]]:
+    """The lists of a built-in data set, or of one with --classes N numbered classes."""
+    name, splits = _dataset("check", args.names[0] if args.names else None, None), args.names[1:]
+    if name in SPECS:
+        spec = SPECS[name]
+    elif args.classes is None:
+        raise UserError(f"check: found {name!r}, expected one of {', '.join(SPECS)}; others need --config FILE, or --classes N")
+    elif not 0 < args.classes < 255:
+        raise UserError(f"--classes: found {args.classes}, expected 1 to 254")
+    else:
+        spec = DatasetSpec(name, tuple(f"class {c}" for c in range(args.classes)), (), ignore_index=args.ignore_index)
+    return spec, find_lists(spec, splits, args.data_root or f"data/{name}", args.data_root_u)
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="dataset.splits", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="fetch|import|make|check")
+    sub = commands.add_parser("fetch", help="download the published lists")
+    sub.add_argument("dataset", nargs="+", help="pascal, cityscapes, ade20k, coco, levir, whu")
+    sub.add_argument("--url", default=PUBLISHED, metavar="BASE", help="address of the repository's raw files (default: %(default)s)")
+    sub.set_defaults(call=lambda args: fetch(args.dataset, args.url))
+    sub = commands.add_parser("import", help="copy the published lists from a clone")
+    sub.add_argument("folder", metavar="DIR")
+    sub.add_argument("dataset", nargs="*", help="default: all that are there")
+    sub.set_defaults(call=lambda args: import_clone(Path(args.folder), args.dataset))
+    sub = commands.add_parser("make", help="draw a labelled/unlabelled pair, or list the images of a folder")
+    sub.add_argument("dataset", nargs="?", help="name of the folder below splits/")
+    sub.add_argument("--config", metavar="FILE", help="config of the data set: its name, data root and classes")
+    share = sub.add_mutually_exclusive_group()
+    share.add_argument("--labeled", metavar="1/8", help="labelled share of the list, as 1/8 or 5%%")
+    share.add_argument("--count", type=int, metavar="N", help="number of labelled images")
+    sub.add_argument("--seed", type=int, default=0, help="order: sha256 of seed and line (default: %(default)s)")
+    sub.add_argument("--stratify", action="store_true", help="every class present in the labelled part where possible (reads the masks)")
+    sub.add_argument("--from", dest="source", metavar="LIST", help="list to draw from, or to write with --images (default: train.txt)")
+    sub.add_argument("--name", help="folder to write to instead of 1_8 and so on")
+    sub.add_argument("--images", metavar="DIR", help="make the list from the images here ...")
+    sub.add_argument("--masks", metavar="DIR", help="... and the masks of the same names here")
+    sub.add_argument("--val", metavar="1/10", help="share of these to hold out for splits/<dataset>/val.txt")
+    sub.add_argument("--mask-suffix", default="", help="what a mask's name has behind the image's name, for example _L")
+    sub.add_argument("--data-root", help="folder that the paths are relative to")
+    sub.set_defaults(call=make)
+    sub = commands.add_parser("check", help="verify lists, images and masks")
+    sub.add_argument("names", nargs="*", metavar="DATASET SPLIT", help="data set (with --config: none) and pairs to check (default: all)")
+    sub.add_argument("--config", metavar="FILE", help="config of the data set; it may name other lists")
+    sub.add_argument("--data-root", help="default: the config's, or data/<dataset>")
+    sub.add_argument("--data-root-u", help="data root of the unlabelled lists, where it is another one")
+    sub.add_argument("--decode", action="store_true", help="read every image to its end: finds truncated ones, takes longer")
+    sub.add_argument("--classes", type=int, metavar="N", help="number of classes of a data set that is not built in")
+    sub.add_argument("--ignore-index", type=int, default=255, help="mask value that is ignored there (default: %(default)s)")
+    sub.set_defaults(call=check)
+    return parser
+
+
+def main(argv: list[str]) -> None:
+    """Runs one of the four commands. Raises UserError."""
+    args = _parser().parse_args(argv)
+    args.call(args)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,126 @@
+"""The published lists of UniMatch V2: downloaded or copied, and verified against the sums in splits/manifest.tsv (METHOD.md 2.4)."""
+
+import csv
+import hashlib
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+from urllib.parse import quote
+
+from tqdm import tqdm
+
+from util.download import download
+from util.error import UserError
+from util.files import write_atomic
+
+MANIFEST = Path(__file__).resolve().parents[2] / "splits" / "manifest.tsv"
+PUBLISHED = "https://raw.githubusercontent.com/LiheYoung/UniMatch-V2/f6afb4dfca2d9dcbcee2307e97717954ca75c0ba"
+
+
+class Published(NamedTuple):
+    """A published list: path in the public repository, path here, size in bytes, sums, number of lines ("" or 0 where unknown)."""
+
+    path: str
+    local: Path
+    size: int
+    blob: str
+    sha256: str
+    lines: int = 0
+
+    @property
+    def sum(self) -> str:
+        """What identifies the content: the SHA-256 where it is known, else git's blob SHA-1 (which covers the size)."""
+        return self.sha256 or self.blob
+
+    def sum_of(self, content: bytes) -> str:
+        return (hashlib.sha256(content) if self.sha256 else hashlib.sha1(b"blob %d\0" % len(content) + content)).hexdigest()
+
+    def matches(self, content: bytes) -> bool:
+        return self.sum_of(content) == self.sum
+
+    def verify(self, path: Path, origin: str) -> None:
+        """Raises UserError when the file at `path`, which came from `origin`, is not this list."""
+        content = path.read_bytes()
+        if not self.matches(content):
+            size = f"{self.size} bytes, " if self.size else ""
+            raise UserError(
+                f"{origin}: found {len(content)} bytes with sum {self.sum_of(content)[:12]}..., expected {size}sum {self.sum[:12]}...: "
+                "not the published list; take it from the public repository at the commit in splits/README.md"
+            )
+
+
+def manifest() -> dict[str, list[Published]]:
+    """The published lists of each data set."""
+    lists: dict[str, list[Published]] = {}
+    with open(MANIFEST, newline="") as file:
+        for row in csv.DictReader(file, delimiter="\t"):
+            local = Path(row["path"].removeprefix("remote-sensing/"))
+            sums = row["git_blob_sha1"], row["sha256"]
+            published = Published(row["path"], local, int(row["bytes"] or 0), *sums, int(row["lines"] or 0))
+            lists.setdefault(local.parts[1], []).append(published)
+    return lists
+
+
+def _wanted(names: list[str]) -> dict[str, list[Published]]:
+    known = manifest()
+    for name in names:
+        if name not in known:
+            raise UserError(f"dataset: found {name!r}, expected one with published lists: {', '.join(known)}; `make` writes others")
+    return {name: known[name] for name in names or known}
+
+
+def fetch(names: list[str], base: str) -> None:
+    """Downloads the lists that are not here yet. After a list with wrong content nothing that this run brought is kept."""
+    for name, lists in _wanted(names).items():
+        missing = [one for one in lists if not (one.local.is_file() and one.matches(one.local.read_bytes()))]
+        brought: list[Path] = []
+        for one in tqdm(missing, desc=name, unit="list", leave=False, disable=None):
+            url = f"{base.rstrip('/')}/{quote(one.path)}"
+            try:
+                download(url, one.local, partial(one.verify, origin=url), "correct --url, or use `import DIR` with a clone")
+            except UserError:
+                if not one.local.with_name(one.local.name + ".part").exists():  # wrong or absent, rather than cut off
+                    _discard([one.local, *brought] if not one.local.is_file() else brought)
+                raise
+            brought.append(one.local)
+        print(f"{name}: {len(lists)} lists under splits/{name}, {len(brought)} downloaded, {len(lists) - len(missing)} were there")
+
+
+def _discard(paths: list[Path]) -> None:
+    """Deletes files and the folders that are empty without them."""
+    for path in paths:
+        path.unlink(missing_ok=True)
+        for folder in path.parents[:-1]:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+
+
+def _put(file: BinaryIO, content: bytes) -> None:
+    file.write(content)
+
+
+def import_clone(clone: Path, names: list[str]) -> None:
+    """Copies the lists that are in a clone of the public repository (or in its splits folder), verified."""
+    if not clone.is_dir():
+        raise UserError(f"import: no such folder: {clone}; give a clone of the public repository")
+    total = 0
+    for name, lists in _wanted(names).items():
+        copied = 0
+        for one in lists:
+            below = one.local.relative_to("splits")
+            places = (one.path, below, Path("remote-sensing") / below)
+            source = next((clone / place for place in places if (clone / place).is_file()), None)
+            if source is not None:
+                content = source.read_bytes()
+                unix = content.replace(b"\r\n", b"\n")  # what a checkout on Windows may have done
+                if not one.matches(content) and one.matches(unix):
+                    content = unix
+                else:
+                    one.verify(source, str(source))
+                write_atomic(one.local, partial(_put, content=content))
+                copied += 1
+        total += copied
+        if copied or name in names:
+            print(f"{name}: {copied} of {len(lists)} lists copied to splits/{name}")
+    if not total:
+        raise UserError(f"import: found no published list in {clone}, expected for example {clone}/splits/pascal/1464/labeled.txt")

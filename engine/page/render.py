@@ -1,0 +1,204 @@
+"""The page of a run, report.html: one file without any outside resource, made of the plain values of a `PageData`."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dataset.picture import confusion_picture
+from engine.page.chart import chart
+
+HERE = Path(__file__).parent
+_LOSSES = {"loss_all": "total", "loss_x": "labelled", "loss_s": "unlabelled"}
+
+
+@dataclass
+class PageData:
+    """What a run has to show. Plain values only, so that it can be kept as JSON between epochs.
+
+    settings: config keys as they are in effect. classes, palette: of the data set. score: "mIoU" or "changed IoU".
+    models: names of the evaluated models, the student first. judged: index in `models` of the one the published rule looks at.
+    epochs: a row per epoch: epoch, seconds (training and evaluation), memory (MiB, or None), losses and mask_ratio (means), unless it was
+    resumed after its last step images_per_second, and where it was evaluated: scores, accuracy (per model), iou (per model and class).
+    kept: share of pixels with a pseudo label of each class in the last step, percent. confusion: (K, K) counts of the judged model.
+    samples: rows of (caption, data URI), each row headed by the name of its image. warnings: lines of the log.
+    """
+
+    title: str
+    settings: dict[str, Any]
+    classes: list[str]
+    palette: list[tuple[int, int, int]]
+    score: str
+    models: list[str]
+    judged: int
+    total_epochs: int
+    memory_name: str = "peak memory"
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    kept: list[float] = field(default_factory=list)
+    confusion: list[list[int]] = field(default_factory=list)
+    samples: list[tuple[str, list[tuple[str, str]]]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    updated: str = ""
+
+    @property
+    def evaluated(self) -> list[dict[str, Any]]:
+        return [row for row in self.epochs if row.get("scores")]
+
+    @property
+    def best(self) -> dict[str, Any] | None:
+        """The row of the best epoch by the published rule (METHOD.md 4); of equal ones the later."""
+        return max(self.evaluated, key=lambda row: (row["scores"][self.judged], row["epoch"]), default=None)
+
+
+def data_uri(image: Image.Image, kind: str = "JPEG") -> str:
+    """A picture as the text that an <img> can hold."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, quality=82)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min, 2 h 05 min, 1 d 4 h."""
+    minutes, hours = round(seconds / 60), int((seconds + 30) // 3600)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if minutes < 100:
+        return f"{minutes} min"
+    return f"{hours} h {minutes % 60:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def _tile(value: str, label: str) -> str:
+    return f'<div class="tile"><b>{escape(value)}</b><span>{escape(label)}</span></div>'
+
+
+def _head(data: PageData) -> str:
+    done = data.epochs[-1]["epoch"] + 1 if data.epochs else 0
+    seconds = [row["seconds"] for row in data.epochs]
+    left = "no epoch finished yet"
+    if done >= data.total_epochs:
+        left = "finished"
+    elif done:
+        left = f"about {duration((data.total_epochs - done) * mean(seconds[-5:]))} left"
+    bar = f'<div class="progress"><div style="width:{100 * done / data.total_epochs:.1f}%"></div></div>'
+    state = f"epoch {done} of {data.total_epochs}, {duration(sum(seconds))} so far, {left}"
+    return f'<h1>{escape(data.title)}</h1>{bar}<p>{escape(state)} <span class="quiet">({escape(data.updated)})</span></p>'
+
+
+def _tiles(data: PageData) -> str:
+    tiles = []
+    best = data.best
+    if best:
+        name = data.models[data.judged]
+        tiles.append(_tile(f"{best['scores'][data.judged]:.2f}", f"best {data.score} ({name}), epoch {best['epoch']}"))
+        last = data.evaluated[-1]
+        if last is not best:
+            tiles.append(_tile(f"{last['scores'][data.judged]:.2f}", f"{data.score} ({name}) now, epoch {last['epoch']}"))
+        tiles.append(_tile(f"{last['accuracy'][data.judged]:.2f}", f"pixel accuracy ({name}), epoch {last['epoch']}"))
+    if data.epochs:
+        row = data.epochs[-1]
+        if "mask_ratio" in row:
+            tiles.append(_tile(f"{100 * row['mask_ratio']:.1f} %", "of unlabelled pixels have a confident pseudo label (mask ratio)"))
+        if "images_per_second" in row:
+            tiles.append(_tile(f"{row['images_per_second']:.1f}", "training images a second"))
+        if row["memory"] is not None:
+            tiles.append(_tile(f"{row['memory'] / 1024:.1f} GiB", data.memory_name))
+    return f'<div class="tiles">{"".join(tiles)}</div>'
+
+
+def _warnings(data: PageData) -> str:
+    lines = "".join(f"<p>{escape(line)}</p>" for line in data.warnings)
+    return f'<div class="warnings"><b>Warnings</b>{lines}</div>' if lines else ""
+
+
+def _charts(data: PageData) -> str:
+    last = data.total_epochs - 1
+    best = data.best
+
+    def line(rows: Iterable[dict[str, Any]], key: str) -> list[tuple[float, float]]:
+        return [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
+
+    scores = {name: [(row["epoch"], row["scores"][i]) for row in data.evaluated] for i, name in enumerate(data.models)}
+    figures = [chart(f"{data.score}, %", scores, last, (best["epoch"], f"best: epoch {best['epoch']}") if best else None)]
+    losses = {label: line(data.epochs, key) for key, label in _LOSSES.items()}
+    figures.append(chart("Loss, mean of the epoch", losses, last))
+    if any("mask_ratio" in row for row in data.epochs):
+        figures.append(chart("Mask ratio, mean of the epoch", {"mask ratio": line(data.epochs, "mask_ratio")}, last))
+    figures.append(chart("Speed", {"images a second": line(data.epochs, "images_per_second")}, last, zero=True))
+    return f'<h2>Curves</h2><div class="charts">{"".join(figures)}</div>'
+
+
+def _cell(value: float, text: str = "") -> str:
+    return f'<td data-value="{value}">{text or f"{value:.2f}"}</td>'
+
+
+def _classes(data: PageData) -> str:
+    if not data.evaluated:
+        return ""
+    row, best = data.evaluated[-1], data.best
+    assert best is not None
+    heads = ["class", *(f"{name} IoU" for name in data.models), f"best epoch ({best['epoch']})"]
+    heads += ["pseudo labels, %"] if data.kept else []
+    lines = []
+    for k, (name, color) in enumerate(zip(data.classes, data.palette, strict=True)):
+        swatch = f'<span class="swatch" style="background:rgb{tuple(color)}"></span>'
+        cells = f'<td data-value="{escape(name)}">{swatch}{escape(name)}</td>' + "".join(_cell(iou[k]) for iou in row["iou"])
+        cells += _cell(best["iou"][data.judged][k])
+        if data.kept:
+            share = data.kept[k]
+            cells += _cell(share, f'<span class="share" style="width:{0.6 * share:.1f}px"></span>{share:.2f}')
+        lines.append(f"<tr>{cells}</tr>")
+    head = "".join(f"<th><button>{escape(name)}</button></th>" for name in heads)
+    kept = " Pseudo labels: share of all unlabelled pixels of the epoch's last step that count for the class." if data.kept else ""
+    table = f'<div class="card wide"><table class="sortable"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    return f'<h2>Classes, epoch {row["epoch"]}</h2><p class="quiet">A click on a head sorts.{kept}</p>{table}'
+
+
+def _confusion(data: PageData) -> str:
+    if not data.confusion:
+        return ""
+    matrix = np.array(data.confusion)
+    share = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    off = matrix * (1 - np.eye(len(matrix), dtype=matrix.dtype))
+    pairs = [np.unravel_index(place, off.shape) for place in np.argsort(-off, axis=None)[:5]]
+    texts = [f"{data.classes[i]} taken for {data.classes[j]} ({share[i, j]:.1f} % of {data.classes[i]})" for i, j in pairs if off[i, j]]
+    most = f"<p>Most pixels are lost by: {escape('; '.join(texts))}.</p>" if texts else ""
+    image = confusion_picture(matrix, data.classes)
+    picture = f'<img src="{data_uri(image, "PNG")}" width="{image.width}" height="{image.height}" alt="confusion matrix">'
+    name = data.models[data.judged]
+    return f'<h2>Confusion matrix ({escape(name)}, last evaluation)</h2>{most}<div class="card wide matrix">{picture}</div>'
+
+
+def _samples(data: PageData) -> str:
+    rows = []
+    for name, pictures in data.samples:
+        figures = "".join(
+            f'<figure><img src="{uri}" alt="{escape(c)}"><figcaption>{escape(c)}</figcaption></figure>' for c, uri in pictures
+        )
+        rows.append(f'<p class="quiet">{escape(name)}</p><div class="samples">{figures}</div>')
+    return f"<h2>Validation images</h2>{''.join(rows)}" if rows else ""
+
+
+def _settings(data: PageData) -> str:
+    items = "".join(f"<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>" for key, value in sorted(data.settings.items()))
+    return f'<h2>Settings</h2><details class="card"><summary>All {len(data.settings)} settings</summary><dl>{items}</dl></details>'
+
+
+def render(data: PageData) -> str:
+    """The whole page as HTML."""
+    parts = (_head, _tiles, _warnings, _charts, _classes, _confusion, _samples, _settings)
+    body = "\n".join(part(data) for part in parts)
+    style, script = ((HERE / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    icon = '<link rel="icon" href="data:,">'  # else browsers ask for one
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(data.title)}</title>{icon}<style>\n{style}</style></head>\n<body>\n{body}\n<script>\n{script}</script></body></html>\n"
+    )

@@ -1,0 +1,68 @@
+"""A few validation images as a run sees them: truth, student, teacher, the teacher's confidence, which pseudo labels count."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from dataset import picture
+from dataset.batch import normalize
+from dataset.semi import Source, ValSet, tensor_images
+from dataset.spec import IGNORE, DatasetSpec
+from engine.evaluation import predict, probabilities
+from util.error import UserError
+
+COUNT = 3
+SIDE = 320  # pixels of the long side of a panel
+Panels = list[tuple[str, Image.Image]]
+
+
+def _small(image: Image.Image, method: Image.Resampling) -> Image.Image:
+    scale = min(1.0, SIDE / max(image.size))
+    return image.resize((max(1, round(image.width * scale)), max(1, round(image.height * scale))), method)
+
+
+def _painted(ids: np.ndarray, spec: DatasetSpec) -> Image.Image:
+    return _small(picture.paint(ids, spec), Image.Resampling.NEAREST)
+
+
+def _ids(scores: Tensor) -> np.ndarray:
+    return scores.argmax(dim=1)[0].byte().cpu().numpy()
+
+
+@torch.no_grad()
+def sample_panels(
+    source: Source, student: nn.Module, teacher: nn.Module | None, labels_by: nn.Module | None, thresh: float, mode: str, window: int
+) -> list[tuple[str, Panels]]:
+    """(name, panels) of images spread over the list. teacher: the EMA, None for a supervised run; labels_by: who gives pseudo labels."""
+    device = next(student.parameters()).device
+    models = {"student": student} | ({} if teacher is None else {"EMA teacher": teacher})
+    rows = []
+    for place in sorted({round(i) for i in np.linspace(0, len(source.ids) - 1, COUNT)}):
+        sample = ValSet(source)[place]
+        if isinstance(sample, UserError):
+            raise sample
+        img = normalize(sample["img"][None].to(device))
+        dates = tensor_images(sample["img"])
+        names = ["image"] if len(dates) == 1 else ["A", "B"]
+        panels = [(name, _small(date, Image.Resampling.BOX)) for name, date in zip(names, dates, strict=True)]
+        panels.append(("truth", _painted(sample["mask"].numpy(), source.spec)))
+        panels += [(name, _painted(_ids(predict(model, img, mode, window)), source.spec)) for name, model in models.items()]
+        if labels_by is not None:
+            panels += _pseudo_label_panels(predict(labels_by, img, mode, window), source.spec, thresh, mode)
+        rows.append((sample["name"], panels))
+    return rows
+
+
+def _pseudo_label_panels(scores: Tensor, spec: DatasetSpec, thresh: float, mode: str) -> Panels:
+    conf = probabilities(scores, mode).amax(dim=1)[0].float().cpu().numpy()
+    kept = np.where(conf >= thresh, _ids(scores), IGNORE).astype(np.uint8)
+    share = 100 * float((conf >= thresh).mean())
+    height, width = conf.shape
+    labels = picture.tint(picture.stripes(width, height), kept, spec, 1.0, all_classes=True)
+    return [
+        ("confidence, dark: 0, yellow: 1", _small(picture.heat(conf), Image.Resampling.BILINEAR)),
+        (f"kept as pseudo label, {share:.0f} %", _small(labels, Image.Resampling.NEAREST)),
+    ]

@@ -1,0 +1,255 @@
+"""What a run writes down for people: log lines and TensorBoard scalars as the authors' runs have them (METHOD.md 5)."""
+
+from __future__ import annotations
+
+import logging
+import math
+import pprint
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from dataset.spec import DatasetSpec
+from engine import metric
+from engine.resume import EVENTS_SUFFIX
+from model.semseg.dpt import DPT
+from util.dist import World
+from util.error import reason
+
+_LABELS = {"loss_all": "Total loss", "loss_x": "Loss x", "loss_s": "Loss s", "mask_ratio": "Mask ratio"}
+
+
+@dataclass
+class Best:
+    """The best evaluation so far of one model: its score (mIoU; change detection: IoU of the changed class), accuracy and epoch."""
+
+    score: float = 0.0
+    accuracy: float = 0.0
+    epoch: int = 0
+
+
+class Averages:
+    """Per-step scalars, kept on the device until somebody reads them, and their running averages since the epoch's start.
+
+    `sums` and `count` are the state; `read` adds what came since the last read, as means over all shards of all processes.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.reset()
+
+    def reset(self, sums: dict[str, float] | None = None, count: int = 0) -> None:
+        self.pending: list[dict[str, Tensor]] = []
+        self.sums = dict(sums or {})
+        self.count = count
+
+    def add(self, stats: dict[str, Tensor]) -> None:
+        self.pending.append(stats)
+
+    def read(self) -> list[dict[str, float]]:
+        """The scalars of each step since the last read. All processes must call it at the same step."""
+        if not self.pending:
+            return []
+        names = list(self.pending[0])
+        self.sums = dict.fromkeys(names, 0.0) | self.sums
+        # float32: Apple GPUs have no float64
+        table = torch.stack([torch.stack([stats[name].float() for name in names]) for stats in self.pending])
+        rows = (self.world.sum_(table) / self.world.size).tolist()
+        self.pending = []
+        for row in rows:
+            if not all(map(math.isfinite, row)):  # this step was skipped
+                continue
+            self.count += 1
+            for name, value in zip(names, row, strict=True):
+                self.sums[name] += value
+        return [dict(zip(names, row, strict=True)) for row in rows]
+
+    def means(self) -> dict[str, float]:
+        """Means since the epoch's start; nan before the first step that counts."""
+        return {name: value / self.count if self.count else math.nan for name, value in self.sums.items()}
+
+
+class Board:
+    """TensorBoard scalars of one start of a run, in a file of its own. folder None: nowhere, for all processes but the first.
+
+    Readers drop what older files have from step `start` on. A disk that is full costs scalars, never the run.
+    """
+
+    def __init__(self, folder: Path | None, start: int, log: logging.Logger) -> None:
+        self.folder, self.start, self.log = folder, start, log
+        self.writer: SummaryWriter | None = None
+        self.flush()
+
+    def add(self, name: str, value: float, step: int) -> None:
+        self._guard(lambda writer: writer.add_scalar(name, value, step))
+
+    def text(self, name: str, text: str) -> None:
+        self._guard(lambda writer: writer.add_text(name, text, self.start))
+
+    def draw(self, name: str, image: Image.Image, step: int) -> None:
+        self._guard(lambda writer: writer.add_image(name, np.asarray(image), step, dataformats="HWC"))
+
+    def flush(self) -> None:
+        """Writes out what is waiting; begins another file where the last one could not be written."""
+        if self.writer is None and self.folder is not None:
+            self.writer = SummaryWriter(str(self.folder), purge_step=self.start, filename_suffix=EVENTS_SUFFIX)
+        self._guard(lambda writer: writer.flush())
+
+    def close(self) -> None:
+        self._guard(lambda writer: writer.close())
+
+    def _guard(self, action: Callable[[SummaryWriter], object]) -> None:
+        if self.writer is None:
+            return
+        try:
+            action(self.writer)
+        except OSError as error:
+            self.writer = None
+            self.log.error(f"{self.folder}: TensorBoard scalars cannot be written ({reason(error)}); the next save tries again")
+
+
+class Record:
+    """Log lines and scalars of one run. Only the first process writes; the others call the same methods to no effect.
+
+    start: steps that were done before.
+    """
+
+    def __init__(self, log: logging.Logger, folder: Path | None, spec: DatasetSpec, semi: bool, ema_teaches: bool, start: int = 0) -> None:
+        self.log = log
+        self.board = Board(folder, start, log)
+        self.spec = spec
+        self.semi = semi
+        self.change = spec.task == "change"
+        self.best = [Best(), Best()] if semi else [Best()]  # student, EMA
+        self.judged = 1 if semi and not self.change else 0  # the place there of the model that the published rule looks at (METHOD.md 4)
+        # A published change detection run has the student as its teacher and still says just "EMA".
+        self.ema = "EMA" if ema_teaches or self.change else "EMA (not used as teacher)"
+
+    def score(self, matrix: Tensor) -> float:
+        """What an epoch is chosen by: mIoU; change detection: IoU of the changed class."""
+        iou = metric.iou(matrix)
+        return float(iou[1] if self.change else iou.mean())
+
+    def header(self, values: dict[str, Any], model: DPT) -> None:
+        # sorted, but as in the authors' logs the backbone comes first
+        text = pprint.pformat(dict(sorted(values.items(), key=lambda item: (item[0] != "backbone", item[0]))), sort_dicts=False)
+        self.log.info("%s\n", text)
+        self.board.text("config", "".join(f"    {line}\n" for line in text.splitlines()))
+        parts: dict[str, nn.Module] = {"Total": model, "Encoder": model.backbone, "Decoder": model.head}
+        lines = [f"{name} params: {sum(p.numel() for p in part.parameters()) / 1e6:.1f}M" for name, part in parts.items()]
+        lines = lines if self.semi and not self.change else lines[:1]
+        lines[-1] += "\n"
+        for line in lines:
+            self.log.info(line)
+
+    def epoch(self, epoch: int, lr: float) -> None:
+        """The line an epoch starts with: its learning rate and the best scores so far."""
+
+        def scores(best: Best) -> str:
+            return f"Changed IoU: {best.score:.2f}, Overall Accuracy: {best.accuracy:.2f}" if self.change else f"{best.score:.2f}"
+
+        rate = f" LR: {lr:.7f}," if self.change or not self.semi else ""
+        previous = "Previous best " if self.change else "Previous best: "
+        line = f"===========> Epoch: {epoch},{rate} {previous}{scores(self.best[0])}"
+        if self.semi:
+            line += f" @epoch-{self.best[0].epoch}, {self.ema}: {scores(self.best[1])} @epoch-{self.best[1].epoch}"
+        self.log.info(line)
+
+    def steps(self, first: int, rows: list[dict[str, float]]) -> None:
+        """TensorBoard scalars of the steps from `first` (counted over all epochs) on."""
+        for it, row in enumerate(rows, start=first):
+            for name, value in row.items():
+                self.board.add(f"train/{'loss_u_s' if self.change and name == 'loss_s' else name}", value, it)
+
+    def skipped(self, it: int, total: int, in_row: int) -> None:
+        """A step that changed nothing, because its loss or gradient was not finite."""
+        self.log.warning(f"Step {it} skipped: loss or gradient is not finite ({in_row} in a row, {total} in all)")
+        self.board.add("train/skipped_steps", total, it)
+
+    def bad_images(self, epoch: int, problems: list[str]) -> None:
+        """The files of an epoch that could not be read and were replaced (`bad_images: skip`)."""
+        if problems:
+            counts = sorted(Counter(problems).items())
+            lines = "".join(f"\n  {problem}" + (f" ({count} samples)" if count > 1 else "") for problem, count in counts)
+            self.log.warning(f"{len(problems)} samples of epoch {epoch} replaced, their files cannot be read:{lines}")
+            self.board.add("train/bad_images", len(problems), epoch)
+
+    def iteration(self, i: int, lr: float, means: dict[str, float]) -> None:
+        """The line of a step inside an epoch. lr: of the encoder, for the next step; means: since the epoch's start."""
+        shown = _LABELS if self.semi else {"loss_all": _LABELS["loss_all"]}
+        values = [f"{label}: {means[name]:.3f}" for name, label in shown.items()]
+        rate = [f"LR: {lr:.7f}"] if self.semi and not self.change else []
+        self.log.info(", ".join([f"Iters: {i}", *rate, *values]))
+
+    def evaluation(self, epoch: int, mode: str, matrices: list[Tensor]) -> bool:
+        """Lines and scalars of an evaluation. matrices: of the student and, semi-supervised, the EMA.
+
+        Returns whether this is the best epoch so far by the published rule (METHOD.md 4); of equal ones the later is.
+        """
+        ious = [metric.iou(matrix).tolist() for matrix in matrices]
+        accuracies = [metric.pixel_accuracy(matrix) for matrix in matrices]
+        scores = [self.score(matrix) for matrix in matrices]
+        if self.change:
+            self._change_lines(matrices, ious, accuracies)
+        else:
+            self._class_lines(mode, ious, scores)
+        for suffix, matrix in zip(("", "_ema"), matrices, strict=False):
+            self._board_scores(epoch, suffix, matrix)
+        improved = [score >= best.score for score, best in zip(scores, self.best, strict=True)]
+        for i, better in enumerate(improved):
+            if better:
+                self.best[i] = Best(scores[i], accuracies[i], epoch)
+        return improved[self.judged]
+
+    def _pair(self, name: str, values: list[float], between: str = ",") -> str:
+        return f"{name}: {values[0]:.2f}" + (f"{between} {self.ema}: {values[1]:.2f}" if self.semi else "")
+
+    def _class_lines(self, mode: str, ious: list[list[float]], scores: list[float]) -> None:
+        for k, name in enumerate(self.spec.classes):
+            self.log.info("***** Evaluation ***** >>>> " + self._pair(f"Class [{k} {name}] IoU", [iou[k] for iou in ious]))
+        self.log.info(f"***** Evaluation {mode} ***** >>>> " + self._pair("MeanIoU", scores) + "\n")
+
+    def _change_lines(self, matrices: list[Tensor], ious: list[list[float]], accuracies: list[float]) -> None:
+        # the published logs have no such line, so it is in words that no reader of theirs takes for a figure
+        values = [", ".join(f"{name} {value:.2f}" for name, value in metric.changed_class(matrix).items()) for matrix in matrices]
+        self.log.info(f"Changed class: {values[0]}" + (f", {self.ema}: {values[1]}" if self.semi else ""))
+        self.log.info("***** Evaluation ***** >>>> " + self._pair("Unchanged IoU", [iou[0] for iou in ious]))
+        # the published lines have a colon here
+        self.log.info("***** Evaluation ***** >>>> " + self._pair("Changed IoU", [iou[1] for iou in ious], ":"))
+        self.log.info("***** Evaluation ***** >>>> " + self._pair("Overall Accuracy", accuracies) + "\n")
+
+    def _board_scores(self, epoch: int, suffix: str, matrix: Tensor) -> None:
+        iou = metric.iou(matrix)
+        if self.change:
+            named = {"unchanged_IoU": float(iou[0]), "changed_IoU": float(iou[1]), "overall_accuracy": metric.pixel_accuracy(matrix)}
+            named |= {f"changed_{name}": value for name, value in metric.changed_class(matrix).items()}
+        else:
+            named = {"mIoU": float(iou.mean())} | {f"{name}_IoU": float(v) for name, v in zip(self.spec.classes, iou, strict=True)}
+        for name, value in named.items():
+            # the published names put the suffix behind the figure: mIoU_ema, road_IoU_ema
+            self.board.add(f"eval/{name}{suffix}", value, epoch)
+
+    def state(self) -> dict[str, Any]:
+        """Best values under the names that the authors' checkpoints have."""
+        out: dict[str, Any] = {}
+        for suffix, best in zip(("", "_ema"), self.best, strict=False):
+            if self.change:
+                out |= {f"previous_best{suffix}_iou": best.score, f"previous_best{suffix}_acc": best.accuracy}
+            else:
+                out[f"previous_best{suffix}"] = best.score
+            out[f"best_epoch{suffix}"] = best.epoch
+        return out
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        for i, suffix in enumerate(("", "_ema")[: len(self.best)]):
+            score = state.get(f"previous_best{suffix}_iou" if self.change else f"previous_best{suffix}", 0.0)
+            accuracy = state.get(f"previous_best{suffix}_acc", 0.0)
+            self.best[i] = Best(float(score), float(accuracy), int(state.get(f"best_epoch{suffix}", 0)))

@@ -1,0 +1,315 @@
+"""The one loop: a run from its files to its last epoch, with evaluation, log and checkpoints, for every method (METHOD.md 3)."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, replace
+from itertools import islice, takewhile
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dataset.batch import Batch, make_batch
+from dataset.loader import open_data, shard_count, test_source
+from dataset.preview import sheets
+from dataset.semi import batches
+from engine import resume
+from engine.evaluation import evaluate, validation_loader
+from engine.final_test import final_test
+from engine.initial_model import start_model
+from engine.page.writer import Watch
+from engine.provenance import add_start, changed_versions, versions
+from engine.records import Averages, Record
+from engine.update import Step, Trainer
+from model.dropout import complementary_factors
+from util import checkpoint
+from util.config import Config, parse_command
+from util.dist import World, deterministic, processes
+from util.error import StoppedError, UserError
+from util.log import open_log
+from util.precision import matmul_precision
+from util.signals import StopSignals
+
+PREVIEWED = 8  # samples of the first step that TensorBoard shows
+READ_EVERY = 50  # steps between reads of the scalars on the device, where no log line falls due sooner
+
+
+class Run:
+    """A training run from its files: data, trainer, record; goes on from the checkpoint under the save path.
+
+    Its state is a place (`epoch`, `step`: steps done in the epoch after `epoch`, the last finished one), trainer, averages, record
+    and the lengths of what it appends to. With all steps of an epoch done, the evaluation is still to come.
+    """
+
+    def __init__(self, cfg: Config, step: Step, semi: bool, world: World, signals: StopSignals) -> None:
+        self.cfg, self.world, self.signals = cfg, world, signals
+        self.folder = Path(cfg.save_path)
+        world.wait()  # the first process has claimed the folder
+        self.data = open_data(cfg, world, semi, open_log(None))
+        cfg = self.cfg = replace(cfg, teacher=cfg.teacher or self.data.spec.teacher)
+        self.steps = self.data.sampler.steps
+        self.config = asdict(cfg) | {"shards": self.data.sampler.shards, "nclass": self.data.spec.nclass}  # as they are in effect
+        self.config["method"] = Path(inspect.getfile(step)).stem
+        if cfg.classes:
+            self.config["classes"] = list(self.data.spec.classes)  # the names themselves: a file of them may change
+        found = self._find()
+        torch.manual_seed(cfg.seed)
+        notes = self.data.shared_lists()
+        model = start_model(cfg, self.data, notes, resumed=found is not None)
+        self.trainer = Trainer(cfg, model, step, self.steps * cfg.epochs, semi, world)
+        self.averages = Averages(world)
+        self.epoch, self.step = -1, 0
+        self.last: list[Batch] = []  # mini-batches of the last step
+        self.matrices: list[Tensor] | None = None  # of the epoch's evaluation, where it has one
+        self.bad_images: list[str] = []  # of this epoch, on all processes
+        self.new_bad_images: list[str] = []  # of this process since the last read
+        notes += self._load(*found) if found else []
+        if world.main:
+            add_start(self.folder, world.device, world.size)
+        self.log = open_log(self.folder / resume.LOG if world.main else None)
+        if cfg.device == "auto" and world.device.type == "cpu":
+            self.log.warning(f"device: found no GPU, training on the CPU with {world.size} process{'es' if world.size > 1 else ''}")
+        shard_count(cfg, world, self.log)  # says so where there are more processes than the recipe has shards
+        test = test_source(cfg, self.data.spec, self.data.validation, self.log)
+        lacking = world.any(test is None)  # its images may be missing on one machine alone
+        if lacking and test is not None:
+            self.log.warning("no test score at the end: another machine does not find the test images")
+        self.test = None if lacking else test
+        self.record = Record(self.log, self.folder if world.main else None, self.data.spec, semi, cfg.teacher == "ema", self.trainer.it)
+        shown = {"ngpus": world.size, "nclass": self.data.spec.nclass, "batch_size": self.data.sampler.batch}
+        self.record.header(asdict(cfg) | shown, model)
+        self.watch = Watch(cfg, self.data, world, self.folder, self.record, self.config["method"], self.epoch + 1)
+        for note in notes:
+            self.log.warning(note)
+        self.last_save, self.save_seconds = time.monotonic(), 0.0
+        if found:
+            self.record.load_state(found[1])
+            inside = f", {self.step} steps of the next" if self.step else ""
+            self.log.info("************ Load from checkpoint at epoch %i%s\n", self.epoch, inside)
+        else:
+            self._save(required=True)  # finds a disk that is full before the first step, and says what belongs to this run
+
+    def _find(self) -> tuple[Path, dict[str, Any], list[str]] | None:
+        """What `resume.find_checkpoint` finds, the same for all processes; None where it is a start that binds nobody."""
+        found = resume.find_checkpoint(self.folder)
+        # all have read before the first one writes
+        if len(set(self.world.gather([found and str((found[1].get("epoch"), found[1].get("step")))]))) > 1:
+            raise UserError(f"{self.folder}: the processes find different checkpoints; expected the same folder on all machines")
+        if found is None:
+            return None
+        path, state, _ = found
+        if path.name == resume.PREVIOUS and self.world.main:
+            resume.set_aside(self.folder / resume.LATEST)  # or the next save would put it in the place of the one that is good
+        failed = resume.is_start(state) and resume.differences(state, self.config, self.data.lists)  # before its first step
+        return None if failed else found
+
+    def _load(self, path: Path, state: dict[str, Any], problems: list[str]) -> list[str]:
+        """Takes over a checkpoint. Returns what to tell about it."""
+        notes = [f"{problem}; going on from {path.name}" for problem in problems]
+        changed = resume.check_same_run(path, state, self.config, self.data.lists, self.cfg.resume == "force")
+        notes += [f"{change}: the bits may differ" for change in changed_versions(state.get("versions", {}))]
+        notes += [f"resume=force: the run was started with {difference}" for difference in changed]
+        judged_by_ema = self.trainer.teacher is not None and self.data.spec.task != "change"
+        if "config" not in state and judged_by_ema and (self.folder / resume.BEST).exists():
+            best = float(state.get("previous_best_ema", 0.0))
+            notes.append(
+                f"{resume.BEST}: of the authors' program, which judges the student; an epoch whose EMA has more than {best:.2f} replaces it"
+            )
+        self.trainer.load_state(state, str(path))
+        self.epoch, self.step = int(state["epoch"]), min(int(state.get("step", 0)), self.steps)
+        self.trainer.it = (self.epoch + 1) * self.steps + self.step
+        self.averages.reset(**state.get("averages", {}))
+        self.bad_images = list(state.get("bad_images", []))
+        if self.world.main:
+            resume.cut_files(self.folder, state.get("files"))
+        return notes
+
+    def fit(self) -> None:
+        """Trains from the beginning, or from where the checkpoint left off, to the last epoch. Raises StoppedError when asked to stop."""
+        if self.epoch + 1 >= self.cfg.epochs and self.world.main:
+            print(f"{self.folder}: all {self.cfg.epochs} epochs are done; --set epochs=N trains on", file=sys.stderr)
+        best, saved = False, True
+        progress = tqdm(total=self.trainer.total_steps, initial=self.trainer.it, disable=None if self.world.main else True, unit="step")
+        for epoch in range(self.epoch + 1, self.cfg.epochs):
+            if self.step == 0:
+                self.record.epoch(epoch, self.trainer.lr)
+            self.watch.begin(self.step)
+            self._train_epoch(epoch, progress)
+            self.watch.trained()
+            self.record.bad_images(epoch, self.bad_images)
+            self.bad_images = []
+            self.matrices = None
+            best = self._evaluate(epoch) if self._evaluation_due(epoch) else False
+            self.last = self.last or next(self._mini_batches(epoch, self.steps - 1))[0]  # resumed after the last step
+            with self.trainer.scoring():
+                self.watch.epoch(epoch, self.averages.means(), self.matrices, self.trainer.student, self.trainer.teacher, self.last)
+            self.averages.reset()
+            self.epoch, self.step, self.new_bad_images = epoch, 0, []
+            saved = self._save(best)
+        progress.close()
+        if self.world.any(not saved) and self.world.any(not self._save(best)):  # no later save will try again
+            raise UserError(f"{self.folder / resume.LATEST}: the last epoch is not saved; make room and start the same command again")
+        best_file = self.folder / resume.BEST
+        if self.world.any(best_file.exists()):  # the first process has written it; on a network disk, others may see it later
+            self._test()
+        else:
+            self.log.warning(f"{best_file}: not there, for no epoch here was better than the best before; copy the one that belongs to it")
+        self.record.board.close()
+
+    def _train_epoch(self, epoch: int, progress: tqdm) -> None:
+        for shards, stats in self.updates(epoch, self.step):
+            i, self.step = self.step, self.step + 1
+            self.last = shards if self.step == self.steps else []
+            if self.trainer.it == 1 and self.world.main:
+                for name, image in sheets(shards, self.data.spec, PREVIEWED).items():
+                    self.record.board.draw(f"data/{name}", image, 0)
+            self.averages.add(stats | {"grad_norm": self.trainer.grad_norm})
+            progress.update()
+            if self.trainer.skipped_in_row:
+                self._tell_skipped(shards)
+            due = i % max(1, self.steps // 8) == 0
+            if due or self.step % READ_EVERY == 0 or self.step == self.steps or self.trainer.stop:
+                rows = self.averages.read()
+                self.record.steps(self.trainer.it - len(rows), rows)
+                if self.cfg.bad_images == "skip":
+                    self.bad_images += self.world.gather(self.new_bad_images)
+                    self.new_bad_images = []
+                if due:
+                    self.record.iteration(i, self.trainer.lr, self.averages.means())
+                    self.record.board.add("train/lr", self.trainer.lr, self.trainer.it - 1)  # a later step would be purged on resume
+                if self.trainer.stop:
+                    self._stop()
+                if self._save_due():
+                    self._save()
+            del shards  # two steps' mini-batches are enough: this one's and the next one's
+
+    def updates(self, epoch: int, start: int) -> Iterator[tuple[list[Batch], dict[str, Tensor]]]:
+        """Does the steps of an epoch from `start` on; after each, its mini-batches and stats.
+
+        While the device computes a step's gradient, the next mini-batches are made: it finds them waiting.
+        """
+        made = self._mini_batches(epoch, start)
+        upcoming = next(made, None)
+
+        def prepare() -> None:
+            nonlocal upcoming
+            upcoming = next(made, None)
+
+        while upcoming is not None:
+            shards, bad = upcoming
+            stats = self.trainer.update(shards, self.signals.caught, prepare)
+            self.new_bad_images += bad
+            yield shards, stats
+
+    def _mini_batches(self, epoch: int, start: int) -> Iterator[tuple[list[Batch], list[str]]]:
+        """The mini-batches of the own shards, and the files left out as bad, for each step from `start` on."""
+        sampler, width = self.data.sampler, self.trainer.student.backbone.width
+        sampler.set_epoch(epoch, start)
+        raw = batches(self.data.loader)
+        for step in range(start, self.steps):
+            out, bad = [], []
+            for shard, mini_batch in zip(sampler.own, islice(raw, len(sampler.own)), strict=True):
+                # complementary dropout comes from (seed, step, shard), so any number of processes draws the same
+                seed = np.random.SeedSequence((self.cfg.seed, epoch * self.steps + step, shard)).generate_state(1, np.uint64)
+                generator = torch.Generator().manual_seed(int(seed[0] >> np.uint64(1)))
+                drop = complementary_factors(self.cfg.batch_size, width, generator)
+                for text in filter(None, mini_batch.pop("bad", ())):
+                    bad += text.split("\n")
+                out.append(make_batch(mini_batch, self.world.device, drop))
+            yield out, bad
+
+    def _tell_skipped(self, shards: list[Batch]) -> None:
+        """Tells of a skipped step. Raises UserError when it was the last of too many in a row."""
+        trainer = self.trainer
+        self.record.skipped(trainer.it - 1, trainer.skipped, trainer.skipped_in_row)
+        if trainer.skipped_in_row < self.cfg.max_bad_steps:
+            return
+        named = zip(shards, trainer.losses.tolist(), strict=True)
+        pairs = self.world.gather([(math.isfinite(loss), [*b.name_x, *b.name_u]) for b, loss in named])
+        worst = [names for finite, names in pairs if not finite] or [names for _, names in pairs]
+        raise UserError(
+            f"{self.folder / resume.LATEST}: stopped after {trainer.skipped_in_row} steps in a row whose loss or gradient is not finite "
+            f"(max_bad_steps); the checkpoint is good, the last mini-batch was {', '.join(name for names in worst for name in names)}; "
+            f"look at these images, or go on with a lower lr and --set resume=force"
+        )
+
+    def _evaluation_due(self, epoch: int) -> bool:
+        return (epoch + 1) % self.cfg.eval_every == 0 or epoch + 1 == self.cfg.epochs
+
+    def _evaluate(self, epoch: int) -> bool:
+        models = [m.eval() for m in (self.trainer.student, self.trainer.teacher) if m is not None]
+        loader = validation_loader(self.data.validation, self.world, self.data.workers)
+        until_asked = takewhile(lambda _: not self.signals.caught, loader)
+        mode, spec = self.data.eval_mode, self.data.spec
+        with self.trainer.scoring():
+            self.matrices = evaluate(models, until_asked, mode, self.cfg.crop_size, spec.nclass, self.world)
+        if self.world.any(self.signals.caught):
+            self._stop()  # what is evaluated so far is dropped: the checkpoint says that the evaluation is to come
+        return self.record.evaluation(epoch, mode, self.matrices)
+
+    def _test(self) -> None:
+        """Scores best.pth on the test list where another list selected it. The models keep its weights: nothing comes after."""
+        if self.test is None:
+            return
+        with self.trainer.scoring():
+            lines = final_test(self.cfg, self.data, self.test, self.trainer.student, self.trainer.teacher, self.world)
+        for line in lines:
+            self.log.info(line)
+
+    def _stop(self) -> NoReturn:
+        saved = self._save()
+        self.world.wait()  # a process that ends makes the launcher end the others
+        where = f"epoch {self.epoch + 1}, step {self.step} of {self.steps}"
+        how = f"saved in {self.folder / resume.LATEST}" if saved else f"could not be saved: {self.folder} has an older checkpoint"
+        raise StoppedError(f"{where}, {how}; the same command goes on from there", self.signals.code)
+
+    def _save_due(self) -> bool:
+        seconds = max(300.0, 100 * self.save_seconds) if self.cfg.save_every is None else 60 * self.cfg.save_every
+        return self.world.main and time.monotonic() - self.last_save >= seconds
+
+    def _state(self) -> dict[str, Any]:
+        state = self.trainer.state() | self.record.state() | {"epoch": self.epoch, "step": self.step}
+        state |= {"averages": {"sums": self.averages.sums, "count": self.averages.count}}
+        state |= {"config": self.config, "lists": self.data.lists, "versions": versions(), "bad_images": self.bad_images}
+        self.record.board.flush()
+        return state | {"files": resume.file_lengths(self.folder)}
+
+    def _save(self, best: bool = False, required: bool = False) -> bool:
+        """Writes latest.pth, which is best.pth too where this is the best. A disk that does not take it is told; training goes on."""
+        if not self.world.main:
+            return True
+        begin, saved = time.monotonic(), True
+        try:
+            also = self.folder / resume.BEST if best else None
+            checkpoint.save(self._state(), self.folder / resume.LATEST, keep=self.folder / resume.PREVIOUS, also=also)
+        except UserError as error:
+            if required:
+                raise
+            saved = False
+            lost = f"; {resume.BEST} does not get this epoch, the best one so far" if best else ""
+            self.log.error(f"{error}; the checkpoints before it stay, and the next save tries again: make room in {self.folder}{lost}")
+        self.last_save = time.monotonic()
+        self.save_seconds = self.last_save - begin
+        return saved
+
+
+def train(step: Step, argv: list[str], description: str | None, semi: bool = True) -> None:
+    """The command of a method: reads the command line, joins the processes, trains."""
+    cfg = parse_command(argv, description, semi)
+    with (
+        deterministic(cfg.deterministic),
+        processes(cfg.device) as world,
+        matmul_precision(cfg.precision, world.device),
+        StopSignals() as signals,
+        resume.claimed(Path(cfg.save_path), signals) if world.main else nullcontext(),
+    ):
+        Run(cfg, step, semi, world, signals).fit()

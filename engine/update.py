@@ -1,0 +1,170 @@
+"""The optimiser step that all methods share: loss, gradients, AdamW, learning rate, EMA teacher (METHOD.md 3)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+
+from dataset.batch import Batch
+from engine.ema import Ema, make_teacher
+from engine.schedule import poly
+from model.change import ChangeDPT
+from model.loss import check_criterion
+from model.semseg.dpt import DPT
+from util import checkpoint
+from util.config import Config
+from util.dist import World, average_gradients, check_compiler
+from util.error import UserError
+from util.precision import autocast, loss_scaler
+
+FUSED = True  # AdamW as one kernel: the same formula
+Step = Callable[..., tuple[Tensor, dict[str, Tensor]]]
+
+
+class Trainer:
+    """Student, teacher and optimiser of a run, and the update that all methods share.
+
+    step(student, teacher, batch, cfg) -> (loss, stats) is the method. `it` counts the optimiser steps done of `total_steps`.
+    semi=False: no teacher. A step whose loss or gradient is not finite changes neither weights nor teacher: `skipped` counts these,
+    `skipped_in_row` those since the last good one. After an update, `losses` has one loss a shard, `grad_norm` is the gradient's
+    norm, and `stop` says whether a process was asked to stop.
+    """
+
+    def __init__(self, cfg: Config, model: DPT, step: Step, total_steps: int, semi: bool = True, world: World | None = None) -> None:
+        # as published: change detection's student labels for itself (METHOD.md 3)
+        self.cfg = cfg = replace(cfg, teacher=cfg.teacher or ("student" if isinstance(model, ChangeDPT) else "ema"))
+        self.step = step
+        self.total_steps = total_steps
+        self.it = self.skipped = self.skipped_in_row = 0
+        self.stop = False
+        self.grad_norm = self.losses = torch.zeros(())
+        self.world = world = world or World()
+        check_criterion(cfg.criterion)
+        self.student = model.to(world.device)
+        self.student.backbone.checkpointing = cfg.activation_checkpointing
+        if cfg.lock_backbone:
+            self.student.backbone.requires_grad_(False)
+        self.teacher = make_teacher(self.student) if semi else None
+        self.ema = Ema(self.teacher, self.student) if self.teacher is not None else None
+        if cfg.compile:
+            check_compiler(world.device)
+            torch._dynamo.config.optimize_ddp = False  # would cut the compiled parts, between which gradients travel in any case
+            self.student.compile_parts()
+            if self.teacher is not None:
+                self.teacher.compile_parts()
+        # what the method calls: the student, or its wrapper that averages gradients
+        self.net = average_gradients(self.student, world, cfg.grad_compression)
+        # all parameters, frozen ones too: the authors' optimiser states count them by place
+        encoder = list(self.student.backbone.parameters())
+        decoder = [p for name, p in self.student.named_parameters() if "backbone" not in name]
+        groups = [{"params": encoder, "lr": cfg.lr}, {"params": decoder, "lr": cfg.lr * cfg.lr_multi}]
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, fused=FUSED)
+        self.scaler = loss_scaler(cfg.precision, world.device)
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Inside, models compute in the run's precision."""
+        return autocast(self.cfg.precision, self.world.device)
+
+    @contextmanager
+    def scoring(self) -> Iterator[None]:
+        """Inside, models compute without gradients, in the run's precision, but not compiled: images have too many sizes for that.
+
+        The teacher and a frozen encoder get their 16-bit weights once, not for every image: autocast keeps those that require a gradient.
+        """
+        models = [self.student] if self.teacher is None else [self.student, self.teacher]
+        frozen = [p for model in models for p in model.parameters() if not p.requires_grad]
+        try:
+            for p in frozen:
+                p.requires_grad = True
+            with torch.no_grad(), self.autocast(), torch.compiler.set_stance("force_eager"):
+                yield
+        finally:
+            for p in frozen:
+                p.requires_grad = False
+
+    @property
+    def lr(self) -> float:
+        """The encoder's learning rate for the next step."""
+        return self.optimizer.param_groups[0]["lr"]
+
+    def update(self, batches: Sequence[Batch], stop: bool = False, meanwhile: Callable[[], None] | None = None) -> dict[str, Tensor]:
+        """One optimiser step from one mini-batch per own shard. Returns the stats, detached, averaged over these shards.
+
+        stop: this process was asked to stop. meanwhile: called while the device computes the gradient, before the host waits for it.
+        """
+        self.student.train()
+        # beside the buckets in which the processes exchange them, gradients of several shards would be held twice
+        self.optimizer.zero_grad(set_to_none=not isinstance(self.net, DistributedDataParallel))
+        labels_by = self.student if self.cfg.teacher == "student" else self.teacher
+        all_stats, losses = [], []
+        for i, batch in enumerate(batches):
+            last = i + 1 == len(batches)
+            with self.net.no_sync() if isinstance(self.net, DistributedDataParallel) and not last else nullcontext():
+                with self.autocast():
+                    loss, stats = self.step(self.net, labels_by, batch, self.cfg)
+                self.scaler.scale(loss / len(batches)).backward()
+            all_stats.append(stats)
+            losses.append(loss.detach())
+        self.losses = torch.stack(losses)
+        if meanwhile is not None:
+            meanwhile()
+        self.scaler.unscale_(self.optimizer)
+        if self._agree(stop):
+            self.optimizer.step()
+            if self.ema is not None:
+                self.ema.update(self.it)
+        self.scaler.update()
+        rate = poly(self.cfg.lr, self.it, self.total_steps)
+        for group, multiple in zip(self.optimizer.param_groups, (1, self.cfg.lr_multi), strict=True):
+            group["lr"] = rate * multiple
+        self.it += 1
+        return {name: torch.stack([stats[name] for stats in all_stats]).mean() for name in all_stats[0]}
+
+    def _agree(self, stop: bool) -> bool:
+        """Whether this step counts, the same on all processes: are all losses and the gradient finite? The one host read of a step."""
+        grads = [p.grad for p in self.student.parameters() if p.grad is not None]
+        self.grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        # 0 * loss is 0, or nan for a loss that is not finite; the gradient is already the same everywhere
+        words = torch.stack((self.grad_norm + (0 * self.losses).sum(), self.grad_norm.new_full((), float(stop))))
+        norm, asked = self.world.sum_(words).tolist()
+        self.stop = asked > 0
+        good = math.isfinite(norm)
+        self.skipped += not good
+        self.skipped_in_row = 0 if good else self.skipped_in_row + 1
+        return good
+
+    def state(self) -> dict[str, Any]:
+        """Weights and optimiser, under the names that the authors' checkpoints have."""
+        state: dict[str, Any] = {"model": self.student.state_dict(), "optimizer": self.optimizer.state_dict()}
+        state |= {"scaler": self.scaler.state_dict(), "skipped": self.skipped, "skipped_in_row": self.skipped_in_row}
+        return state if self.teacher is None else state | {"model_ema": self.teacher.state_dict()}
+
+    def load_state(self, state: dict[str, Any], source: str) -> None:
+        """Goes on from `state` or a checkpoint of the authors. Raises UserError where it does not fit."""
+        hint = "was it made with another backbone, data set or method? Resume with the same command or use another --save-path"
+        checkpoint.load_strictly(self.student, checkpoint.weights(state, "model", source), source, hint)
+        if self.teacher is not None:
+            if "model_ema" not in state:
+                raise UserError(f"{source}: has no 'model_ema', the teacher of a semi-supervised run; {hint}")
+            checkpoint.load_strictly(self.teacher, checkpoint.weights(state, "model_ema", source), source, hint)
+        self.skipped, self.skipped_in_row = state.get("skipped", 0), state.get("skipped_in_row", 0)
+        if state.get("scaler"):  # only runs in fp16 have something in it
+            self.scaler.load_state_dict(state["scaler"])
+        try:
+            groups = [group | {"fused": FUSED, "foreach": None} for group in state["optimizer"]["param_groups"]]
+            if not groups[0]["params"]:  # a frozen encoder's parameters, which the authors leave out: they have no moments
+                groups[0]["params"] = [-1 - i for i in range(len(self.optimizer.param_groups[0]["params"]))]
+            self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
+            # The fused kernel walks through memory: moments have to lie as their parameter does, which the authors' do not.
+            # The count of steps, too, leaves the checkpoint's memory, which may be a file's.
+            for p, moments in self.optimizer.state.items():
+                moments |= {n: value.clone() if n == "step" else torch.empty_like(p).copy_(value) for n, value in moments.items()}
+        except (LookupError, ValueError, TypeError, AttributeError) as error:
+            raise UserError(f"{source}: its optimiser state does not fit ({error}); {hint}") from error

@@ -1,0 +1,189 @@
+"""Trained weights for other programs, with class names and preprocessing inside.
+
+    python -m scripts.export --checkpoint exp/camvid/unimatch_v2/best.pth --format onnx [--out model.onnx]
+
+torch: {"model": weights, "meta": text} for torch.load; safetensors: the same, its metadata holds "meta"; meta is JSON. onnx: a graph
+from `image` (B, 3, H, W) float32 RGB in 0..255 of any size from 7 pixels on (change detection: 6 channels, date A before date B) to
+`logits` (B, K, H, W) of that size: normalising, and resizing to multiples of 14 and back, are part of it. The file is compared with
+PyTorch at several sizes before the command ends. Extras: pip install -r requirements-extra.txt
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import io
+import json
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dataset.batch import MEAN, STD, normalize
+from engine.evaluation import predict_whole
+from engine.trained_model import Trained, config_of, load_trained
+from model.backbone.dinov2 import GRID, PATCH
+from model.semseg.dpt import DPT
+from util import checkpoint
+from util.cli import Parser
+from util.config import Config, load_config, parse_arguments
+from util.error import UserError, run
+from util.files import check_output, output, write_atomic
+
+SUFFIX = {"torch": ".pt", "safetensors": ".safetensors", "onnx": ".onnx"}
+SIZES = ((1, 98, 70), (2, 61, 45), (1, 28, 140), (1, 518, 518))  # batch, height, width that an ONNX file is tried at
+TOLERANCE = 1e-3  # largest difference of a logit from PyTorch's, relative to the largest logit
+OPSET = 17
+
+
+def extra(name: str) -> ModuleType:
+    """An optional package. Raises UserError that says how to install it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(f"{name}: not installed, and this format needs it; pip install -r requirements-extra.txt") from error
+
+
+def meta(cfg: Config, trained: Trained) -> dict[str, Any]:
+    """What somebody needs to use the weights without this repository."""
+    spec = trained.spec
+    return {
+        "task": spec.task,
+        "dataset": spec.name,
+        "backbone": cfg.backbone,
+        "weights": trained.which,
+        "classes": list(spec.classes),
+        "palette": [list(color) for color in spec.palette],
+        "mean": list(MEAN),
+        "std": list(STD),
+        "input": "RGB / 255, minus mean, divided by std; sides resized to the nearest multiple of 14 (bilinear, align_corners)",
+        "patch": PATCH,
+        "evaluation": cfg.eval_mode or spec.eval_mode,
+        "window": cfg.crop_size,
+    }
+
+
+def cubic_matrix(count: int, factor: Tensor, device: torch.device) -> Tensor:
+    """Bicubic resizing of GRID values to `count` as a matrix (count, GRID); `factor`: coordinates' scale (METHOD.md 1.1).
+
+    ONNX has no interpolation with a scale that depends on the input's size; a matrix product it has.
+    """
+    centre = (torch.arange(count, device=device) + 0.5) / factor - 0.5
+    first = centre.floor()
+    columns = torch.arange(GRID, device=device)
+    matrix = torch.zeros(1, device=device)
+    for tap in range(-1, 3):
+        distance = (centre - first - tap).abs()
+        near = 1.25 * distance**3 - 2.25 * distance**2 + 1  # a = -0.75
+        far = -0.75 * distance**3 + 3.75 * distance**2 - 6 * distance + 3
+        weight = torch.where(distance <= 1, near, far)
+        place = (first + tap).clamp(0, GRID - 1)  # edges are repeated
+        matrix = matrix + weight[:, None] * (place[:, None] == columns)
+    return matrix
+
+
+class Exported(nn.Module):
+    """The graph of an ONNX file: image (B, 3 or 6, H, W) float RGB in 0..255 -> logits (B, K, H, W).
+
+    Takes the model over: its position embedding is computed in a way that can be exported, equal up to rounding.
+    """
+
+    def __init__(self, model: DPT) -> None:
+        super().__init__()
+        self.model = model
+        model.backbone.position = self.position  # type: ignore[method-assign]
+
+    def position(self, rows: int, cols: int) -> Tensor:
+        pos = self.model.backbone.pos_embed
+        counts = [torch.ones(count, device=pos.device).sum() for count in (rows, cols)]
+        native = (counts[0] == GRID) & (counts[1] == GRID)  # used as it is: a factor of 1 gives the identity
+        factors = [torch.where(native, count, count + 0.1) / GRID for count in counts]
+        y, x = (cubic_matrix(count, factor, pos.device) for count, factor in zip((rows, cols), factors, strict=True))
+        resized = torch.einsum("yi,ijc,xj->yxc", y, pos[0, 1:].reshape(GRID, GRID, -1), x)
+        return torch.cat((pos[:, :1], resized.flatten(0, 1)[None]), dim=1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        height, width = image.shape[-2:]
+        fitting = [(side + PATCH // 2) // PATCH * PATCH for side in (height, width)]
+        logits = self.model(F.interpolate(normalize(image), fitting, mode="bilinear", align_corners=True))
+        return F.interpolate(logits, (height, width), mode="bilinear", align_corners=True)
+
+
+def write_onnx(trained: Trained, about: dict[str, Any], path: Path) -> float:
+    """Writes an ONNX file and compares it with PyTorch. Returns the largest relative difference; raises UserError above TOLERANCE."""
+    onnx, runtime = extra("onnx"), extra("onnxruntime")
+    generator = torch.Generator().manual_seed(0)
+    images = [255 * torch.rand(batch, 3 * trained.spec.dates, height, width, generator=generator) for batch, height, width in SIZES]
+    with torch.inference_mode():
+        expected = [predict_whole(trained.model, normalize(image)) for image in images]
+    axes = {name: {0: "batch", 2: "height", 3: "width"} for name in ("image", "logits")}
+
+    made = io.BytesIO()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # that shapes are traced is what is wanted
+        # the newer exporter (dynamo=True) makes the same graph in a minute instead of a second, and needs onnxscript
+        graph = Exported(trained.model).eval()
+        options: dict[str, Any] = {"f": made, "dynamo": False, "opset_version": OPSET, "dynamic_axes": axes}
+        torch.onnx.export(graph, (images[1],), input_names=["image"], output_names=["logits"], **options)
+    document = onnx.load_from_string(made.getvalue())
+    onnx.helper.set_model_props(document, {key: json.dumps(value) for key, value in about.items()})
+    onnx.checker.check_model(document)
+    content = document.SerializeToString()
+    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for image, logits in zip(images, expected, strict=True):
+        found = torch.from_numpy(session.run(None, {"image": image.numpy()})[0])
+        worst = max(worst, float((found - logits).abs().max() / logits.abs().max()))
+    if not worst <= TOLERANCE:
+        raise UserError(f"{path}: differs from PyTorch by {worst:.1e} of the largest logit, expected at most {TOLERANCE}; not written")
+    write_atomic(path, lambda file: file.write(content))
+    return worst
+
+
+def export(cfg: Config, trained: Trained, form: str, path: Path) -> str:
+    """Writes a model in a format. Returns what to tell about it."""
+    about = meta(cfg, trained)
+    weights = {name: value.contiguous() for name, value in trained.model.state_dict().items()}
+    if form == "onnx":
+        return f"largest difference from PyTorch {write_onnx(trained, about, path):.1e} of the largest logit, at {len(SIZES)} sizes"
+    if form == "safetensors":
+        content = extra("safetensors.torch").save(weights, {"meta": json.dumps(about)})
+        write_atomic(path, lambda file: file.write(content))
+    else:
+        checkpoint.save({"model": weights, "meta": json.dumps(about)}, path)
+    return f"{len(weights)} tensors"
+
+
+def _config(args: argparse.Namespace) -> Config:
+    """The config of the command line, or the one that our checkpoints carry."""
+    if args.config:
+        return load_config(args.config, args.set)
+    return config_of(checkpoint.load(args.checkpoint), args.checkpoint, args.set)
+
+
+def main(argv: list[str]) -> None:
+    parser = Parser(prog="scripts.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--checkpoint", required=True, help="best.pth, latest.pth, or one of the authors'")
+    parser.add_argument("--format", required=True, choices=tuple(SUFFIX))
+    parser.add_argument("--out", metavar="FILE", help="default: beside the checkpoint, with the format's suffix")
+    parser.add_argument("--config", help="the config of the run; our own checkpoints know it")
+    parser.add_argument("--which", choices=("ema", "student"), help="default: the EMA where there is one; change detection: the student")
+    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="change a config key; may be repeated")
+    args = parse_arguments(parser, argv)
+    cfg = _config(args)
+    trained = load_trained(cfg, args.checkpoint, args.which)
+    path = Path(args.out) if args.out else Path(args.checkpoint).with_suffix(SUFFIX[args.format])
+    if path.resolve() == Path(args.checkpoint).resolve():
+        raise UserError(f"{path}: is the checkpoint itself; give another --out")
+    check_output("--out", path)
+    with output("--out", path):
+        told = export(cfg, trained, args.format, path)
+    print(f"{path}: {trained}, {trained.spec.nclass} classes of {trained.spec.name}, {told}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,103 @@
+"""Which experiment a log is of: from its header and the record beside it, else from the file's name, else from its folders."""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from dataset.spec import SPECS
+from engine.provenance import RECORD, ROOT
+from engine.resume import LOG
+
+CHANGE_DATASETS = {name for name, spec in SPECS.items() if spec.task == "change"}
+CLASSIFICATION_DATASETS = ("cifar100", "cifar10", "svhn", "stl10")
+DATASETS = sorted((*SPECS, *CLASSIFICATION_DATASETS), key=len, reverse=True)  # demo_change is not demo
+LABELED_ONLY = "supervised"
+
+# names of the authors' folders and figures for methods that have another name here
+_ALIASES = {
+    "labeled_only": LABELED_ONLY,
+    "unimatch": "unimatch_v1",
+    "fixmatch_fp": "fixmatch_addfeataug",
+    "figure4a": "fixmatch_addfeataug",
+    "figure4b": "fixmatch_dualstream",
+    "figure4c": "fixmatch_addfeataug_dualstream",
+}
+_METHOD = re.compile(
+    r"(?<![A-Za-z0-9])(fixmatch_addfeataug_dualstream|fixmatch_addfeataug|fixmatch_dualstream|fixmatch_fp|fixmatch|"
+    r"unimatch_v2_noEMA|unimatch_v2|unimatch_v1|unimatch|labeled_only|supervised|figure4[abc])(?![A-Za-z0-9])"
+)
+_DATASET = re.compile(rf"(?<![A-Za-z0-9])({'|'.join(DATASETS)})(?![A-Za-z0-9])", re.IGNORECASE)
+_BACKBONE = re.compile(
+    r"(?<![A-Za-z0-9])(dinov2_(?:tiny|small|base|large|giant)|resnet_?\d{2,3}|mit_?b\d|beit_(?:base|large|[bl])|sam_(?:base|large|huge|[blh]))"
+    r"(?![A-Za-z0-9])"
+)
+_EXTRA = re.compile(r"(?<![A-Za-z0-9])(extra_\d{1,4}[Kk])(?![A-Za-z0-9])")
+_SPLIT = re.compile(r"(?<![A-Za-z0-9])(\d+_\d+|\d+%?|all|full)_?labels?(?![a-zA-Z])")
+_SPLIT_FOLDER = re.compile(r"(?:^|/)(\d+_\d+|\d+%?|all|full)(?:_seed_?\d+)?(?:/seed_?\d+)?/?$")
+_SEED = re.compile(r"(?<![A-Za-z])seed[_-]?(\d{1,9})")
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Method, data set, split and encoder as the command line names them (None: the log does not say); seed of the run."""
+
+    method: str | None
+    dataset: str | None
+    split: str | None
+    backbone: str | None
+    seed: int | None
+
+
+def identify(header: dict[str, str], log: Path) -> Identity:
+    """The experiment of a log with this header (empty where it is lost) and this file name."""
+    save_path = header.get("save_path") or header.get("output_path") or ""
+    # from the most to the least telling; the folder names of a stranger's disk come last, and only the nearest five
+    texts = [save_path, log.stem, "/".join(log.parts[-6:-1])]
+    dataset = header.get("dataset") or header.get("valset") or header.get("dataset_l") or _search(_DATASET, texts)
+    backbone = header.get("backbone") or _search(_BACKBONE, texts)
+    seed = header.get("seed") if header.get("seed", "").isdecimal() else _search(_SEED, texts)
+    return Identity(
+        method=_recorded_method(log) or _method(save_path, texts, backbone, dataset),
+        dataset=dataset.lower() if dataset else None,
+        split=_split(header, texts),
+        backbone=backbone,
+        seed=int(seed) if seed and len(seed) < 10 else None,
+    )
+
+
+def _search(pattern: re.Pattern[str], texts: list[str]) -> str | None:
+    return next((found[1] for text in texts if (found := pattern.search(text))), None)
+
+
+def _recorded_method(log: Path) -> str | None:
+    """The command that wrote a log of ours, which the record beside it holds."""
+    try:
+        command = Path(json.loads((log.parent / RECORD).read_bytes())[-1]["command"][0])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return command.stem if log.name == LOG and (ROOT / command.name).is_file() else None
+
+
+def _method(save_path: str, texts: list[str], backbone: str | None, dataset: str | None) -> str | None:
+    """The folder of the method, exp/<dataset>/<method>/<backbone>/<split>, also a name we do not know; else a known name anywhere."""
+    parts = save_path.strip("/").split("/")
+    for before, part, after in zip(parts, parts[1:], parts[2:], strict=False):
+        if before == dataset and after == backbone:
+            return _ALIASES.get(part, part)
+    method = _search(_METHOD, texts)
+    return _ALIASES.get(method, method) if method else None
+
+
+def _split(header: dict[str, str], texts: list[str]) -> str | None:
+    """The folder of the labelled list; for a list of all images what the save path or the file name says, else "all"."""
+    if "label_per_class" in header:
+        return header["label_per_class"]
+    extra = _search(_EXTRA, texts[:2])  # all labels, and unlabelled images of another source
+    if extra:
+        return extra
+    *folders, name = header.get("labeled_id_path", "").split("/")
+    split = folders[-1] if folders and name == "labeled.txt" else _search(_SPLIT, texts) or _search(_SPLIT_FOLDER, texts)
+    if split is None and name == "train.txt":
+        split = "all"
+    return "all" if split == "full" else split

@@ -1,0 +1,214 @@
+"""One training log -> its runs, by the published rule (METHOD.md 4). Reads every shape of METHOD.md 5, and counts what it cannot read.
+
+A resumed session continues the run: epochs that it repeats replace the
+earlier ones. A session that starts again at epoch 0 replaces the run, or begins another one when its header names another experiment.
+"""
+
+import statistics
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scripts.report.identity import CHANGE_DATASETS, CLASSIFICATION_DATASETS, LABELED_ONLY, Identity, identify
+from scripts.report.lines import is_number
+from scripts.report.sessions import Session, read_sessions, starts_again
+from util.config import MAY_CHANGE
+from util.error import UserError
+
+SAMPLES = 5  # unread lines that are shown of a log
+SAMPLE_LENGTH = 160
+MAX_BYTES = 1 << 28  # a log of the longest published run has 2 MB
+# what may differ between two starts of one experiment; every other header key is a setting
+_NOT_SETTINGS = (MAY_CHANGE - {"init", "val_id_path"}) | {
+    *("seed", "port", "local_rank", "ngpus", "output_path", "checkpoint", "data_root_l", "pretrained_path"),
+    *("workers", "host", "commit", "version", "torch"),
+}
+
+
+@dataclass
+class Run:
+    """One training run as its log tells it. Epochs count from 0, figures are percentages as printed; None: the log does not say.
+
+    epochs: planned; epochs_done: distinct epochs whose figure is in the log (`eval_every` above 1: all up to the last figure);
+    complete: the last planned epoch is among them.
+    statistic: which figure `best` and `last` are: ema_miou, miou, changed_iou, ema_acc1 or acc1.
+    best: its maximum (ties: the later epoch, `best_epoch`); accuracy: change detection's overall accuracy of that same epoch.
+    nan_iterations: iteration lines with a nan; sec_per_iter: median between neighbouring iteration lines of an epoch.
+    unread_lines: lines of the file that are no log line, with samples; notes: what a reader should know before using the figures.
+    """
+
+    log: str
+    method: str | None
+    dataset: str | None
+    split: str | None
+    backbone: str | None
+    task: str
+    epochs: int | None
+    epochs_done: int
+    complete: bool
+    resumed: bool
+    statistic: str
+    best: float | None
+    best_epoch: int | None
+    last: float | None
+    accuracy: float | None
+    nan_iterations: int
+    sec_per_iter: float | None
+    ngpus: int | None
+    seed: int | None = None
+    unread_lines: int = 0
+    unread_samples: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    settings: dict[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The stable keys and the counts, as plain values."""
+        return {key: value for key, value in asdict(self).items() if key != "settings"}
+
+
+def read_log(path: Path) -> list[Run]:
+    """The runs of a log file, nearly always one.
+
+    Raises UserError when the file cannot be read or has no line of a training log in it.
+    """
+    try:
+        if not path.is_file():
+            raise UserError(f"{path}: found no regular file, expected a training log; give the log itself or its folder")
+        if path.stat().st_size > MAX_BYTES:
+            raise UserError(f"{path}: found {path.stat().st_size} bytes, expected a training log of at most {MAX_BYTES}; leave it out")
+        text = path.read_bytes().decode("utf-8", errors="replace")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error}), expected a training log; check the path and its permissions") from error
+    sessions, unread = read_sessions(text)
+    if all(session.empty for session in sessions):
+        found = f"{count(len(unread), 'line')}, none of them of a training log" if unread else "an empty file"
+        raise UserError(f"{path}: found {found}, expected a log of unimatch_v2, fixmatch or supervised training; leave it out")
+    runs = [_summarise(group, path) for group in _group(sessions, path)]
+    for run in runs:
+        run.unread_lines, run.unread_samples = len(unread), _samples(unread)
+        if nul := text.count("\0"):
+            run.notes.append(f"{count(nul, 'NUL byte')} skipped")
+    return runs
+
+
+def _samples(unread: Iterable[str]) -> list[str]:
+    """The first different unread lines, those that look like damaged records before warnings of other programs."""
+    different = sorted(dict.fromkeys(line[:SAMPLE_LENGTH] for line in unread), key=lambda line: not line.startswith("["))
+    return different[:SAMPLES]
+
+
+def _group(sessions: list[Session], path: Path) -> list[list[Session]]:
+    """Sessions of the same run, together. Only a start at epoch 0 under another experiment's header begins another run."""
+    groups: list[list[Session]] = []
+    for session in sessions:
+        other = groups and starts_again(session, groups[-1]) and identify(session.header, path) != identify(groups[-1][0].header, path)
+        if other or not groups:
+            groups.append([session])
+        else:
+            groups[-1].append(session)
+    return groups
+
+
+def count(number: int, noun: str) -> str:
+    """1 line, 2 lines."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _summarise(sessions: list[Session], path: Path) -> Run:
+    """The figures of a run from its sessions; the first header names the run, the last one says what it was asked to reach."""
+    epochs, notes = _merge(sessions)
+    headers = [session.header for session in sessions if session.header] or [{}]
+    identity = identify(headers[0], path)
+    task = _task(headers[0].get("task"), identity, epochs)
+    statistic = _statistic(identity, task, epochs)
+    measured = {epoch: figures for epoch, figures in epochs.items() if statistic in figures}
+    best, last = _best_epoch(measured, statistic), max(measured, default=None)
+    planned = _integer(headers[-1].get("epochs"))
+    # a run that is evaluated only now and then has done all epochs up to its last figure
+    done = last + 1 if last is not None and (_integer(headers[-1].get("eval_every")) or 1) > 1 else len(measured)
+    intervals = [interval for session in sessions for interval in session.intervals]
+    return Run(
+        log=str(path),
+        method=identity.method,
+        dataset=identity.dataset,
+        split=identity.split,
+        backbone=identity.backbone,
+        task=task,
+        epochs=planned,
+        epochs_done=done,
+        complete=bool(planned and last is not None and last + 1 >= planned),
+        resumed=any(session.loaded or session.first_epoch for session in sessions),
+        statistic=statistic,
+        best=_figure(measured, best, statistic),
+        best_epoch=best,
+        last=_figure(measured, last, statistic),
+        accuracy=_figure(measured, best, "accuracy") if task == "change" else None,
+        nan_iterations=sum(session.nan_iterations for session in sessions),
+        sec_per_iter=round(statistics.median(intervals), 4) if intervals else None,
+        ngpus=_integer(headers[-1].get("ngpus")),
+        seed=identity.seed,
+        notes=notes + _notes(sessions, done, last),
+        settings={key: value for key, value in headers[-1].items() if key not in _NOT_SETTINGS},
+    )
+
+
+def _merge(sessions: list[Session]) -> tuple[dict[int, dict[str, float]], list[str]]:
+    """Every epoch's figures; of an epoch that was redone, the later ones."""
+    epochs: dict[int, dict[str, float]] = {}
+    notes = []
+    for i, session in enumerate(sessions):
+        if starts_again(session, sessions[:i]):
+            notes.append(f"{count(len(epochs), 'epoch')} of an earlier start not counted: a later one began again at epoch 0")
+            epochs = {}
+        epochs.update(session.epochs)
+    return epochs, notes
+
+
+def _notes(sessions: list[Session], done: int, last: int | None) -> list[str]:
+    """What is missing in the log, in words."""
+    notes = []
+    if last is not None and done <= last:
+        notes.append(f"{count(last + 1 - done, 'epoch')} before epoch {last} without a figure in this log")
+    if guessed := sum(session.guessed for session in sessions):
+        notes.append(f"{count(guessed, 'epoch line')} lost: counted on from the one before")
+    if tests := sessions[-1].tests:
+        notes.append("the figure here is of the list that chose the epoch. " + "; ".join(tests))
+    if not any(session.header for session in sessions):
+        notes.append("no header: what the run is was taken from the file's name and folders")
+    return notes
+
+
+def _task(stated: str | None, identity: Identity, epochs: dict[int, dict[str, float]]) -> str:
+    """From the figures; before the first one from the config's `task`, which built-in data sets leave open, and the data set."""
+    names = {name for figures in epochs.values() for name in figures}
+    if "changed_iou" in names or (not names and (stated == "change" or identity.dataset in CHANGE_DATASETS)):
+        return "change"
+    if names & {"acc1", "ema_acc1"} or (not names and identity.dataset in CLASSIFICATION_DATASETS):
+        return "classification"
+    return "segmentation"
+
+
+def _statistic(identity: Identity, task: str, epochs: dict[int, dict[str, float]]) -> str:
+    """Which figure is the published one: the student's for change detection and labelled-only runs, else the EMA's where it is logged."""
+    if task == "change":
+        return "changed_iou"
+    name = "acc1" if task == "classification" else "miou"
+    has_ema = any("ema_" + name in figures for figures in epochs.values())
+    if epochs:
+        return "ema_" + name if has_ema and identity.method != LABELED_ONLY else name
+    return name if identity.method == LABELED_ONLY else "ema_" + name
+
+
+def _best_epoch(measured: dict[int, dict[str, float]], statistic: str) -> int | None:
+    numbers = [(figures[statistic], epoch) for epoch, figures in measured.items() if is_number(figures[statistic])]
+    return max(numbers)[1] if numbers else None  # the pair's order makes the later epoch win a tie
+
+
+def _figure(measured: dict[int, dict[str, float]], epoch: int | None, name: str) -> float | None:
+    value = None if epoch is None else measured[epoch].get(name)
+    return value if is_number(value) else None
+
+
+def _integer(text: str | None) -> int | None:
+    return int(text) if text and text.isdecimal() and len(text) < 10 else None

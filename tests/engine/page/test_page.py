@@ -1,0 +1,162 @@
+"""A run's page: its figures against the log, and the page in a real browser."""
+
+import json
+import re
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import supervised
+import unimatch_v2
+from dataset.spec import get_spec
+from engine.page.chart import ticks
+from engine.page.render import duration
+from tests.conftest import Tiny
+
+CLASSES = get_spec("demo").classes
+
+
+@pytest.fixture(scope="module")
+def run(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A semi-supervised run of two epochs that was then prolonged to three."""
+    folder = tmp_path_factory.mktemp("run")
+    unimatch_v2.main(tiny.args(folder, "epochs=1", "conf_thresh=0.17"))
+    state = json.loads((folder / "report.json").read_text())
+    (folder / "report.json").write_text(json.dumps(state | {"warnings": ["2026-01-01 00:00:00 <b>disk</b> full"]}))
+    unimatch_v2.main(tiny.args(folder, "epochs=2", "conf_thresh=0.17", "resume=force"))
+    return folder
+
+
+def test_page_shows_what_the_log_says(run: Path) -> None:
+    log = (run / "train.log").read_text()
+    scores = [(float(a), float(b)) for a, b in re.findall(r"MeanIoU: ([\d.]+), EMA: ([\d.]+)", log)]
+    rows = json.loads((run / "report.json").read_text())["epochs"]
+    assert [row["epoch"] for row in rows] == [0, 1]  # the first epoch came from the run before
+    assert [tuple(round(score, 2) for score in row["scores"]) for row in rows] == [pytest.approx(pair, abs=0.0051) for pair in scores]
+    page = (run / "report.html").read_text()
+    best = max((ema, epoch) for epoch, (_, ema) in enumerate(scores))
+    assert f"<b>{best[0]:.2f}</b><span>best mIoU (EMA), epoch {best[1]}</span>" in page
+    assert "epoch 2 of 2" in page
+    assert "&lt;b&gt;disk&lt;/b&gt; full" in page  # a warning survives, and is text, not markup
+    for name, ema in re.findall(r"Class \[\d+ (\w+)\] IoU: [\d.]+, EMA: ([\d.]+)", log)[-6:]:
+        cells = re.search(rf'<tr><td data-value="{name}">.*?</tr>', page)
+        assert cells
+        assert f">{ema}</td>" in cells[0]
+    last = [line for line in log.splitlines() if "Mask ratio" in line][-1]
+    assert rows[-1]["mask_ratio"] == pytest.approx(float(last.rsplit(" ", 1)[1]), abs=0.0006) or rows[-1]["mask_ratio"] > 0
+    assert not re.search(r'(src|href)="(?!data:)', page)  # nothing from outside
+
+
+def test_tensorboard_has_what_people_watch(run: Path) -> None:
+    board = EventAccumulator(str(run), size_guidance={"images": 0, "scalars": 0})
+    board.Reload()
+    tags = board.Tags()
+    assert {"train/loss_all", "train/grad_norm", "train/lr", "train/images_per_second", "eval/mIoU_ema"} <= set(tags["scalars"])
+    assert sorted(tags["images"]) == ["data/labeled", "data/unlabeled", "samples/0", "samples/1", "samples/2"]
+    assert [event.step for event in board.Images("samples/0")] == [0, 1]
+    shares = [event.value for k in CLASSES for event in board.Scalars(f"pseudo_labels/{k}") if event.step == 1]
+    assert len(shares) == 6
+    assert 0 < sum(shares) <= 100.001
+    (text,) = board.Tensors("config/text_summary")[-1].tensor_proto.string_val
+    assert b"'backbone': 'dinov2_tiny'" in text
+
+
+def test_page_of_a_supervised_run_says_nothing_of_a_teacher(tiny: Tiny, tmp_path: Path) -> None:
+    supervised.main(tiny.args(tmp_path, "epochs=1", "batch_size=30", unlabeled=False))
+    page = (tmp_path / "report.html").read_text()
+    assert "best mIoU (student), epoch 0" in page
+    for word in ("EMA", "pseudo label", "Mask ratio"):
+        assert word not in page
+
+
+def test_round_numbers() -> None:
+    assert ticks(0, 10.3) == [0, 2, 4, 6, 8, 10]
+    assert ticks(71.2, 74.9) == [72, 73, 74]
+    assert ticks(3, 3) == [3]
+    assert [duration(s) for s in (5, 200, 7500, 200_000)] == ["5 s", "3 min", "2 h 05 min", "2 d 7 h"]
+
+
+class Browser:
+    """Headless Chromium through the WebDriver protocol."""
+
+    def __init__(self, port: int, profile: Path) -> None:
+        self.base = f"http://127.0.0.1:{port}"
+        switches = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+        switches += ["--disable-sync", "--disable-dev-shm-usage", f"--user-data-dir={profile}"]
+        options = {"browserName": "chrome", "goog:chromeOptions": {"args": switches}, "goog:loggingPrefs": {"browser": "ALL"}}
+        self.base += "/session/" + self.call("", "/session", {"capabilities": {"alwaysMatch": options}})["sessionId"]
+
+    def call(self, _: str, path: str, body: dict | None = None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.base + path, data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            return json.load(answer)["value"]
+
+    def script(self, text: str) -> Any:
+        return self.call("", "/execute/sync", {"script": text, "args": []})
+
+    def open(self, page: Path, width: int) -> None:
+        self.call("", "/window/rect", {"width": width, "height": 900})
+        self.call("", "/url", {"url": page.as_uri()})
+
+    def errors(self) -> list[dict]:
+        return self.call("", "/se/log", {"type": "browser"})
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    driver = shutil.which("chromedriver")
+    if driver is None or not (shutil.which("chromium") or shutil.which("google-chrome")):
+        pytest.skip("no chromedriver and chromium on PATH (Debian: apt-get install chromium chromium-driver)")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen([driver, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(300):
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                break
+            except OSError:
+                time.sleep(0.1)
+        window = Browser(port, tmp_path_factory.mktemp("profile"))
+        yield window
+        urllib.request.urlopen(urllib.request.Request(window.base, method="DELETE"), timeout=60)
+    finally:
+        process.terminate()
+        process.wait()
+
+
+COLUMN = "return [...document.querySelectorAll('table.sortable tbody tr')].map(r => r.cells[{}].dataset.value)"
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_page_in_a_browser(run: Path, browser: Browser, width: int) -> None:
+    browser.open(run / "report.html", width)
+    images = browser.script("return [...document.images].map(i => [i.complete, i.naturalWidth])")
+    assert len(images) == 1 + 3 * 6  # the confusion matrix; six panels of three images
+    assert all(complete and size > 0 for complete, size in images)
+    assert browser.script("return document.documentElement.scrollWidth <= window.innerWidth")  # wide parts scroll on their own
+    assert browser.script("return document.querySelectorAll('svg polyline').length") == 2 + 3 + 1 + 1
+    names = browser.script(COLUMN.format(0))
+    for column, turned in ((0, False), (2, True), (4, True)):
+        click = f"document.querySelectorAll('table.sortable th button')[{column}].click()"
+        browser.script(click)
+        first = browser.script(COLUMN.format(column))
+        browser.script(click)
+        second = browser.script(COLUMN.format(column))
+        key = (lambda v: v) if column == 0 else float
+        assert first == sorted(first, key=key, reverse=turned)
+        assert second == sorted(second, key=key, reverse=not turned)
+    assert sorted(browser.script(COLUMN.format(0))) == sorted(names)
+    ratio = "const c = (s) => getComputedStyle(document.body)[s]; return [c('color'), c('backgroundColor')]"
+    assert len(set(browser.script(ratio))) == 2
+    assert browser.errors() == []

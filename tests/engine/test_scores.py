@@ -1,0 +1,59 @@
+"""Scores of util.metric against counting pixel by pixel in plain Python."""
+
+import numpy as np
+import pytest
+import torch
+
+from engine import metric
+
+
+def labels(seed: int, height: int = 23, width: int = 31) -> torch.Tensor:
+    rng = np.random.default_rng(seed)
+    blocks = np.kron(rng.integers(0, 4, (5, 6)), np.ones((5, 6)))[:height, :width]
+    return torch.from_numpy(blocks.astype(np.int64))[None]
+
+
+def band_by_definition(mask: np.ndarray, distance: int) -> np.ndarray:
+    """A mask without its erosion by a square; outside of the image nothing is in the mask (Cheng et al. 2021)."""
+    height, width = mask.shape
+    padded = np.pad(mask, distance, constant_values=False)
+    eroded = np.ones_like(mask)
+    for dy in range(2 * distance + 1):
+        for dx in range(2 * distance + 1):
+            eroded &= padded[dy : dy + height, dx : dx + width]
+    return mask & ~eroded
+
+
+def test_boundary_iou_is_the_iou_of_the_masks_bands() -> None:
+    true, pred = labels(0), labels(1)
+    true[0, 4:9, 3:20] = 255
+    for distance in (1, 3):
+        counts = torch.zeros(3, 4, dtype=torch.int64)
+        expected = []
+        counts += metric.boundary_counts(pred, true, 4, distance)
+        counts += metric.boundary_counts(true.clamp(max=3), true, 4, distance)
+        for k in range(4):
+            both = union = 0
+            for image in (pred, true.clamp(max=3)):
+                valid = (true != 255)[0].numpy()
+                own = [((x[0].numpy() == k) & valid) for x in (true, image)]
+                bands = [band_by_definition(mask, distance) for mask in own]
+                both += int((bands[0] & bands[1]).sum())
+                union += int((bands[0] | bands[1]).sum())
+            expected.append(100 * both / union)
+        assert metric.boundary_iou(counts).tolist() == pytest.approx(expected)
+
+
+def test_scores_of_a_matrix_worked_out_by_hand() -> None:
+    # three classes, the last one absent from truth and prediction
+    matrix = torch.tensor([[6, 2, 0], [1, 11, 0], [0, 0, 0]])
+    iou = [6 / 9, 11 / 14, 0]
+    assert np.allclose(metric.iou(matrix), 100 * np.array(iou))
+    assert np.allclose(metric.recall(matrix), [75, 100 * 11 / 12, 0])
+    assert np.isclose(metric.frequency_weighted_iou(matrix), 100 * (iou[0] * 8 + iou[1] * 12) / 20)
+    empty = torch.zeros(3, 3, dtype=torch.int64)
+    overlaps = torch.stack([metric.overlap(each) for each in (matrix, empty)])
+    assert metric.present_iou(overlaps).tolist() == pytest.approx([100 * (iou[0] + iou[1]) / 2, 100])
+    assert metric.present_iou(overlaps, 1).tolist() == pytest.approx([100 * iou[1], 100])
+    unchanged = metric.overlap(torch.tensor([[9, 0], [0, 0]]))[None]
+    assert metric.present_iou(unchanged, 1).tolist() == [100]  # nothing has changed, and nothing was found

@@ -1,0 +1,215 @@
+"""One update of every method against METHOD.md 3 written a second time: plain loops for CutMix and losses, AdamW and EMA by hand.
+
+The network itself is checked in tests/model; here it runs in float64, so that the two writings agree to 1e-9.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import fixmatch
+import supervised
+import unimatch_v2
+from dataset.batch import Batch
+from engine.update import Trainer
+from model import build_model
+from model.dropout import complementary_factors
+from model.semseg.dpt import DPT
+from util.config import Config
+
+STEPS: dict[str, Callable[..., Any]] = {"unimatch_v2": unimatch_v2.step, "fixmatch": fixmatch.step, "supervised": supervised.step}
+OHEM = {"name": "OHEM", "kwargs": {"ignore_index": 255, "thresh": 0.2, "min_kept": 300}}
+CE = {"name": "CELoss", "kwargs": {"ignore_index": 255}}
+SIDE, CLASSES, B = 28, 3, 3
+TOTAL = 4
+UNUSED = {"backbone.mask_token", *(f"head.scratch.refinenet4.resConfUnit1.conv{i}.{k}" for i in (1, 2) for k in ("weight", "bias"))}
+
+
+def tiny_trainer(step: Callable[..., Any], total: int, semi: bool = True, task: str = "segmentation", **changes: Any) -> Trainer:
+    """A float64 trainer of the smallest encoder, with weights lively enough that two classes win somewhere."""
+    torch.manual_seed(0)
+    model = build_model("dinov2_tiny", CLASSES, task).double()
+    with torch.no_grad():
+        model.get_parameter("head.scratch.output_conv.2.weight").mul_(20)
+    keys: dict[str, Any] = {"crop_size": SIDE, "epochs": 1, "batch_size": B, "lr": 1e-4, "conf_thresh": 0.5} | changes
+    return Trainer(Config(dataset="", data_root="", backbone="dinov2_tiny", **keys), model, step, total, semi)
+
+
+def batch(it: int, channels: int = 3) -> Batch:
+    g = torch.Generator().manual_seed(it)
+    imgs = torch.randn(4, B, channels, SIDE, SIDE, generator=g, dtype=torch.float64)
+    mask = torch.randint(0, CLASSES, (B, SIDE, SIDE), generator=g)
+    mask[:, :4] = 255
+    ignore = torch.zeros(B, SIDE, SIDE, dtype=torch.uint8)
+    ignore[1, 20:] = 255
+    box1, box2 = torch.zeros(2, B, SIDE, SIDE, dtype=torch.bool)
+    box1[0, 3:20, 5:25], box1[1, 10:28, 0:9], box2[2, 0:12, 8:28] = True, True, True
+    return Batch(imgs[0], mask, imgs[1], imgs[2], imgs[3], ignore, box1, box2, complementary_factors(B, 192, g).double())
+
+
+def literal_ce(pred: Tensor, mask: Tensor, criterion: dict[str, Any]) -> Tensor:
+    """Labelled loss, pixel by pixel."""
+    p = pred.log_softmax(1)
+    pixels = [(b, y, x) for b in range(len(mask)) for y in range(mask.shape[1]) for x in range(mask.shape[2])]
+    valid = [q for q in pixels if mask[q] != 255]
+    true = {q: math.exp(float(p[q[0], int(mask[q]), q[1], q[2]].detach())) for q in valid}
+    if criterion["name"] == "OHEM" and len(valid) >= criterion["kwargs"]["min_kept"] > 0:
+        ordered = sorted([*true.values(), *[1.0] * (len(pixels) - len(valid))])
+        bound = max(criterion["kwargs"]["thresh"], ordered[criterion["kwargs"]["min_kept"] - 1])
+        valid = [q for q in valid if true[q] <= bound]
+    return -sum_at(p, [(b, int(mask[b, y, x]), y, x) for b, y, x in valid]) / len(valid)
+
+
+def sum_at(logp: Tensor, places: list[tuple[int, int, int, int]]) -> Tensor:
+    return logp[tuple(torch.tensor(axis) for axis in zip(*places, strict=True))].sum()
+
+
+def literal_mix(img: Tensor, label: Tensor, conf: Tensor, ignore: Tensor, box: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    out = img.clone(), label.clone(), conf.clone(), ignore.clone()
+    n = len(img)
+    for i in range(n):
+        for y, x in box[i].nonzero().tolist():
+            other = n - 1 - i
+            out[0][i, :, y, x] = img[other, :, y, x]
+            out[1][i, y, x], out[2][i, y, x], out[3][i, y, x] = label[other, y, x], conf[other, y, x], ignore[other, y, x]
+    return out
+
+
+def literal_unlabeled(pred: Tensor, label: Tensor, conf: Tensor, ignore: Tensor, thresh: float) -> Tensor:
+    pixels = [(b, y, x) for b in range(len(pred)) for y in range(SIDE) for x in range(SIDE) if ignore[b, y, x] != 255]
+    sure = [(b, int(label[b, y, x]), y, x) for b, y, x in pixels if conf[b, y, x] >= thresh]
+    return -sum_at(pred.log_softmax(1), sure) / len(pixels)
+
+
+def literal_loss(method: str, student: DPT, teacher: DPT, b: Batch, criterion: dict[str, Any], thresh: float) -> dict[str, Tensor]:
+    if method == "supervised":
+        loss = literal_ce(student(b.img_x), b.mask_x, criterion)
+        return {"loss_all": loss, "loss_x": loss}
+    with torch.no_grad():
+        prob = teacher(b.img_u_w).softmax(1)
+    conf, label = prob.max(1).values, prob.argmax(1)
+    views = [(b.img_u_s1, b.box1)] if method == "fixmatch" else [(b.img_u_s1, b.box1), (b.img_u_s2, b.box2)]
+    mixed = [literal_mix(img, label, conf, b.ignore_u, box) for img, box in views]
+    pred_x = student(b.img_x)
+    losses = []
+    for v, (img, label_v, conf_v, ignore_v) in enumerate(mixed):
+        factors = b.drop[v * B : (v + 1) * B] if method == "unimatch_v2" else None
+        losses.append(literal_unlabeled(student(img, factors), label_v, conf_v, ignore_v, thresh))
+    loss_x, loss_s = literal_ce(pred_x, b.mask_x, criterion), torch.stack(losses).mean()
+    seen = b.ignore_u != 255
+    ratio = ((conf >= thresh) & seen).sum() / seen.sum()
+    return {"loss_all": (loss_x + loss_s) / 2, "loss_x": loss_x, "loss_s": loss_s, "mask_ratio": ratio}
+
+
+class LiteralAdamW:
+    """Decoupled weight decay, bias-corrected moments; a parameter without gradient is not touched."""
+
+    def __init__(self, model: DPT, lr: float) -> None:
+        self.model, self.lr, self.rate, self.t = model, lr, lr, 0
+        self.moments = {n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in model.named_parameters()}
+
+    @torch.no_grad()
+    def step(self, total: int) -> None:
+        self.t += 1
+        for name, p in self.model.named_parameters():
+            if p.grad is None:
+                continue
+            lr = self.rate if "backbone" in name else 40 * self.rate
+            m, v = self.moments[name]
+            m.copy_(0.9 * m + 0.1 * p.grad)
+            v.copy_(0.999 * v + 0.001 * p.grad**2)
+            p.copy_(p - lr * 0.01 * p - lr * (m / (1 - 0.9**self.t)) / ((v / (1 - 0.999**self.t)).sqrt() + 1e-8))
+            p.grad = None
+        self.rate = self.lr * (1 - (self.t - 1) / total) ** 0.9
+
+
+@pytest.mark.parametrize("criterion", [CE, OHEM], ids=["ce", "ohem"])
+@pytest.mark.parametrize("method", STEPS)
+def test_updates_are_those_of_the_second_writing(method: str, criterion: dict[str, Any]) -> None:
+    trainer = tiny_trainer(STEPS[method], TOTAL, method != "supervised", criterion=criterion)
+    student, teacher = (tiny_trainer(STEPS[method], TOTAL).student for _ in range(2))
+    optimizer = LiteralAdamW(student, 1e-4)
+    initial = {n: p.detach().clone() for n, p in student.named_parameters()}
+    for it in range(2):
+        stats = trainer.update([batch(it)])
+        expected = literal_loss(method, student, teacher, batch(it), criterion, 0.5)
+        assert set(stats) == set(expected)
+        for name, value in expected.items():
+            assert float(stats[name]) == pytest.approx(float(value.detach()), rel=1e-6 if name == "mask_ratio" else 1e-10), name
+        if method != "supervised":
+            assert 0 < float(stats["mask_ratio"]) < 1
+        expected["loss_all"].backward()
+        optimizer.step(TOTAL)
+        decay = min(1 - 1 / (it + 1), 0.996)
+        with torch.no_grad():
+            for t, s in zip(teacher.parameters(), student.parameters(), strict=True):
+                t.copy_(decay * t + (1 - decay) * s)
+    pairs = [(trainer.student, student)] + ([(trainer.teacher, teacher)] if trainer.teacher is not None else [])
+    for found, expected_model in pairs:
+        for (name, a), b in zip(found.named_parameters(), expected_model.parameters(), strict=True):
+            if name not in UNUSED:
+                # the position embedding is resized in float32, and AdamW makes much of its smallest gradients
+                change = initial[name] - b.detach()
+                assert float((a - b).detach().norm()) <= (1e-2 if name.endswith("pos_embed") else 1e-6) * float(change.norm()), name
+
+
+def test_shards_accumulate_to_the_mean_of_their_gradients() -> None:
+    trainer = tiny_trainer(unimatch_v2.step, TOTAL)
+    stats = trainer.update([batch(0), batch(1)])
+    grads = {n: p.grad.clone() for n, p in trainer.student.named_parameters() if p.grad is not None}
+    alone = []
+    for it in (0, 1):
+        other = tiny_trainer(unimatch_v2.step, TOTAL)
+        one = other.update([batch(it)])
+        alone.append(({n: p.grad for n, p in other.student.named_parameters()}, one))
+    for name, grad in grads.items():
+        first, second = alone[0][0][name], alone[1][0][name]
+        assert first is not None
+        assert second is not None
+        assert torch.allclose(grad, (first + second) / 2, rtol=1e-8, atol=1e-12), name
+    for key, value in stats.items():
+        assert float(value) == pytest.approx((float(alone[0][1][key]) + float(alone[1][1][key])) / 2)
+
+
+@pytest.mark.parametrize("locked", [False, True])
+@pytest.mark.parametrize("method", STEPS)
+def test_frozen_and_unused_parameters(method: str, locked: bool) -> None:
+    """Unused ones keep their names and are never touched; lock_backbone freezes the encoder and nothing else.
+
+    Every parameter that asks for a gradient gets one: DDP needs no search for unused parameters.
+    """
+    trainer = tiny_trainer(STEPS[method], TOTAL, method != "supervised", lock_backbone=locked)
+    before = {n: p.detach().clone() for n, p in trainer.student.named_parameters()}
+    assert set(before) >= UNUSED
+    trainer.update([batch(0)])
+    frozen = UNUSED | ({n for n in before if n.startswith("backbone.")} if locked else set())
+    for name, p in trainer.student.named_parameters():
+        assert p.requires_grad == (name not in frozen), name
+        assert (p.grad is None) == (name in frozen), name
+        assert torch.equal(p, before[name]) == (name in frozen), name
+    assert set(map(id, (p for g in trainer.optimizer.param_groups for p in g["params"]))) == set(map(id, trainer.student.parameters()))
+
+
+def test_student_as_teacher() -> None:
+    """`teacher: student` labels with the student, still keeps the EMA, and lets no gradient into the labels."""
+    trainer = tiny_trainer(fixmatch.step, TOTAL, teacher="student")
+    trainer.update([batch(0)])
+    student = tiny_trainer(fixmatch.step, TOTAL).student
+    student.load_state_dict(trainer.student.state_dict())
+    expected = literal_loss("fixmatch", student, student, batch(1), CE, 0.5)
+    stats = trainer.update([batch(1)])
+    assert float(stats["loss_s"]) == pytest.approx(float(expected["loss_s"].detach()), rel=1e-10)
+    assert trainer.teacher is not None
+
+
+def test_change_detection_updates() -> None:
+    trainer = tiny_trainer(unimatch_v2.step, TOTAL, task="change")
+    twin = tiny_trainer(unimatch_v2.step, TOTAL, task="change").student
+    expected = literal_loss("unimatch_v2", twin, twin, batch(0, 6), CE, 0.5)
+    stats = trainer.update([batch(0, 6)])
+    for name in ("loss_all", "loss_x", "loss_s"):
+        assert float(stats[name]) == pytest.approx(float(expected[name].detach()), rel=1e-10)

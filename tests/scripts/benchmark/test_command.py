@@ -1,0 +1,185 @@
+"""python -m scripts.benchmark: the table, its JSON and its exit code."""
+
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from scripts.benchmark import __main__, step
+from scripts.benchmark.measure import AT_LEAST, AT_MOST, Row, ratio, seconds
+from tests.conftest import command
+from tests.scripts.benchmark.recipes import recipe
+from util.error import UserError
+
+SETTINGS = ("backbone=dinov2_tiny", "crop_size=28", "batch_size=1")
+SMALL = ["--config", "configs/pascal.yaml", "--rounds", "1", *(part for setting in SETTINGS for part in ("--set", setting))]
+
+
+def test_step_prints_its_table_and_writes_it(tmp_path: Path) -> None:
+    done = command("-m", "scripts.benchmark", "step", *SMALL, "--device", "cpu", "--json", str(tmp_path / "out.json"))
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert done.returncode == any(row["met"] is False for row in found["rows"]), done.stderr
+    assert {"gpu", "cpu", "cores", "threads", "versions"} <= found["machine"].keys()
+    assert "| step, dinov2_tiny, 28, 1+1 images: fp32 |" in done.stdout
+    for row in found["rows"]:
+        assert row["value"] > 0
+        assert f"| {row['figure']} | {row['value']:.3g} {row['unit']} |" in done.stdout
+
+
+@pytest.mark.parametrize(("bound", "code"), [(0.0, None), (1e6, 1)])
+def test_a_missed_goal_is_exit_code_1(
+    bound: float, code: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(step, "CPU_GOAL", (AT_LEAST, bound))
+    ended = None
+    try:
+        __main__.main(["step", *SMALL, "--device", "cpu"])
+    except SystemExit as end:
+        ended = end.code
+    assert ended == code
+    assert ("1 goals missed: step, dinov2_tiny" in capsys.readouterr().out) == (code == 1)
+
+
+Measured = dict[str, Callable[..., Iterator[Row]]]
+
+
+@pytest.fixture
+def kinds(monkeypatch: pytest.MonkeyPatch) -> Measured:
+    """Kinds of figures that take no time: one row each."""
+
+    def one(kind: str, *_: Any) -> Iterator[Row]:
+        yield Row(f"figure of {kind}", 1.0, "s")
+
+    made: Measured = {kind: partial(one, kind) for kind in __main__.KINDS}
+    monkeypatch.setattr(__main__, "MEASURE", made)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "OutOfMemoryError: CUDA out of memory"),
+        (UserError("compile: no | compiler"), "UserError: compile: no / compiler"),
+        (torch._dynamo.exc.BackendCompilerFailed(print, ZeroDivisionError("x"), None), "BackendCompilerFailed: backend="),
+        (ZeroDivisionError("a bug"), "a bug: its traceback is on stderr"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_a_failure_leaves_the_other_figures(
+    error: Exception, words: str, kinds: Measured, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    def broken(*_: Any) -> Iterator[Row]:
+        yield Row("before it", 2.0, "s")
+        raise error
+
+    kinds["memory"] = broken
+    with pytest.raises(SystemExit) as end:
+        __main__.main(["all", "--device", "cpu", "--json", str(tmp_path / "out.json")])
+    said = capsys.readouterr()
+    lines = [text for text in said.out.splitlines() if text.startswith("| ")][1:]
+    assert [text[2:].split(" | ")[0] for text in lines] == ["figure of step", "before it", "memory", "figure of eval", "figure of data"]
+    assert lines[2].startswith(f"| memory | **failed** |  |  | {words}")
+    assert "1 figures failed: memory" in said.out
+    assert ("Traceback" in said.err) == isinstance(error, ZeroDivisionError)
+    assert [row["value"] for row in json.loads((tmp_path / "out.json").read_text())["rows"]] == [1.0, 2.0, None, 1.0, 1.0]
+    assert end.value.code == 1
+
+
+def test_a_gpu_that_has_broken_leaves_the_exit_code(
+    kinds: Measured, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """After an illegal access every call to the GPU fails."""
+    calls = iter(range(9))
+
+    def broken(device: torch.device) -> None:
+        if next(calls) > 0:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(__main__, "release", broken)
+    with pytest.raises(SystemExit, match="1"):
+        __main__.main(["all", "--device", "cpu"])
+    out = capsys.readouterr().out
+    assert "| figure of step | 1 s |" in out
+    assert "3 figures failed: memory; eval; data" in out
+
+
+def test_a_row_is_out_before_the_next_is_measured(kinds: Measured, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    def second(*_: Any) -> Iterator[Row]:
+        assert "| figure of step | 1 s |" in capsys.readouterr().out
+        assert [row["figure"] for row in json.loads((tmp_path / "out.json").read_text())["rows"]] == ["figure of step"]
+        yield Row("second", 1.0, "s")
+
+    kinds["memory"] = second
+    __main__.main(["all", "--device", "cpu", "--json", str(tmp_path / "out.json")])
+
+
+def test_a_setting_that_fails_leaves_the_other_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(device: torch.device) -> None:
+        raise UserError("compile: PyTorch cannot compile")
+
+    monkeypatch.setattr("engine.update.check_compiler", no_compiler)
+    cfg = recipe("pascal", backbone="dinov2_tiny", crop_size=28, batch_size=1)
+    found = list(step.rows(cfg, torch.device("cpu"), 1, ["fp32, compile", "fp32"]))
+    assert [row.value is None for row in found] == [True, False]
+    assert found[0].note == "UserError: compile: PyTorch cannot compile"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["step", "--device", "gpu"], ["--device", "'gpu'", "cuda", "`python -m scripts.benchmark step --help`"]),
+        (["step", "--rounds", "0"], ["--rounds", "found '0'", "above 0"]),
+        (["step", "--rounds", "x"], ["--rounds", "found 'x'", "above 0"]),
+        (["step", "--json", "/dev/null/out.json"], ["/dev/null/out.json: cannot be written", "give another --json"]),
+        (["step", "--only", "bf17"], ["--only", "'bf17'", "bf16, compile"]),
+        (["all", "--set", "backbone=dinov2_huge"], ["dinov2_huge", "dinov2_giant"]),
+        (["all", "--config", "absent.yaml"], ["absent.yaml", "no such config file"]),
+        (["loop"], ["loop", "found device cpu", "expected an NVIDIA GPU"]),
+        (["eval", "--config", "configs/levir.yaml"], ["eval", "configs/levir.yaml", "expected segmentation"]),
+        (["foo"], ["'foo'", "`python -m scripts.benchmark --help`"]),
+    ],
+    ids=lambda value: " ".join(value)[:40],
+)
+def test_mistakes_end_in_one_line_before_anything_is_measured(
+    arguments: list[str], words: list[str], kinds: Measured, capsys: pytest.CaptureFixture
+) -> None:
+    device = [] if "--device" in arguments or arguments == ["foo"] else ["--device", "cpu"]
+    with pytest.raises(UserError) as error:
+        __main__.main([*arguments, *device])
+    for word in words:
+        assert word in str(error.value)
+    assert "python -m python" not in str(error.value)
+    assert "figure" not in capsys.readouterr().out
+
+
+def test_all_skips_what_cannot_be_measured(kinds: Measured, capsys: pytest.CaptureFixture) -> None:
+    __main__.main(["all", "--config", "configs/levir.yaml", "--device", "cpu"])
+    out = capsys.readouterr().out
+    assert "skipped loop: found device cpu" in out
+    assert "skipped eval: configs/levir.yaml is about change detection" in out
+    assert [kind for kind in __main__.KINDS if f"| figure of {kind} |" in out] == ["step", "memory", "data"]
+
+
+def test_a_step_and_its_parts_of_change_detection() -> None:
+    cfg = recipe("levir", backbone="dinov2_tiny", crop_size=28, batch_size=2)
+    found = list(step.rows(cfg, torch.device("cpu"), 1, ["fp32"], ["fp32"]))
+    assert len(found) == 6
+    assert all(row.value for row in found), [row.note for row in found]
+
+
+def test_alternatives_take_turns_and_warm_rounds_do_not_count() -> None:
+    calls: list[str] = []
+    times = seconds({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=2, warm=1)
+    assert calls == ["a", "b"] * 3
+    assert {name: len(each) for name, each in times.items()} == {"a": 2, "b": 2}
+
+
+def test_a_ratio_is_the_median_of_the_rounds() -> None:
+    row = ratio("x", [2.0, 8.0, 3.0], [1.0, 2.0, 1.0], (AT_LEAST, 3.5))
+    assert (row.value, row.low, row.high, row.met) == (3.0, 2.0, 4.0, False)
+    assert Row("x", 3.0, "GiB", (AT_MOST, 3.0)).met is True
+    assert Row("x", 3.0, "GiB").met is None
