@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from dataset import picture
@@ -28,9 +28,9 @@ from dataset.loader import loader_workers, validation_source
 from dataset.semi import Source, image_tensor
 from dataset.spec import IGNORE, DatasetSpec
 from engine import metric
-from engine.evaluation import LARGE, on_device, predict, validation_loader
+from engine.evaluation import LARGE, check_window, on_device, predict, validation_loader
 from engine.trained_model import Trained, load_trained
-from model.backbone.dinov2 import PATCH
+from model.segmenter import Segmenter
 from util.cli import Parser
 from util.config import Config, load_config, parse_arguments
 from util.dist import World, processes
@@ -51,7 +51,7 @@ class Recipe:
     distance: int = 5
     whole: float = math.inf  # images with a longer side, in pixels, are seen in windows whatever the mode
 
-    def predict(self, model: nn.Module, img: Tensor) -> Tensor:
+    def predict(self, model: Segmenter, img: Tensor) -> Tensor:
         """Class ids (B, H, W) of normalised images (B, C, H, W)."""
         mode = "sliding_window" if max(img.shape[-2:]) > self.whole else self.mode
         return predict(model, img, mode, self.window, self.scales, self.flip).argmax(dim=1)
@@ -74,7 +74,7 @@ class Scores:
 
 
 @torch.no_grad()
-def score(model: nn.Module, source: Source, recipe: Recipe, workers: int, world: World, signals: StopSignals) -> Scores:
+def score(model: Segmenter, source: Source, recipe: Recipe, workers: int, world: World, signals: StopSignals) -> Scores:
     """Scores over all processes, exact on any number of them; every image counts once. Raises StoppedError when asked to stop."""
     nclass = source.spec.nclass
     first = 1 if source.spec.task == "change" else 0  # an image's score: change detection looks at the changed class alone
@@ -82,7 +82,7 @@ def score(model: nn.Module, source: Source, recipe: Recipe, workers: int, world:
     matrix, bands = (torch.zeros(n, nclass, dtype=torch.int64, device=world.device) for n in (nclass, 3))
     scores = Scores(matrix, bands)
     overlaps = []  # of each image; read at the end, because a GPU waits while it is read
-    progress = tqdm(on_device(loader, world.device), total=len(loader), unit="image", disable=None if world.main else True)
+    progress = tqdm(on_device(loader, world.device, model.backbone), total=len(loader), unit="image", disable=None if world.main else True)
     for batch in progress:
         if signals.caught:
             raise StoppedError("not all images are scored, so nothing is written; the same command begins again", signals.code)
@@ -147,13 +147,14 @@ def _table(result: dict[str, Any], spec: DatasetSpec, recipe: Recipe) -> str:
 
 
 @torch.no_grad()
-def draw_worst(model: nn.Module, source: Source, recipe: Recipe, worst: list[tuple[float, int, str]], folder: Path, world: World) -> None:
+def draw_worst(model: Segmenter, source: Source, recipe: Recipe, worst: list[tuple[float, int, str]], folder: Path, world: World) -> None:
     """Writes image, truth and prediction of each of the `worst` images below `folder`, numbered from the worst on."""
     for rank, (value, index, name) in enumerate(worst, 1):
         entry = source.ids[index]
         images = source.images(entry)
         truth = source.mask(entry, images[0].size)
-        pred = recipe.predict(model, normalize(image_tensor(images)[None].to(world.device)))[0].cpu().numpy().astype(np.uint8)
+        img = normalize(image_tensor(images)[None].to(world.device), model.backbone)
+        pred = recipe.predict(model, img)[0].cpu().numpy().astype(np.uint8)
         pred[truth == IGNORE] = IGNORE
         titles = (["A", "B"] if len(images) > 1 else ["image"]) + ["truth", f"prediction, IoU {value:.1f}"]
         panels = [*images, *(picture.tint(images[-1], ids, source.spec) for ids in (truth, pred))]
@@ -190,7 +191,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     if not all(0 < scale < math.inf for scale in args.scales):  # nan is neither
         raise UserError(f"--scales: found {' '.join(map(str, args.scales))}, expected numbers above 0")
     for name, value, least in (
-        ("--tile", args.tile, PATCH),
+        ("--tile", args.tile, 1),
         ("--boundary-distance", args.boundary_distance, 1),
         ("--worst", args.worst, 0),
     ):
@@ -250,6 +251,7 @@ def main(argv: list[str]) -> None:
     with processes(cfg.device) as world, autocast(precision, world.device), StopSignals() as signals:
         trained = load_trained(cfg, args.checkpoint, args.which, world.device)
         spec = trained.spec
+        check_window(args.tile, trained.model)
         source, listed = _source(args, cfg, spec)
         mode = "sliding_window" if args.tile else args.mode or cfg.eval_mode or spec.eval_mode
         whole = LARGE * cfg.crop_size if args.pair and not args.mode else math.inf  # as predict.py does

@@ -33,9 +33,8 @@ from dataset.batch import normalize
 from dataset.find import Scene, batches_by_size, find_scenes, output_names, read_image, read_scene
 from dataset.loader import WHOLE, with_room
 from dataset.semi import image_tensor, tensor_images
-from engine.evaluation import LARGE, predict, probabilities
+from engine.evaluation import LARGE, check_window, predict, probabilities
 from engine.trained_model import Trained, load_trained
-from model.backbone.dinov2 import PATCH
 from util.cli import Parser
 from util.config import DEVICES, load_config, parse_arguments
 from util.dist import cpu_count, processes
@@ -73,7 +72,7 @@ class Predictor:
         """uint8 (B, C, H, W) -> class ids (B, H, W) and probabilities (B, K, H, W) float32, on the device."""
         mode, window = self._windows(*img.shape[-2:])
         with autocast(self.precision, self.device):
-            scores = predict(self.trained.model, normalize(img.to(self.device)), mode, window)
+            scores = predict(self.trained.model, normalize(img.to(self.device), self.trained.model.backbone), mode, window)
         return scores.argmax(dim=1), probabilities(scores, mode)
 
     def predict(self, image: Picture | tuple[Picture, Picture]) -> tuple[np.ndarray, np.ndarray]:
@@ -120,6 +119,7 @@ def load(
     cfg = load_config(config, list(settings))
     with processes(device if device != "auto" else cfg.device) as world:
         trained = load_trained(cfg, checkpoint, which, world.device)
+    check_window(tile or None, trained.model)
     mode = cfg.eval_mode or trained.spec.eval_mode
     return Predictor(trained, world.device, mode, cfg.crop_size, tile, "bf16" if bf16 else "fp32")
 
@@ -193,8 +193,6 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     args = parse_arguments(parser, argv)
     if args.batch_size < 1:
         raise UserError(f"--batch-size: found {args.batch_size}, expected 1 or more")
-    if args.tile and args.tile < PATCH:
-        raise UserError(f"--tile: found {args.tile}, expected {PATCH} or more, or 0 for whole images")
     if bool(args.inputs) == bool(args.pair):
         raise UserError("inputs: expected images, folders, globs or lists, or else --pair A B; give one of the two")
     return args

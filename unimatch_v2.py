@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dataset.batch import Batch
 from engine.trainer import train
+from model.dropout import scaled
 from model.loss import labeled_loss, mask_ratio, semi_loss, unlabeled_loss
 from model.pseudo import cutmix, pseudo_label
 from util.config import Config
@@ -22,7 +23,7 @@ def step(student: nn.Module, teacher: nn.Module, batch: Batch, cfg: Config) -> t
     view1 = cutmix(batch.img_u_s1, pseudo, conf, batch.ignore_u, batch.box1)
     view2 = cutmix(batch.img_u_s2, pseudo, conf, batch.ignore_u, batch.box2)
     pred_x = student(batch.img_x)  # (B, K, H, W)
-    pred_s1, pred_s2 = student(torch.cat((view1.img, view2.img)), comp_drop=batch.drop).chunk(2)
+    pred_s1, pred_s2 = student(torch.cat((view1.img, view2.img)), scaled(batch.drop)).chunk(2)
     loss_x = labeled_loss(pred_x, batch.mask_x, cfg.criterion)
     loss_s1 = unlabeled_loss(pred_s1, view1.pseudo, view1.conf, view1.ignore, cfg.conf_thresh)
     loss_s2 = unlabeled_loss(pred_s2, view2.pseudo, view2.conf, view2.ignore, cfg.conf_thresh)

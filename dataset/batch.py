@@ -8,10 +8,9 @@ from torch import Tensor
 
 from dataset.photometry import strong_views
 from dataset.transform import crop_parts
+from model.encoder import Encoder
 from util.dist import to_device
 
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 _ABSENT = torch.empty(0)
 
 
@@ -30,28 +29,28 @@ class Batch:
     ignore_u: Tensor = _ABSENT  # (B, S, S) 255 on padding, else 0
     box1: Tensor = _ABSENT  # (B, S, S) 1 inside the CutMix box of view 1
     box2: Tensor = _ABSENT
-    drop: Tensor = _ABSENT  # (2B, width) float: factors of complementary dropout for view 1, then view 2
+    drop: Tensor = _ABSENT  # float: factors of feature dropout, as the method draws them
     name_x: list[str] = field(default_factory=list)
     name_u: list[str] = field(default_factory=list)
 
 
-def _statistics(img: Tensor) -> tuple[Tensor, Tensor]:
+def _statistics(img: Tensor, encoder: Encoder) -> tuple[Tensor, Tensor]:
     """The encoder's mean and deviation as (C, 1, 1); C is 3 or 6 (two dates)."""
     dates = img.shape[-3] // 3
     # new_tensor would wait for a GPU
-    mean, std = (to_device(torch.tensor(v * dates), img.device)[:, None, None] for v in (MEAN, STD))
+    mean, std = (to_device(torch.tensor(v * dates), img.device)[:, None, None] for v in (encoder.mean, encoder.std))
     return mean, std
 
 
-def normalize(img: Tensor) -> Tensor:
+def normalize(img: Tensor, encoder: Encoder) -> Tensor:
     """uint8 (..., C, H, W) in 0..255 -> float with the encoder's mean and deviation; C is 3 or 6 (two dates)."""
-    mean, std = _statistics(img)
+    mean, std = _statistics(img, encoder)
     return (img.float() / 255 - mean) / std
 
 
-def denormalize(img: Tensor) -> Tensor:
+def denormalize(img: Tensor, encoder: Encoder) -> Tensor:
     """The inverse of `normalize`: uint8 again."""
-    mean, std = _statistics(img)
+    mean, std = _statistics(img, encoder)
     return ((img * std + mean) * 255).round().clamp(0, 255).byte()
 
 
@@ -63,7 +62,7 @@ def box_map(box: Tensor, size: int) -> Tensor:
     return rows[:, :, None] & cols[:, None, :]
 
 
-def make_batch(raw: dict[str, Any], device: torch.device, drop: Tensor = _ABSENT) -> Batch:
+def make_batch(raw: dict[str, Any], device: torch.device, encoder: Encoder, drop: Tensor = _ABSENT) -> Batch:
     """A collated mini-batch of TrainSet samples, moved to the device and normalised there. Images still to be made are made there."""
     photometry = raw.get("photometry")  # stays on the CPU: what is in it decides what the device is told to do
     moved = {name: _move(value, device) for name, value in raw.items() if name != "photometry"}
@@ -74,7 +73,7 @@ def make_batch(raw: dict[str, Any], device: torch.device, drop: Tensor = _ABSENT
         moved["img_u_s1"], moved["img_u_s2"] = strong_views(moved["img_u_w"], photometry).unbind(1)
     for name, value in moved.items():
         if name.startswith("img"):
-            moved[name] = normalize(value)
+            moved[name] = normalize(value, encoder)
         elif name.startswith("box"):
             moved[name] = box_map(value, moved["img_u_w"].shape[-1])
         elif name == "mask_x":

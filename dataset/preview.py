@@ -26,7 +26,9 @@ from dataset.custom import spec_of
 from dataset.loader import training_loader, training_sources
 from dataset.semi import batches, tensor_images
 from dataset.spec import IGNORE, DatasetSpec
+from model.encoder import Encoder
 from model.pseudo import cutmix
+from model.spec import check_crop, get_encoder
 from util.cli import Parser
 from util.config import Config, load_config
 from util.dist import World
@@ -39,25 +41,25 @@ VIEWS = ("strong view 1", "strong view 2", "CutMixed 1", "CutMixed 2")  # after 
 NAME = 36  # letters of a file name that fit above a panel
 
 
-def sheets(mini_batches: Sequence[Batch], spec: DatasetSpec, count: int | None = None) -> dict[str, Image.Image]:
+def sheets(mini_batches: Sequence[Batch], spec: DatasetSpec, encoder: Encoder, count: int | None = None) -> dict[str, Image.Image]:
     """Pictures of the first `count` samples (None: all) of mini-batches: "labeled" and, semi-supervised, "unlabeled"."""
-    rows = [row for batch in mini_batches for row in _labeled_rows(batch, spec)][:count]
+    rows = [row for batch in mini_batches for row in _labeled_rows(batch, spec, encoder)][:count]
     masks = torch.cat([batch.mask_x for batch in mini_batches])[:count].cpu().numpy().astype(np.uint8)
     out = {"labeled": picture.stack([*rows, picture.legend(masks, spec, rows[0].width, shares=False)])}
-    rows = [row for batch in mini_batches if len(batch.img_u_w) for row in _unlabeled_rows(batch)][:count]
+    rows = [row for batch in mini_batches if len(batch.img_u_w) for row in _unlabeled_rows(batch, encoder)][:count]
     return out | {"unlabeled": picture.stack(rows)} if rows else out
 
 
-def _labeled_rows(batch: Batch, spec: DatasetSpec) -> Iterator[Image.Image]:
+def _labeled_rows(batch: Batch, spec: DatasetSpec, encoder: Encoder) -> Iterator[Image.Image]:
     for img, mask, name in zip(batch.img_x, batch.mask_x, batch.name_x, strict=True):
-        dates, ids = _dates(img), mask.cpu().numpy().astype(np.uint8)
+        dates, ids = _dates(img, encoder), mask.cpu().numpy().astype(np.uint8)
         ignored = ids == IGNORE
         over = [picture.tint(date, ids, spec, all_classes=spec.task != "change") for date in dates]
         panels = [_panel(dates), _panel([picture.paint(ids, spec)] * len(dates), ignored), _panel(over, ignored)]
         yield picture.row(panels, (name[-NAME:], "mask", "mask over image"))
 
 
-def _unlabeled_rows(batch: Batch) -> Iterator[Image.Image]:
+def _unlabeled_rows(batch: Batch, encoder: Encoder) -> Iterator[Image.Image]:
     """The views of each unlabelled image, those after CutMix with the boxes and the mixed ignore map."""
     absent = torch.zeros_like(batch.ignore_u)
     views = [(img, batch.ignore_u, absent) for img in (batch.img_u_w, batch.img_u_s1, batch.img_u_s2)]
@@ -65,13 +67,13 @@ def _unlabeled_rows(batch: Batch) -> Iterator[Image.Image]:
         mixed = cutmix(img, absent, absent, batch.ignore_u, box)
         views.append((mixed.img, mixed.ignore, box))
     for i, name in enumerate(batch.name_u):
-        panels = [_panel(_dates(img[i]), ignore[i].cpu().numpy() == 255, box[i]) for img, ignore, box in views]
+        panels = [_panel(_dates(img[i], encoder), ignore[i].cpu().numpy() == 255, box[i]) for img, ignore, box in views]
         yield picture.row(panels, (name[-NAME:], *VIEWS))
 
 
-def _dates(img: Tensor) -> list[Image.Image]:
+def _dates(img: Tensor, encoder: Encoder) -> list[Image.Image]:
     """A normalised (C, S, S) tensor as its image, or as its two dates."""
-    return tensor_images(denormalize(img).cpu())
+    return tensor_images(denormalize(img, encoder).cpu())
 
 
 def _panel(dates: Sequence[Image.Image], ignored: np.ndarray | None = None, box: Tensor | None = None) -> Image.Image:
@@ -95,7 +97,7 @@ def _sized(date: Image.Image, box: Tensor | None) -> Image.Image:
     return image
 
 
-def first_mini_batches(cfg: Config, count: int) -> tuple[list[Batch], DatasetSpec]:
+def first_mini_batches(cfg: Config, encoder: Encoder, count: int) -> tuple[list[Batch], DatasetSpec]:
     """The mini-batches that hold the first `count` samples of a run."""
     semi = cfg.unlabeled_id_path is not None
     cfg, spec = replace(cfg, num_workers=0), spec_of(cfg)
@@ -104,7 +106,7 @@ def first_mini_batches(cfg: Config, count: int) -> tuple[list[Batch], DatasetSpe
     out: list[Batch] = []
     for raw in batches(loader):
         raw.pop("bad", None)  # with bad_images=skip: the files that were replaced
-        out.append(make_batch(raw, torch.device("cpu")))
+        out.append(make_batch(raw, torch.device("cpu"), encoder))
         if sum(len(batch.img_x) for batch in out) >= count:
             break
     return out, spec
@@ -137,8 +139,11 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     if args.count < 1:
         raise UserError(f"--count: found {args.count}, expected 1 or more")
-    mini_batches, spec = first_mini_batches(_config(args), args.count)
-    for name, image in sheets(mini_batches, spec, args.count).items():
+    cfg = _config(args)
+    encoder = get_encoder(cfg.backbone).facts()
+    check_crop(cfg.crop_size, encoder)
+    mini_batches, spec = first_mini_batches(cfg, encoder, args.count)
+    for name, image in sheets(mini_batches, spec, encoder, args.count).items():
         path = args.out / f"{name}.jpg"
         with output("--out", path):
             picture.save(image, path)

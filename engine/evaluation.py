@@ -5,34 +5,42 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dataset.batch import normalize
 from dataset.loader import WHOLE, with_room
 from dataset.semi import Source, ValSet, batches, collate
 from engine import metric
-from model.backbone.dinov2 import PATCH
+from model.encoder import Encoder
+from model.segmenter import Segmenter
 from util.dist import World, to_device
+from util.error import UserError
 from util.signals import start_worker
 
 LARGE = 2  # a scene of change detection with a side of more than this many training crops is seen in windows
 WINDOWS = 4  # windows of an image that go through the model at once
 
 
-def nearest_multiple(side: int) -> int:
-    """The multiple of 14 nearest to `side` pixels, half up, at least 14."""
-    return max(PATCH, (side + PATCH // 2) // PATCH * PATCH)
+def nearest_multiple(side: int, multiple: int) -> int:
+    """The multiple of `multiple` nearest to `side` pixels, half up, at least `multiple`."""
+    return max(multiple, (side + multiple // 2) // multiple * multiple)
+
+
+def check_window(window: int | None, model: Segmenter) -> None:
+    """Raises UserError for windows (--tile) that are smaller than what the model can see; None: no windows were asked for."""
+    if window is not None and window < model.multiple:
+        raise UserError(f"--tile: found {window}, expected {model.multiple} or more")
 
 
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, list(size), mode="bilinear", align_corners=True)
 
 
-def predict_whole(model: nn.Module, img: Tensor) -> Tensor:
-    """Logits (B, K, H, W) of normalised images (B, C, H, W) of any size: resized to multiples of 14 and back."""
+def predict_whole(model: Segmenter, img: Tensor) -> Tensor:
+    """Logits (B, K, H, W) of normalised images (B, C, H, W) of any size: resized to the model's multiple and back."""
     size = img.shape[-2:]
-    return _resize(model(_resize(img, [nearest_multiple(side) for side in size])), size)
+    return _resize(model(_resize(img, [nearest_multiple(side, model.multiple) for side in size])), size)
 
 
 def window_starts(side: int, window: int) -> list[int]:
@@ -41,7 +49,7 @@ def window_starts(side: int, window: int) -> list[int]:
     return [*range(0, last, window * 2 // 3), last]
 
 
-def predict_sliding(model: nn.Module, img: Tensor, window: int) -> Tensor:
+def predict_sliding(model: Segmenter, img: Tensor, window: int) -> Tensor:
     """Sum of the windows' softmax (B, K, H, W). A side shorter than the window is seen whole, resized as in `predict_whole`."""
     batch, _, height, width = img.shape
     corners = [(y, x) for y in window_starts(height, window) for x in window_starts(width, window)]
@@ -58,7 +66,7 @@ def predict_sliding(model: nn.Module, img: Tensor, window: int) -> Tensor:
     return total
 
 
-def predict(model: nn.Module, img: Tensor, mode: str, window: int, scales: Sequence[float] = (1.0,), flip: bool = False) -> Tensor:
+def predict(model: Segmenter, img: Tensor, mode: str, window: int, scales: Sequence[float] = (1.0,), flip: bool = False) -> Tensor:
     """Scores (B, K, H, W) whose argmax is the prediction: logits, or sums of softmax over windows and augmented views.
 
     mode: "original" or "sliding_window" with windows of `window` pixels. scales, flip: test-time augmentation; every scale of the
@@ -94,21 +102,21 @@ def validation_loader(source: Source, world: World, workers: int) -> DataLoader:
 
 
 @torch.no_grad()
-def evaluate(models: Sequence[nn.Module], loader: Iterable[Any], mode: str, window: int, nclass: int, world: World) -> list[Tensor]:
+def evaluate(models: Sequence[Segmenter], loader: Iterable[Any], mode: str, window: int, nclass: int, world: World) -> list[Tensor]:
     """Confusion matrix (K, K) int64, exact over all processes, of each model."""
     totals = torch.zeros(len(models), nclass, nclass, dtype=torch.int64, device=world.device)
-    for batch in on_device(loader, world.device):
+    for batch in on_device(loader, world.device, models[0].backbone):
         for i, model in enumerate(models):
             pred = predict(model, batch["img"], mode, window).argmax(dim=1)
             totals[i] += metric.confusion(pred, batch["mask"], nclass)
     return list(world.sum_(totals).cpu())
 
 
-def on_device(loader: Iterable[Any], device: torch.device) -> Iterator[dict[str, Any]]:
+def on_device(loader: Iterable[Any], device: torch.device, encoder: Encoder) -> Iterator[dict[str, Any]]:
     """The loader's mini-batches: img (B, C, H, W) normalised, mask (B, H, W) long, name."""
     for batch in batches(loader):
         yield {
-            "img": normalize(to_device(batch["img"], device)),
+            "img": normalize(to_device(batch["img"], device), encoder),
             "mask": to_device(batch["mask"], device).long(),
             "name": batch["name"],
         }

@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from dataset.loader import Data
 from dataset.semi import Source
 from engine import metric
 from engine.evaluation import evaluate, validation_loader
 from engine.resume import BEST
+from model.segmenter import Segmenter
 from util import checkpoint
 from util.config import Config
 from util.dist import World
@@ -30,7 +31,7 @@ def scores(matrix: Tensor, change: bool) -> dict[str, float]:
     return figures | metric.changed_class(matrix)
 
 
-def final_test(cfg: Config, data: Data, source: Source, student: nn.Module, teacher: nn.Module | None, world: World) -> list[str]:
+def final_test(cfg: Config, data: Data, source: Source, student: Segmenter, teacher: Segmenter | None, world: World) -> list[str]:
     """Loads best.pth into the models and scores them on `source`, over all processes; writes test.json. Returns the lines for the log.
 
     Where test.json has the scores of this best.pth and this list already, they are taken from there.

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 from dataset.loader import Data
 from model import build_model
-from model.semseg.dpt import CLASSIFIER, DPT
+from model.segmenter import Segmenter
 from model.weights import default_path
 from util import checkpoint
 from util.config import Config
 
 
-def start_model(cfg: Config, data: Data, notes: list[str], resumed: bool = False) -> DPT:
+def start_model(cfg: Config, data: Data, notes: list[str], resumed: bool = False) -> Segmenter:
     """The model a run starts from: `init`, else the encoder weights of `pretrained`, else (or resumed) random weights.
 
     What the log is to tell of it is added to `notes`.
     """
     if resumed:
-        return build_model(cfg.backbone, data.spec.nclass, data.spec.task)
+        return build_model(cfg.backbone, data.spec.nclass, data.spec.task, model=cfg.model)
     pretrained = None if cfg.init else str(default_path(cfg.backbone)) if cfg.pretrained == "auto" else cfg.pretrained
-    model = build_model(cfg.backbone, data.spec.nclass, data.spec.task, pretrained)
+    model = build_model(cfg.backbone, data.spec.nclass, data.spec.task, pretrained, cfg.model)
     if cfg.init:
         state = checkpoint.load(cfg.init, mapped=True)
         weights = checkpoint.weights(state, "model_ema" if "model_ema" in state else "model", cfg.init)
-        last = {name: value for name, value in model.state_dict().items() if name.startswith(CLASSIFIER)}
+        last = {name: value for name, value in model.state_dict().items() if name.startswith(model.classifier)}
         if any(name in weights and len(weights[name]) != len(value) for name, value in last.items()):
             weights |= last
-            notes.append(f"init: {cfg.init} has another number of classes; the last layer ({CLASSIFIER}) starts from random weights")
+            notes.append(f"init: {cfg.init} has another number of classes; the last layer ({model.classifier}) starts from random weights")
         checkpoint.load_strictly(model, weights, cfg.init, "`init` needs a run with the same backbone and task")
     return model

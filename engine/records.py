@@ -20,7 +20,7 @@ from torch.utils.tensorboard import SummaryWriter
 from dataset.spec import DatasetSpec
 from engine import metric
 from engine.resume import EVENTS_SUFFIX
-from model.semseg.dpt import DPT
+from model.segmenter import Segmenter
 from util.dist import World
 from util.error import reason
 
@@ -138,13 +138,14 @@ class Record:
         iou = metric.iou(matrix)
         return float(iou[1] if self.change else iou.mean())
 
-    def header(self, values: dict[str, Any], model: DPT) -> None:
+    def header(self, values: dict[str, Any], model: Segmenter) -> None:
         # sorted, but as in the authors' logs the backbone comes first
         text = pprint.pformat(dict(sorted(values.items(), key=lambda item: (item[0] != "backbone", item[0]))), sort_dicts=False)
         self.log.info("%s\n", text)
         self.board.text("config", "".join(f"    {line}\n" for line in text.splitlines()))
-        parts: dict[str, nn.Module] = {"Total": model, "Encoder": model.backbone, "Decoder": model.head}
-        lines = [f"{name} params: {sum(p.numel() for p in part.parameters()) / 1e6:.1f}M" for name, part in parts.items()]
+        parts: dict[str, list[nn.Module]] = {"Total": [model], "Encoder": [model.backbone], "Decoder": model.decoder()}
+        counts = {name: sum(p.numel() for part in own for p in part.parameters()) for name, own in parts.items()}
+        lines = [f"{name} params: {count / 1e6:.1f}M" for name, count in counts.items()]
         lines = lines if self.semi and not self.change else lines[:1]
         lines[-1] += "\n"
         for line in lines:

@@ -11,7 +11,7 @@ from torch import Tensor
 from dataset.custom import OWN_KEYS, spec_of
 from dataset.spec import DatasetSpec
 from model import build_model
-from model.semseg.dpt import CLASSIFIER, DPT
+from model.segmenter import Segmenter
 from util import checkpoint
 from util.config import Config, make_config
 from util.error import UserError
@@ -23,7 +23,7 @@ WHICH = {"ema": "model_ema", "student": "model"}
 class Trained:
     """A model in eval mode with what is known about it. which: "ema" or "student"; epoch: 0-based, None where the file does not say."""
 
-    model: DPT
+    model: Segmenter
     spec: DatasetSpec
     which: str
     epoch: int | None
@@ -41,7 +41,7 @@ def config_of(state: dict[str, Any], path: str, settings: list[str] | None = Non
     made = state.get("config")
     if not isinstance(made, dict):
         raise UserError(f"{path}: does not say what it was trained with; give --config")
-    values = {key: made[key] for key in ("dataset", "backbone", "crop_size", "eval_mode", *OWN_KEYS) if key in made}
+    values = {key: made[key] for key in ("dataset", "backbone", "model", "crop_size", "eval_mode", *OWN_KEYS) if key in made}
     values |= {"data_root": "", "epochs": 1, "batch_size": 1, "lr": 1.0}  # Config wants them; nothing is trained
     return make_config(values, str(made.get("config") or path), settings)
 
@@ -60,8 +60,8 @@ def load_trained(cfg: Config, path: str, which: str | None = None, device: torch
     elif which == "ema" and "model_ema" not in state:
         raise UserError(f"{path}: has no EMA weights (model_ema), as of a supervised run; use --which student")
     weights = checkpoint.weights(state, WHICH[which], path)
-    _check_classes(weights, spec, path)
-    model = build_model(cfg.backbone, spec.nclass, spec.task)
+    model = build_model(cfg.backbone, spec.nclass, spec.task, model=cfg.model)
+    _check_classes(weights.get(f"{model.classifier}.weight"), spec, path)
     checkpoint.load_strictly(model, weights, path, f"was it trained with backbone {cfg.backbone} ({cfg.config})?")
     epoch = state.get("epoch")
     return Trained(model.to(device).eval(), spec, which, epoch if isinstance(epoch, int) else None)
@@ -95,7 +95,6 @@ def _check_names(trained: tuple[str, ...], spec: DatasetSpec, cfg: Config, path:
             raise UserError(f"{path}: its class {i} is {old!r}, but that of {cfg.config} is {new!r}; give the config of its run")
 
 
-def _check_classes(weights: dict[str, Tensor], spec: DatasetSpec, path: str) -> None:
-    last = weights.get(f"{CLASSIFIER}.weight")
+def _check_classes(last: Tensor | None, spec: DatasetSpec, path: str) -> None:
     if last is not None and len(last) != spec.nclass:
         raise UserError(f"{path}: a model of {len(last)} classes, but {spec.name} has {spec.nclass}; give the config of its run")

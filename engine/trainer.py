@@ -30,7 +30,8 @@ from engine.page.writer import Watch
 from engine.provenance import add_start, changed_versions, versions
 from engine.records import Averages, Record
 from engine.update import Step, Trainer
-from model.dropout import complementary_factors
+from model.dropout import complementary_factors, factor_width
+from model.spec import check_crop, get_encoder
 from util import checkpoint
 from util.config import Config, parse_command
 from util.dist import World, deterministic, processes
@@ -54,6 +55,7 @@ class Run:
         self.cfg, self.world, self.signals = cfg, world, signals
         self.folder = Path(cfg.save_path)
         world.wait()  # the first process has claimed the folder
+        check_crop(cfg.crop_size, get_encoder(cfg.backbone).facts())
         self.data = open_data(cfg, world, semi, open_log(None))
         cfg = self.cfg = replace(cfg, teacher=cfg.teacher or self.data.spec.teacher)
         self.steps = self.data.sampler.steps
@@ -170,7 +172,7 @@ class Run:
             i, self.step = self.step, self.step + 1
             self.last = shards if self.step == self.steps else []
             if self.trainer.it == 1 and self.world.main:
-                for name, image in sheets(shards, self.data.spec, PREVIEWED).items():
+                for name, image in sheets(shards, self.data.spec, self.trainer.student.backbone, PREVIEWED).items():
                     self.record.board.draw(f"data/{name}", image, 0)
             self.averages.add(stats | {"grad_norm": self.trainer.grad_norm})
             progress.update()
@@ -212,7 +214,7 @@ class Run:
 
     def _mini_batches(self, epoch: int, start: int) -> Iterator[tuple[list[Batch], list[str]]]:
         """The mini-batches of the own shards, and the files left out as bad, for each step from `start` on."""
-        sampler, width = self.data.sampler, self.trainer.student.backbone.width
+        sampler, encoder = self.data.sampler, self.trainer.student.backbone
         sampler.set_epoch(epoch, start)
         raw = batches(self.data.loader)
         for step in range(start, self.steps):
@@ -221,10 +223,10 @@ class Run:
                 # complementary dropout comes from (seed, step, shard), so any number of processes draws the same
                 seed = np.random.SeedSequence((self.cfg.seed, epoch * self.steps + step, shard)).generate_state(1, np.uint64)
                 generator = torch.Generator().manual_seed(int(seed[0] >> np.uint64(1)))
-                drop = complementary_factors(self.cfg.batch_size, width, generator)
+                drop = complementary_factors(self.cfg.batch_size, factor_width(encoder.channels), generator)
                 for text in filter(None, mini_batch.pop("bad", ())):
                     bad += text.split("\n")
-                out.append(make_batch(mini_batch, self.world.device, drop))
+                out.append(make_batch(mini_batch, self.world.device, encoder, drop))
             yield out, bad
 
     def _tell_skipped(self, shards: list[Batch]) -> None:

@@ -15,9 +15,8 @@ from torch.nn.parallel import DistributedDataParallel
 from dataset.batch import Batch
 from engine.ema import Ema, make_teacher
 from engine.schedule import poly
-from model.change import ChangeDPT
 from model.loss import check_criterion
-from model.semseg.dpt import DPT
+from model.segmenter import Segmenter
 from util import checkpoint
 from util.config import Config
 from util.dist import World, average_gradients, check_compiler
@@ -37,9 +36,9 @@ class Trainer:
     norm, and `stop` says whether a process was asked to stop.
     """
 
-    def __init__(self, cfg: Config, model: DPT, step: Step, total_steps: int, semi: bool = True, world: World | None = None) -> None:
+    def __init__(self, cfg: Config, model: Segmenter, step: Step, total_steps: int, semi: bool = True, world: World | None = None) -> None:
         # as published: change detection's student labels for itself (METHOD.md 3)
-        self.cfg = cfg = replace(cfg, teacher=cfg.teacher or ("student" if isinstance(model, ChangeDPT) else "ema"))
+        self.cfg = cfg = replace(cfg, teacher=cfg.teacher or ("student" if model.bitemporal else "ema"))
         self.step = step
         self.total_steps = total_steps
         self.it = self.skipped = self.skipped_in_row = 0

@@ -1,5 +1,7 @@
 """Complementary dropout: what one strong view loses, the other keeps (METHOD.md 1.3)."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -22,3 +24,23 @@ def complementary_factors(batch: int, channels: int, generator: torch.Generator 
     keep = torch.randint(0, 2, (batch, channels), generator=generator)
     undropped = torch.randperm(batch, generator=generator)[: batch // 2]
     return combine_factors(keep, undropped)
+
+
+def factor_width(channels: tuple[int, ...]) -> int:
+    """How many factors an image gets: one for each channel where all maps have the same channels, and else one for each of each map."""
+    return channels[0] if len(set(channels)) == 1 else sum(channels)
+
+
+def scaled(factors: Tensor) -> Callable[[list[Tensor]], list[Tensor]]:
+    """A perturbation (model/segmenter.py) that multiplies each channel of each image's maps with its factor.
+
+    factors: float (B, C), used for all maps (B, C, h, w), or (B, the sum of the maps' channels), divided among them.
+    """
+
+    def perturb(maps: list[Tensor]) -> list[Tensor]:
+        channels = [x.shape[1] for x in maps]
+        shared = factors.shape[1] == channels[0]
+        parts = [factors] * len(maps) if shared else factors.split(channels, dim=1)
+        return [x * part[:, :, None, None] for x, part in zip(maps, parts, strict=True)]
+
+    return perturb

@@ -10,7 +10,6 @@ import os
 import shutil
 from pathlib import Path
 
-from model.backbone.dinov2 import DINOv2
 from model.spec import ENCODERS, get_encoder
 from model.weights import default_path, load_encoder
 from util.cli import Parser
@@ -34,7 +33,7 @@ def address(name: str, base: str) -> str:
 def check(path: Path, name: str, origin: str) -> None:
     """Raises UserError unless `path`, which came from `origin`, loads strictly into the encoder and no byte of it is damaged."""
     try:
-        load_encoder(DINOv2(get_encoder(name)), name, path)
+        load_encoder(get_encoder(name).build(), name, path)
     except UserError as error:
         raise UserError(str(error).replace(str(path), origin)) from error
 

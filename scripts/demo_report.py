@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor, nn
+from torch import Tensor
 
 from dataset import picture
 from dataset.batch import normalize
@@ -18,6 +18,7 @@ from dataset.semi import ValSet, tensor_images
 from dataset.spec import DatasetSpec, get_spec
 from engine.evaluation import predict
 from engine.trained_model import load_trained
+from model.segmenter import Segmenter
 from scripts.report.lines import read_lines
 from util.cli import Parser
 from util.config import Config, load_config
@@ -69,13 +70,13 @@ def table(results: list[Result], title: str) -> str:
 
 
 @torch.no_grad()
-def picture_row(img: Tensor, mask: Tensor, models: dict[str, nn.Module], cfg: Config, spec: DatasetSpec) -> Image.Image:
+def picture_row(img: Tensor, mask: Tensor, models: dict[str, Segmenter], cfg: Config, spec: DatasetSpec) -> Image.Image:
     """One uint8 image (C, H, W), or its two dates, beside the truth (H, W) and what each model predicts."""
     dates = tensor_images(img)
     titles = ["image"] if len(dates) == 1 else ["date A", "date B"]
     labels = {"truth": mask}
     for name, model in models.items():
-        labels[name] = predict(model, normalize(img[None]), cfg.eval_mode or spec.eval_mode, cfg.crop_size).argmax(1)[0]
+        labels[name] = predict(model, normalize(img[None], model.backbone), cfg.eval_mode or spec.eval_mode, cfg.crop_size).argmax(1)[0]
     panels = [ImageOps.pad(date, CELL, Image.Resampling.BICUBIC, "white", (0, 0)) for date in dates]
     for ids in labels.values():
         panels.append(ImageOps.pad(picture.paint(ids.numpy(), spec), CELL, Image.Resampling.NEAREST, "white", (0, 0)))
@@ -94,7 +95,7 @@ def main(argv: list[str]) -> None:
     change = spec.task == "change"
     results = [read_result(name, folder, "changed_iou" if change else "miou") for name, folder in runs.items()]
     print(table(results, "changed IoU" if change else "mIoU"))
-    models: dict[str, nn.Module] = {name: load_trained(cfg, str(folder / "best.pth")).model for name, folder in runs.items()}
+    models: dict[str, Segmenter] = {name: load_trained(cfg, str(folder / "best.pth")).model for name, folder in runs.items()}
     samples = ValSet(validation_source(cfg, spec))
     rows = []
     for i in range(min(COUNT, len(samples))):

@@ -4,8 +4,8 @@
 
 torch: {"model": weights, "meta": text} for torch.load; safetensors: the same, its metadata holds "meta"; meta is JSON. onnx: a graph
 from `image` (B, 3, H, W) float32 RGB in 0..255 of any size from 7 pixels on (change detection: 6 channels, date A before date B) to
-`logits` (B, K, H, W) of that size: normalising, and resizing to multiples of 14 and back, are part of it. The file is compared with
-PyTorch at several sizes before the command ends. Extras: pip install -r requirements-extra.txt
+`logits` (B, K, H, W) of that size: normalising, and resizing to the multiples that the model needs and back, are part of it. The
+file is compared with PyTorch at several sizes before the command ends. Extras: pip install -r requirements-extra.txt
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dataset.batch import MEAN, STD, normalize
+from dataset.batch import normalize
 from engine.evaluation import predict_whole
 from engine.trained_model import Trained, config_of, load_trained
-from model.backbone.dinov2 import GRID, PATCH
-from model.semseg.dpt import DPT
+from model.segmenter import Segmenter
 from util import checkpoint
 from util.cli import Parser
 from util.config import Config, load_config, parse_arguments
@@ -58,58 +57,29 @@ def meta(cfg: Config, trained: Trained) -> dict[str, Any]:
         "weights": trained.which,
         "classes": list(spec.classes),
         "palette": [list(color) for color in spec.palette],
-        "mean": list(MEAN),
-        "std": list(STD),
-        "input": "RGB / 255, minus mean, divided by std; sides resized to the nearest multiple of 14 (bilinear, align_corners)",
-        "patch": PATCH,
+        "mean": list(trained.model.backbone.mean),
+        "std": list(trained.model.backbone.std),
+        "model": cfg.model,
+        "input": "RGB / 255, minus mean, divided by std; sides resized to the nearest multiple (bilinear, align_corners)",
+        "multiple": trained.model.multiple,
         "evaluation": cfg.eval_mode or spec.eval_mode,
         "window": cfg.crop_size,
     }
 
 
-def cubic_matrix(count: int, factor: Tensor, device: torch.device) -> Tensor:
-    """Bicubic resizing of GRID values to `count` as a matrix (count, GRID); `factor`: coordinates' scale (METHOD.md 1.1).
-
-    ONNX has no interpolation with a scale that depends on the input's size; a matrix product it has.
-    """
-    centre = (torch.arange(count, device=device) + 0.5) / factor - 0.5
-    first = centre.floor()
-    columns = torch.arange(GRID, device=device)
-    matrix = torch.zeros(1, device=device)
-    for tap in range(-1, 3):
-        distance = (centre - first - tap).abs()
-        near = 1.25 * distance**3 - 2.25 * distance**2 + 1  # a = -0.75
-        far = -0.75 * distance**3 + 3.75 * distance**2 - 6 * distance + 3
-        weight = torch.where(distance <= 1, near, far)
-        place = (first + tap).clamp(0, GRID - 1)  # edges are repeated
-        matrix = matrix + weight[:, None] * (place[:, None] == columns)
-    return matrix
-
-
 class Exported(nn.Module):
-    """The graph of an ONNX file: image (B, 3 or 6, H, W) float RGB in 0..255 -> logits (B, K, H, W).
+    """The graph of an ONNX file: image (B, 3 or 6, H, W) float RGB in 0..255 -> logits (B, K, H, W). Takes the model over."""
 
-    Takes the model over: its position embedding is computed in a way that can be exported, equal up to rounding.
-    """
-
-    def __init__(self, model: DPT) -> None:
+    def __init__(self, model: Segmenter) -> None:
         super().__init__()
         self.model = model
-        model.backbone.position = self.position  # type: ignore[method-assign]
-
-    def position(self, rows: int, cols: int) -> Tensor:
-        pos = self.model.backbone.pos_embed
-        counts = [torch.ones(count, device=pos.device).sum() for count in (rows, cols)]
-        native = (counts[0] == GRID) & (counts[1] == GRID)  # used as it is: a factor of 1 gives the identity
-        factors = [torch.where(native, count, count + 0.1) / GRID for count in counts]
-        y, x = (cubic_matrix(count, factor, pos.device) for count, factor in zip((rows, cols), factors, strict=True))
-        resized = torch.einsum("yi,ijc,xj->yxc", y, pos[0, 1:].reshape(GRID, GRID, -1), x)
-        return torch.cat((pos[:, :1], resized.flatten(0, 1)[None]), dim=1)
+        model.backbone.make_traceable_()
 
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
-        fitting = [(side + PATCH // 2) // PATCH * PATCH for side in (height, width)]
-        logits = self.model(F.interpolate(normalize(image), fitting, mode="bilinear", align_corners=True))
+        multiple = self.model.multiple
+        fitting = [(side + multiple // 2) // multiple * multiple for side in (height, width)]
+        logits = self.model(F.interpolate(normalize(image, self.model.backbone), fitting, mode="bilinear", align_corners=True))
         return F.interpolate(logits, (height, width), mode="bilinear", align_corners=True)
 
 
@@ -119,7 +89,7 @@ def write_onnx(trained: Trained, about: dict[str, Any], path: Path) -> float:
     generator = torch.Generator().manual_seed(0)
     images = [255 * torch.rand(batch, 3 * trained.spec.dates, height, width, generator=generator) for batch, height, width in SIZES]
     with torch.inference_mode():
-        expected = [predict_whole(trained.model, normalize(image)) for image in images]
+        expected = [predict_whole(trained.model, normalize(image, trained.model.backbone)) for image in images]
     axes = {name: {0: "batch", 2: "height", 3: "width"} for name in ("image", "logits")}
 
     made = io.BytesIO()

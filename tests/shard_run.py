@@ -81,8 +81,8 @@ def main(data: str, out: str) -> None:
             with (
                 patch.object(training, "make_batch", lambda *a: to_double(make_batch(*a))),
                 patch.object(training, "start_model", lambda *a, **k: start_model(*a, **k).double()),
-                patch.object(evaluation, "normalize", lambda img: normalize(img).double()),
-                patch.object(samples, "normalize", lambda img: normalize(img).double()),
+                patch.object(evaluation, "normalize", lambda *a: normalize(*a).double()),
+                patch.object(samples, "normalize", lambda *a: normalize(*a).double()),
             ):
                 args = tiny.args(Probe.folder / "float64", *settings)
                 fit(name, world, args, STOP_AT)

@@ -9,9 +9,11 @@ of log and TensorBoard files over the run. Linux only.
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import unimatch_v2
+from model.backbone.dinov2 import DINOv2
 from model.spec import ENCODERS, EncoderSpec
 from tests.conftest import make_tiny
 from tests.crash import FORK, _rank, family, scalars
@@ -24,7 +26,7 @@ def sample(pid: int) -> tuple[float, int]:
 
 
 def main(steps: int) -> None:
-    ENCODERS["soak"] = EncoderSpec("soak", 24, 4, 1, (0, 1, 2, 3), 8, (8, 8, 8, 8))
+    ENCODERS["soak"] = EncoderSpec("soak", partial(DINOv2, 24, 4, 1, (0, 1, 2, 3)), 8, (8, 8, 8, 8))
     assert unimatch_v2
     with tempfile.TemporaryDirectory() as name:
         tiny, out = make_tiny(Path(name) / "data"), Path(name) / "run"

@@ -24,7 +24,7 @@ class Config:
     dataset: str  # a built-in data set (dataset/spec.py), or any name together with `classes`
     data_root: str  # the lists' paths are relative to this folder
     backbone: str  # name of an EncoderSpec
-    crop_size: int  # side of the training crop in pixels, a multiple of 14
+    crop_size: int  # side of the training crop in pixels, a multiple of what the encoder needs (DINOv2: 14)
     epochs: int
     batch_size: int  # labelled images, and as many unlabelled ones, of one shard's mini-batch
     lr: float  # of the encoder
@@ -32,7 +32,7 @@ class Config:
     criterion: dict = field(default_factory=lambda: {"name": "CELoss", "kwargs": {"ignore_index": 255}})  # labelled loss: CELoss | OHEM
     conf_thresh: float = 0.95  # pseudo labels count from this confidence on
     lossu_weight: float = 1.0  # w in (loss_x + w * loss_u) / (1 + w)
-    model: str = "dpt"
+    model: str = "dpt"  # the architecture: see model/__init__.py
     lock_backbone: bool = False  # freeze the encoder
     pretrained: str | None = "auto"  # encoder weights: auto is pretrained/<backbone>.pth, null is random
     init: str | None = None  # start from the weights of this checkpoint of another run (its EMA where it has one)
@@ -81,13 +81,9 @@ class Config:
             if not 0 <= value <= limit or (value == 0 and name in positive):  # nan is not
                 least = "a number above 0" if name in positive else "0 or more"
                 raise UserError(f"{name}: found {value}, expected {least}, at most {limit}; correct it in the config")
-        if self.crop_size % 14:
-            near = max(14, round(self.crop_size / 14) * 14)
-            raise UserError(f"crop_size: found {self.crop_size}, expected a multiple of 14 (the patch size); the nearest is {near}")
         if isinstance(self.num_workers, str) and self.num_workers != "auto":
             raise UserError(f"num_workers: found {self.num_workers!r}, expected a number or auto; correct it in the config")
         choices = {
-            "model": ("dpt",),
             "teacher": (None, "ema", "student"),
             "eval_mode": (None, "original", "sliding_window"),
             "task": (None, "segmentation", "change"),

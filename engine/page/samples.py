@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from dataset import picture
 from dataset.batch import normalize
 from dataset.semi import Source, ValSet, tensor_images
 from dataset.spec import IGNORE, DatasetSpec
 from engine.evaluation import predict, probabilities
+from model.segmenter import Segmenter
 from util.error import UserError
 
 COUNT = 3
@@ -34,7 +35,7 @@ def _ids(scores: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def sample_panels(
-    source: Source, student: nn.Module, teacher: nn.Module | None, labels_by: nn.Module | None, thresh: float, mode: str, window: int
+    source: Source, student: Segmenter, teacher: Segmenter | None, labels_by: Segmenter | None, thresh: float, mode: str, window: int
 ) -> list[tuple[str, Panels]]:
     """(name, panels) of images spread over the list. teacher: the EMA, None for a supervised run; labels_by: who gives pseudo labels."""
     device = next(student.parameters()).device
@@ -44,7 +45,7 @@ def sample_panels(
         sample = ValSet(source)[place]
         if isinstance(sample, UserError):
             raise sample
-        img = normalize(sample["img"][None].to(device))
+        img = normalize(sample["img"][None].to(device), student.backbone)
         dates = tensor_images(sample["img"])
         names = ["image"] if len(dates) == 1 else ["A", "B"]
         panels = [(name, _small(date, Image.Resampling.BOX)) for name, date in zip(names, dates, strict=True)]

@@ -22,6 +22,7 @@ from engine.page.render import PageData, data_uri, render
 from engine.page.samples import sample_panels
 from engine.records import Record
 from model.pseudo import pseudo_label
+from model.segmenter import Segmenter
 from util.config import Config
 from util.dist import World
 from util.error import UserError, reason
@@ -124,8 +125,8 @@ class Watch:
         epoch: int,
         means: dict[str, float],
         matrices: list[Tensor] | None,
-        student: nn.Module,
-        teacher: nn.Module | None,
+        student: Segmenter,
+        teacher: Segmenter | None,
         batches: Sequence[Batch],
     ) -> None:
         """Adds an epoch.
@@ -149,7 +150,7 @@ class Watch:
             self._draw_samples(epoch, student.eval(), teacher, labels_by)
         self._write()
 
-    def _draw_samples(self, epoch: int, student: nn.Module, teacher: nn.Module | None, labels_by: nn.Module | None) -> None:
+    def _draw_samples(self, epoch: int, student: Segmenter, teacher: Segmenter | None, labels_by: Segmenter | None) -> None:
         cfg, page = self.cfg, self.page
         try:
             rows = sample_panels(self.data.validation, student, teacher, labels_by, cfg.conf_thresh, self.data.eval_mode, cfg.crop_size)

@@ -3,9 +3,8 @@
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from model.spec import EncoderSpec
+from model.encoder import Encoder
 
 PATCH = 14
 GRID = 37  # patches per side of the 518 x 518 images that the checkpoints' position embedding is for
@@ -71,14 +70,14 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, spec: EncoderSpec) -> None:
+    def __init__(self, width: int, heads: int, swiglu_hidden: int) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(spec.width, eps=1e-6)
-        self.attn = Attention(spec.width, spec.heads)
-        self.ls1 = LayerScale(spec.width)
-        self.norm2 = nn.LayerNorm(spec.width, eps=1e-6)
-        self.mlp = SwiGlu(spec.width, spec.swiglu_hidden) if spec.swiglu_hidden else Mlp(spec.width)
-        self.ls2 = LayerScale(spec.width)
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads)
+        self.ls1 = LayerScale(width)
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = SwiGlu(width, swiglu_hidden) if swiglu_hidden else Mlp(width)
+        self.ls2 = LayerScale(width)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.ls1(self.attn(self.norm1(x)))
@@ -94,24 +93,26 @@ class PatchEmbed(nn.Module):
         return self.proj(img).flatten(2).transpose(1, 2)  # (B, N, width), patches row by row
 
 
-class DINOv2(nn.Module):
-    """The encoder. forward: (B, 3, H, W) float, H and W multiples of 14 -> four maps (B, N, width), N = H/14 * W/14.
+class DINOv2(Encoder):
+    """The encoder: four maps of the patches' grid, after the blocks `out_indices` (0-based) and the last norm.
 
-    checkpointing: a pass that gets gradients keeps only the input of each block and computes the block again for its gradient.
+    swiglu_hidden: hidden width of a SwiGLU feed-forward, 0 for the MLP of four times the width.
     """
 
-    def __init__(self, spec: EncoderSpec) -> None:
+    multiple = PATCH
+
+    def __init__(self, width: int, depth: int, heads: int, out_indices: tuple[int, ...], swiglu_hidden: int = 0) -> None:
         super().__init__()
-        self.taps = spec.taps
-        self.width = spec.width
-        self.checkpointing = False
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, spec.width))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + GRID * GRID, spec.width))
+        self.out_indices = out_indices
+        self.channels = (width,) * len(out_indices)
+        self.strides = (PATCH,) * len(out_indices)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + GRID * GRID, width))
         # only in the checkpoints, never used: frozen, so that DDP needs no search for unused parameters
-        self.mask_token = nn.Parameter(torch.zeros(1, spec.width), requires_grad=False)
-        self.patch_embed = PatchEmbed(spec.width)
-        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.depth))
-        self.norm = nn.LayerNorm(spec.width, eps=1e-6)
+        self.mask_token = nn.Parameter(torch.zeros(1, width), requires_grad=False)
+        self.patch_embed = PatchEmbed(width)
+        self.blocks = nn.ModuleList(Block(width, heads, swiglu_hidden) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-6)
         self.apply(_init_linear)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.normal_(self.cls_token, std=1e-6)
@@ -128,18 +129,45 @@ class DINOv2(nn.Module):
         return torch.cat((cls_pos, resize(patch_pos, scale).flatten(2).transpose(1, 2)), dim=1).to(self.pos_embed.dtype)
 
     def forward(self, img: Tensor) -> list[Tensor]:
-        rows, cols = img.shape[-2] // PATCH, img.shape[-1] // PATCH
+        rows, cols = self.grid(img)
         x = self.patch_embed(img)
         x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + self.position(rows, cols)
         maps = []
         for i, block in enumerate(self.blocks):
-            if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)  # blocks draw nothing
-            else:
-                x = block(x)
-            if i in self.taps:
-                maps.append(self.norm(x)[:, 1:])
+            x = self.run(block, x)
+            if i in self.out_indices:
+                # a view whose channels lie last in memory; not unflatten, which would make rows and columns constants of an ONNX graph
+                maps.append(self.norm(x)[:, 1:].transpose(1, 2).reshape(img.shape[0], -1, rows, cols))
         return maps
+
+    def make_traceable_(self) -> None:
+        self.position = self._position_by_matrices  # type: ignore[method-assign]
+
+    def _position_by_matrices(self, rows: int, cols: int) -> Tensor:
+        """`position` as matrix products, up to rounding: ONNX has no interpolation whose scale depends on the input's size."""
+        pos = self.pos_embed
+        counts = [torch.ones(count, device=pos.device).sum() for count in (rows, cols)]
+        native = (counts[0] == GRID) & (counts[1] == GRID)  # used as it is: a factor of 1 gives the identity
+        factors = [torch.where(native, count, count + 0.1) / GRID for count in counts]
+        y, x = (_cubic_matrix(count, factor, pos.device) for count, factor in zip((rows, cols), factors, strict=True))
+        resized = torch.einsum("yi,ijc,xj->yxc", y, pos[0, 1:].reshape(GRID, GRID, -1), x)
+        return torch.cat((pos[:, :1], resized.flatten(0, 1)[None]), dim=1)
+
+
+def _cubic_matrix(count: int, factor: Tensor, device: torch.device) -> Tensor:
+    """Bicubic resizing of GRID values to `count` as a matrix (count, GRID); `factor`: coordinates' scale (METHOD.md 1.1)."""
+    centre = (torch.arange(count, device=device) + 0.5) / factor - 0.5
+    first = centre.floor()
+    columns = torch.arange(GRID, device=device)
+    matrix = torch.zeros(1, device=device)
+    for tap in range(-1, 3):
+        distance = (centre - first - tap).abs()
+        near = 1.25 * distance**3 - 2.25 * distance**2 + 1  # a = -0.75
+        far = -0.75 * distance**3 + 3.75 * distance**2 - 6 * distance + 3
+        weight = torch.where(distance <= 1, near, far)
+        column = (first + tap).clamp(0, GRID - 1)  # edges are repeated
+        matrix = matrix + weight[:, None] * (column[:, None] == columns)
+    return matrix
 
 
 def _bicubic(x: Tensor, scale: tuple[float, float]) -> Tensor:

@@ -1,4 +1,4 @@
-"""DPT decoder and the segmentation model made of an encoder and this decoder (METHOD.md 1.2)."""
+"""DPT decoder (METHOD.md 1.2)."""
 
 from typing import Any
 
@@ -6,11 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.backbone.dinov2 import PATCH, DINOv2
-from model.dropout import complementary_factors
-from model.spec import EncoderSpec
-
-CLASSIFIER = "head.scratch.output_conv.2"  # name of the layer with an output for each class
+from model.encoder import Encoder
+from model.segmenter import Segmenter
 
 
 class ResidualConvUnit(nn.Module):
@@ -66,62 +63,31 @@ class Scratch(nn.Module):
 
 
 class DPTHead(nn.Module):
-    """forward: four maps (B, N, width) of a (rows, cols) grid -> logits (B, K, 8 * rows, 8 * cols)."""
+    """forward: four maps (B, C, h, w) of one grid -> logits (B, K, 8 h, 8 w).
 
-    def __init__(self, spec: EncoderSpec, nclass: int) -> None:
-        super().__init__()
-        p = spec.projections
-        self.projects = nn.ModuleList(nn.Conv2d(spec.width, width, 1) for width in p)
-        self.resize_layers = nn.ModuleList(
-            [
-                nn.ConvTranspose2d(p[0], p[0], 4, 4),
-                nn.ConvTranspose2d(p[1], p[1], 2, 2),
-                nn.Identity(),
-                nn.Conv2d(p[3], p[3], 3, 2, padding=1),
-            ]
-        )
-        self.scratch = Scratch(p, spec.fusion, nclass)
-
-    def forward(self, maps: list[Tensor], rows: int, cols: int) -> Tensor:
-        levels = []
-        for x, project, resize in zip(maps, self.projects, self.resize_layers, strict=True):
-            grid = x.transpose(1, 2).reshape(x.shape[0], -1, rows, cols)
-            levels.append(resize(project(grid)))
-        return self.scratch(levels)
-
-
-class DPT(nn.Module):
-    """Segmentation model. forward: (B, 3, H, W), H and W multiples of 14 -> logits (B, K, H, W).
-
-    comp_drop: float factors (B, C) that multiply all four encoder maps of each image (complementary dropout, METHOD.md 1.3);
-    True draws them from torch's global generator for a batch that holds view 1, then view 2.
+    widths: channels of each map after its 1x1 convolution. fusion: channels inside the decoder.
     """
 
-    def __init__(self, spec: EncoderSpec, nclass: int) -> None:
+    def __init__(self, channels: tuple[int, ...], widths: tuple[int, ...], fusion: int, nclass: int) -> None:
         super().__init__()
-        self.backbone = DINOv2(spec)
-        # the encoder's maps lie channels last: convolutions that do too need not turn them round
-        self.head = DPTHead(spec, nclass)
-        layout: Any = {"memory_format": torch.channels_last}  # Any: not every PyTorch's type hints have this argument
-        self.head.to(**layout)
+        self.projects = nn.ModuleList(nn.Conv2d(own, width, 1) for own, width in zip(channels, widths, strict=True))
+        self.resize_layers = nn.ModuleList(
+            [
+                nn.ConvTranspose2d(widths[0], widths[0], 4, 4),
+                nn.ConvTranspose2d(widths[1], widths[1], 2, 2),
+                nn.Identity(),
+                nn.Conv2d(widths[3], widths[3], 3, 2, padding=1),
+            ]
+        )
+        self.scratch = Scratch(widths, fusion, nclass)
 
-    def compile_parts(self) -> None:
-        """Has torch.compile replace what the encoder's blocks and the decoder do, in place: parameter names stay."""
-        for part in (*self.backbone.blocks, self.head):
-            part.compile(dynamic=False)
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        return self.scratch([resize(project(x)) for x, project, resize in zip(maps, self.projects, self.resize_layers, strict=True)])
 
-    def encode(self, img: Tensor) -> list[Tensor]:
-        """The four maps (B, N, width) that the decoder reads."""
-        return self.backbone(img)
 
-    def forward(self, img: Tensor, comp_drop: Tensor | bool | None = None) -> Tensor:
-        rows, cols = img.shape[-2] // PATCH, img.shape[-1] // PATCH
-        maps = self.encode(img)
-        if comp_drop is True:
-            comp_drop = complementary_factors(len(img) // 2, self.backbone.width).to(img.device)
-        if isinstance(comp_drop, Tensor):
-            maps = [x * comp_drop[:, None, :] for x in maps]
-        logits = self.head(maps, rows, cols)
-        # at least float32, in 16-bit precision too: confidences and losses depend on small differences
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.interpolate(logits, (PATCH * rows, PATCH * cols), mode="bilinear", align_corners=True)
+def build_dpt(backbone: Encoder, widths: tuple[int, ...], fusion: int, nclass: int, bitemporal: bool) -> Segmenter:
+    """An encoder with a DPT decoder, which starts from PyTorch's default initialisation."""
+    head = DPTHead(backbone.channels, widths, fusion, nclass)
+    # a plain vision transformer's maps lie channels last: convolutions that do too need not turn them round
+    layout: Any = {"memory_format": torch.channels_last}  # Any: not every PyTorch's type hints have this argument
+    return Segmenter(backbone, head.to(**layout), "head.scratch.output_conv.2", bitemporal)

@@ -21,13 +21,14 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from dataset.batch import MEAN, STD, make_batch
+from dataset.batch import make_batch
 from dataset.custom import spec_of
 from dataset.lists import ImageList
 from dataset.photometry import Photometry, draw_photometry, strong_views
 from dataset.semi import STREAMS, Source, Sources, TrainSet, collate, open_file
 from dataset.spec import DatasetSpec, get_spec
 from dataset.transform import Geometry, crop_parts, cut_image, draw_box, draw_geometry
+from model.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder
 from scripts.benchmark.measure import AT_LEAST, Row, ratio, seconds
 from util.config import Config
 
@@ -93,7 +94,7 @@ def _literal_strong(image: Image.Image, view: Photometry) -> Image.Image:
 
 
 def _literal_tensor(image: Image.Image) -> Tensor:
-    return tvf.normalize(tvf.to_tensor(image), MEAN, STD)
+    return tvf.normalize(tvf.to_tensor(image), IMAGENET_MEAN, IMAGENET_STD)
 
 
 def literal_sample(root: Path, name: str, crop: int, rng: np.random.Generator, stream: str) -> dict[str, Any]:
@@ -176,7 +177,7 @@ def pinned(raw: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
 def _device_row(cfg: Config, rounds: int, device: torch.device) -> Row:
     """Milliseconds that the training device takes for the images of a mini-batch that come to it unmade."""
     raw = pinned(host_batch(cfg, on_device=True), device)
-    times = [1000 * t for t in seconds({"images": lambda: make_batch(raw, device)}, rounds, device)["images"]]
+    times = [1000 * t for t in seconds({"images": lambda: make_batch(raw, device, Encoder())}, rounds, device)["images"]]
     count = cfg.batch_size
     figure = f"images of a mini-batch of {count}+{count}, crop {cfg.crop_size}, views=device, made on {device.type}"
     return Row(figure, median(times), "ms", None, min(times), max(times))

@@ -17,6 +17,7 @@ from dataset.lists import ImageList
 from dataset.semi import Source
 from engine.evaluation import evaluate, validation_loader
 from model import build_model
+from model.encoder import Encoder
 from scripts.benchmark.data import mask_values, write_images
 from scripts.benchmark.literal import literal_evaluation, literal_model
 from scripts.benchmark.measure import AT_LEAST, Row, ratio, seconds
@@ -34,12 +35,13 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 class LiteralList:
     """The images one by one, read anew in each pass: (C, H, W) float, normalised, and class ids (H, W)."""
 
-    def __init__(self, source: Source, workers: int) -> None:
+    def __init__(self, source: Source, workers: int, encoder: Encoder) -> None:
+        self.encoder = encoder
         self.loader = validation_loader(source, World(), workers)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.loader:
-            yield normalize(batch["img"])[0], batch["mask"][0].long()
+            yield normalize(batch["img"], self.encoder)[0], batch["mask"][0].long()
 
 
 def rows(cfg: Config, device: torch.device, rounds: int) -> Iterator[Row]:
@@ -60,7 +62,7 @@ def rows(cfg: Config, device: torch.device, rounds: int) -> Iterator[Row]:
         source = Source(spec, str(root), ImageList(str(root / "list.txt"), "segmentation", masks=True))
 
         def literal() -> Any:
-            return literal_evaluation(plain, LiteralList(source, workers), nclass, device)
+            return literal_evaluation(plain, LiteralList(source, workers, models[0].backbone), nclass, device)
 
         def ours(precision: str) -> Any:
             with autocast(precision, device):

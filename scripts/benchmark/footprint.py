@@ -16,7 +16,8 @@ from torch.utils._pytree import tree_leaves
 from dataset.batch import Batch
 from dataset.spec import DatasetSpec
 from engine.ema import make_teacher
-from model.semseg.dpt import DPT
+from model.dropout import factor_width
+from model.segmenter import Segmenter
 from scripts.benchmark.work import IMAGES, meta_model
 from util.config import Config
 from util.precision import SIXTEEN_BIT, autocast
@@ -100,7 +101,7 @@ def empty_batch(cfg: Config, spec: DatasetSpec, method: str, width: int) -> Batc
     return Batch(img, mask, img.clone(), img.clone(), img.clone(), ignore, box, box.clone(), torch.ones(2 * count, width))
 
 
-def measure_step(cfg: Config, spec: DatasetSpec, method: str, student: DPT, teacher: nn.Module | None) -> tuple[int, Meter]:
+def measure_step(cfg: Config, spec: DatasetSpec, method: str, student: Segmenter, teacher: nn.Module | None) -> tuple[int, Meter]:
     """(held, meter) of one shard: bytes alive when the forward pass is done, and the whole step's figures, besides weights, gradients
     and mini-batch. The student's parameters have gradients already, as from the second shard on."""
     step = importlib.import_module(method).step
@@ -108,7 +109,7 @@ def measure_step(cfg: Config, spec: DatasetSpec, method: str, student: DPT, teac
     for p in student.parameters():
         if p.requires_grad:
             p.grad = torch.zeros_like(p)
-    batch = empty_batch(cfg, spec, method, student.backbone.width)
+    batch = empty_batch(cfg, spec, method, factor_width(student.backbone.channels))
     labels_by = student if (cfg.teacher or spec.teacher) == "student" else teacher
     with Meter() as meter:
         with autocast("bf16" if cfg.precision in SIXTEEN_BIT else "fp32", torch.device("cpu")):
@@ -118,7 +119,7 @@ def measure_step(cfg: Config, spec: DatasetSpec, method: str, student: DPT, teac
     return held, meter
 
 
-def hollow_models(cfg: Config, spec: DatasetSpec, method: str, mode: FakeTensorMode) -> tuple[DPT, nn.Module | None]:
+def hollow_models(cfg: Config, spec: DatasetSpec, method: str, mode: FakeTensorMode) -> tuple[Segmenter, nn.Module | None]:
     """The run's student and teacher (None for supervised) as CPU tensors of `mode`, which have no storage."""
     student = meta_model(cfg, spec)
     teacher = make_teacher(student) if IMAGES[method][0] else None
@@ -140,7 +141,7 @@ def footprint(cfg: Config, spec: DatasetSpec, method: str, shards: int = 1) -> F
     trained = 4 * sum(p.numel() for p in student.parameters() if p.requires_grad)
     with mode:
         held, meter = measure_step(cfg, spec, method, student, teacher)
-        batch = empty_batch(cfg, spec, method, student.backbone.width)
+        batch = empty_batch(cfg, spec, method, factor_width(student.backbone.channels))
         size = sum(x.nbytes for x in vars(batch).values() if isinstance(x, Tensor))
     return Footprint(
         weights=weights,

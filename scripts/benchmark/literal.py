@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dataset.batch import Batch
 from engine.ema import ema_decay
@@ -20,7 +20,7 @@ from engine.evaluation import predict
 from engine.schedule import poly
 from engine.update import Step
 from model.backbone.dinov2 import Attention
-from model.semseg.dpt import DPT
+from model.segmenter import Segmenter
 from util.config import Config
 
 
@@ -31,7 +31,7 @@ def _attend(self: Attention, x: Tensor) -> Tensor:
     return self.proj((weights @ v).transpose(1, 2).reshape(batch, tokens, width))
 
 
-def literal_model(model: DPT) -> DPT:
+def literal_model(model: Segmenter) -> Segmenter:
     """A copy of the model whose attention keeps the whole matrix of weights."""
     model = copy.deepcopy(model)
     for module in model.modules():
@@ -43,7 +43,7 @@ def literal_model(model: DPT) -> DPT:
 class LiteralLoop:
     """Student, EMA teacher and AdamW; `update` is one optimiser step of a method from one mini-batch on the host."""
 
-    def __init__(self, cfg: Config, model: DPT, step: Step, total_steps: int, device: torch.device) -> None:
+    def __init__(self, cfg: Config, model: Segmenter, step: Step, total_steps: int, device: torch.device) -> None:
         self.cfg, self.step, self.total_steps, self.device, self.it = cfg, step, total_steps, device, 0
         self.student = literal_model(model).to(device).train()
         self.teacher = literal_model(self.student).eval().requires_grad_(False)
@@ -70,7 +70,7 @@ class LiteralLoop:
 
 
 def literal_evaluation(
-    models: Sequence[nn.Module], images: Iterable[tuple[Tensor, Tensor]], nclass: int, device: torch.device
+    models: Sequence[Segmenter], images: Iterable[tuple[Tensor, Tensor]], nclass: int, device: torch.device
 ) -> list[np.ndarray]:
     """IoU (K,) of each model: a pass over the images for each of them, and numpy's histograms of every image.
 

@@ -105,8 +105,9 @@ class Recipe:
         if (self.cfg.eval_mode or self.spec.eval_mode) == "sliding_window":
             windows = len(window_starts(height, crop)) * len(window_starts(width, crop))
             height, width = min(height, crop), min(width, crop)
-        size = nearest_multiple(height), nearest_multiple(width)
-        work = model_work(meta_model(self.cfg, self.spec), self.spec, *size)
+        model = meta_model(self.cfg, self.spec)
+        size = nearest_multiple(height, model.multiple), nearest_multiple(width, model.multiple)
+        work = model_work(model, self.spec, *size)
         count = self.evaluated * windows
         return {Part("evaluation", layer, phase): count * amount for (layer, phase), amount in work.items() if phase == "forward"}
 

@@ -18,7 +18,7 @@ from dataset.custom import spec_of
 from engine.ema import Ema
 from engine.update import Trainer
 from model import build_model
-from model.dropout import complementary_factors
+from model.dropout import complementary_factors, factor_width
 from scripts.benchmark.data import host_batch, pinned
 from scripts.benchmark.literal import LiteralLoop
 from scripts.benchmark.measure import AT_LEAST, Row, attempt, ratio, release, seconds
@@ -59,12 +59,12 @@ class Alternatives:
         torch.manual_seed(0)
         self.model = build_model(cfg.backbone, self.spec.nclass, self.spec.task)
         self.raw = host_batch(cfg)
-        self.drop = complementary_factors(cfg.batch_size, self.model.backbone.width, torch.Generator().manual_seed(0))
+        self.drop = complementary_factors(cfg.batch_size, factor_width(self.model.backbone.channels), torch.Generator().manual_seed(0))
 
     def literal(self) -> Callable[[], Any]:
         """A step from one normalised float tensor a view, in pageable memory, as a plain DataLoader leaves it: its copies block."""
         loop = LiteralLoop(self.cfg, self.model, step, STEPS_IN_ALL, self.device)
-        batch = make_batch(self.raw, torch.device("cpu"), self.drop)
+        batch = make_batch(self.raw, torch.device("cpu"), self.model.backbone, self.drop)
         return lambda: loop.update(batch)
 
     def trainer(self, **settings: Any) -> Trainer:
@@ -81,7 +81,7 @@ class Alternatives:
         made: list[Batch] = []
 
         def prepare() -> None:
-            made.append(make_batch(raw, self.device, self.drop))
+            made.append(make_batch(raw, self.device, self.model.backbone, self.drop))
 
         def update() -> None:
             if not made:
@@ -127,12 +127,11 @@ def parts(made: Alternatives, name: str, rounds: int) -> list[Row]:
     precision = trainer.cfg.precision
     student, teacher = trainer.student.train(), trainer.teacher
     assert teacher is not None
-    batch = make_batch(made.raw, made.device, made.drop)
+    batch = make_batch(made.raw, made.device, made.model.backbone, made.drop)
     strong = torch.cat((batch.img_u_s1, batch.img_u_s2))
     rate = matrix_rate(made.device, torch.bfloat16 if precision == "bf16" else torch.float32)
     with torch.no_grad(), autocast(precision, made.device), torch.compiler.set_stance("force_eager"):
         maps = [x.float().requires_grad_() for x in student.encode(strong)]
-    side = made.cfg.crop_size // 14
 
     def in_precision(call: Callable[[], Any]) -> Callable[[], Any]:
         def run() -> Any:
@@ -146,7 +145,7 @@ def parts(made: Alternatives, name: str, rounds: int) -> list[Row]:
             teacher(batch.img_u_w)
 
     forward_encoder = in_precision(lambda: student.encode(strong))
-    forward_decoder = in_precision(lambda: student.head(maps, side, side))
+    forward_decoder = in_precision(lambda: student.decode(maps))
 
     def encoder() -> None:
         trainer.optimizer.zero_grad()  # as before a step: nothing to add to

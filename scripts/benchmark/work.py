@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from dataset.spec import DatasetSpec
 from model import build_model
 from model.backbone.dinov2 import Attention
-from model.semseg.dpt import DPT
+from model.segmenter import Segmenter
 from util.config import Config
 from util.error import UserError
 
@@ -49,7 +49,7 @@ def check_method(method: str) -> None:
         raise UserError(f"--method: found {method!r}, expected one of {', '.join(IMAGES)}")
 
 
-def meta_model(cfg: Config, spec: DatasetSpec) -> DPT:
+def meta_model(cfg: Config, spec: DatasetSpec) -> Segmenter:
     """The run's model without storage, frozen where the config says so."""
     with torch.device("meta"):
         model = build_model(cfg.backbone, spec.nclass, spec.task)
@@ -58,7 +58,7 @@ def meta_model(cfg: Config, spec: DatasetSpec) -> DPT:
     return model
 
 
-def model_work(model: DPT, spec: DatasetSpec, height: int, width: int) -> dict[tuple[str, str], int]:
+def model_work(model: Segmenter, spec: DatasetSpec, height: int, width: int) -> dict[tuple[str, str], int]:
     """Operations of one image (change detection: one pair) of height x width pixels by (layer, "forward" | "backward").
 
     A backward pass costs one forward pass for the gradient of the input and one for that of the weights, where they need one.
@@ -70,7 +70,7 @@ def model_work(model: DPT, spec: DatasetSpec, height: int, width: int) -> dict[t
 
 
 @contextmanager
-def _counting(model: DPT, work: Counter[tuple[str, str]]) -> Iterator[None]:
+def _counting(model: Segmenter, work: Counter[tuple[str, str]]) -> Iterator[None]:
     """Inside, every forward pass of the model adds its operations, and those of a backward pass through it, to `work`."""
     handles = []
     for name, module in model.named_modules():

@@ -12,6 +12,7 @@ from dataset.photometry import Photometry, draw_photometry
 from dataset.semi import ImageList, Source, Sources, TrainSet
 from dataset.spec import get_spec
 from dataset.transform import Geometry, crop_mask, draw_box, draw_geometry
+from model.encoder import Encoder
 from tests.pairs import write_pair
 from util.error import UserError
 
@@ -148,7 +149,7 @@ def test_a_name_may_have_spaces(tmp_path: Path) -> None:
 
 def test_both_dates_are_normalised_alike() -> None:
     img = torch.randint(0, 256, (2, 6, 4, 5), dtype=torch.uint8)
-    assert torch.equal(normalize(img), torch.cat((normalize(img[:, :3]), normalize(img[:, 3:])), dim=1))
+    assert torch.equal(normalize(img, Encoder()), torch.cat((normalize(img[:, :3], Encoder()), normalize(img[:, 3:], Encoder())), dim=1))
 
 
 def constant(value: int, mode: str = "L") -> Image.Image:

@@ -14,6 +14,7 @@ import unimatch_v2
 from dataset.batch import Batch, denormalize, normalize
 from dataset.preview import BOX, first_mini_batches, main, sheets
 from dataset.spec import SPECS
+from model.encoder import Encoder
 from tests.conftest import Tiny
 from util.config import parse_command
 from util.error import run
@@ -26,7 +27,7 @@ def test_denormalize_is_exact() -> None:
     values = torch.arange(256, dtype=torch.uint8).view(1, 16, 16)
     for dates in (1, 2):
         img = values.repeat(3 * dates, 1, 1)
-        assert torch.equal(denormalize(normalize(img)), img)
+        assert torch.equal(denormalize(normalize(img, Encoder()), Encoder()), img)
 
 
 def batch(dates: int) -> Batch:
@@ -34,7 +35,7 @@ def batch(dates: int) -> Batch:
 
     def view(first: int) -> torch.Tensor:
         values = torch.tensor([first, first + 10])[:, None, None, None] + 5 * torch.arange(dates).repeat_interleave(3)[:, None, None]
-        return normalize(values.expand(2, 3 * dates, S, S).to(torch.uint8))
+        return normalize(values.expand(2, 3 * dates, S, S).to(torch.uint8), Encoder())
 
     ignore, mask, box = (
         torch.zeros(2, S, S, dtype=torch.uint8),
@@ -61,7 +62,7 @@ def pixel(image: Image.Image, sample: int, panel: int, row: int, column: int, da
 
 @pytest.mark.parametrize("dates", [1, 2])
 def test_views_are_the_batch_itself(dates: int) -> None:
-    image = sheets([batch(dates)], SPECS["levir" if dates == 2 else "camvid"])["unlabeled"]
+    image = sheets([batch(dates)], SPECS["levir" if dates == 2 else "camvid"], Encoder())["unlabeled"]
     assert image.size == (5 * S * SCALE + 4 * GAP, 2 * (HEAD + dates * S * SCALE))
     for date in range(dates):
         for panel, value in enumerate((80, 110, 140, 110, 140)):
@@ -77,7 +78,7 @@ def test_views_are_the_batch_itself(dates: int) -> None:
 
 def test_masks_have_their_colours_and_void_is_striped() -> None:
     spec = SPECS["camvid"]
-    image = np.asarray(sheets([batch(1)], spec)["labeled"])
+    image = np.asarray(sheets([batch(1)], spec, Encoder())["labeled"])
     middle = HEAD + 10 * SCALE
     second, third = S * SCALE + GAP, 2 * (S * SCALE + GAP)
     assert tuple(image[middle, 80]) == (50, 50, 50)
@@ -126,8 +127,8 @@ def test_a_run_shows_its_first_step_once(tiny: Tiny, tmp_path: Path) -> None:
     args = tiny.args(tmp_path / "semi", "epochs=2")
     unimatch_v2.main(args)
     shown = pictures(tmp_path / "semi")
-    mini_batches, spec = first_mini_batches(parse_command(args, None, True), 2)
-    for name, image in sheets(mini_batches, spec).items():
+    mini_batches, spec = first_mini_batches(parse_command(args, None, True), Encoder(), 2)
+    for name, image in sheets(mini_batches, spec, Encoder()).items():
         assert np.array_equal(shown[f"data/{name}"], np.asarray(image))
     supervised.main(tiny.args(tmp_path / "sup", "epochs=1", "batch_size=1", unlabeled=False))
     assert set(pictures(tmp_path / "sup")) == {"data/labeled"}

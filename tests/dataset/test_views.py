@@ -18,6 +18,7 @@ from dataset.batch import Batch, box_map, make_batch, normalize
 from dataset.semi import ImageList, Source, Sources, TrainSet, collate, open_image
 from dataset.spec import DatasetSpec, get_spec
 from dataset.transform import Geometry, crop_image, crop_parts, cut_image, nearest_index
+from model.encoder import Encoder
 from tests.dataset import oracle
 
 CROP = 98
@@ -192,19 +193,19 @@ def test_normalisation(channels: int, dtype: torch.dtype) -> None:
     mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
     for c in range(channels):
         expected = (img[:, c].double() / 255 - mean[c % 3]) / std[c % 3]
-        assert (normalize(img)[:, c] - expected).abs().max() < 1e-6
+        assert (normalize(img, Encoder())[:, c] - expected).abs().max() < 1e-6
 
 
 def test_a_mini_batch_has_what_the_step_reads(root: Path) -> None:
     data, _ = data_set(root, get_spec("pascal"))
     samples: list[Any] = [data[(("x", 0, i, i), ("u", 0, i + 1, i + 1))] for i in range(3)]
     drop = torch.ones(6, 8)
-    batch = make_batch(collate([dict(s) for s in samples]), torch.device("cpu"), drop)  # type: ignore[arg-type]
+    batch = make_batch(collate([dict(s) for s in samples]), torch.device("cpu"), Encoder(), drop)  # type: ignore[arg-type]
     assert batch.mask_x.dtype == torch.long
     assert batch.drop is drop
     assert batch.name_u == ["1.png", "2.png", "3.png"]
     for i, sample in enumerate(samples):
-        assert torch.equal(batch.img_u_s2[i], normalize(sample["img_u_s2"]))
+        assert torch.equal(batch.img_u_s2[i], normalize(sample["img_u_s2"], Encoder()))
         assert torch.equal(batch.ignore_u[i], sample["ignore_u"])
         x, y, w, h = sample["box1"].tolist()
         expected = torch.zeros(CROP, CROP, dtype=torch.bool)
@@ -221,7 +222,7 @@ def test_views_of_the_device_are_those_of_the_worker(root: Path, name: str) -> N
     assert set(raws[0]) - set(raws[1]) == {"img_x", "img_u_w", "img_u_s1", "img_u_s2"}
     assert set(raws[1]) - set(raws[0]) == {"part_x", "taps_x", "part_u", "taps_u", "photometry"}
     assert raws[1]["photometry"].shape == (length, 2, 2 if name == "levir" else 1, 10)
-    by_worker, by_device = (make_batch(raw, torch.device("cpu")) for raw in raws)
+    by_worker, by_device = (make_batch(raw, torch.device("cpu"), Encoder()) for raw in raws)
     for field in fields(Batch):
         a, b = getattr(by_worker, field.name), getattr(by_device, field.name)
         assert a == b if field.name.startswith("name") else torch.equal(a, b), field.name
@@ -254,7 +255,7 @@ def test_a_gpu_makes_the_mini_batches_of_a_cpu(root: Path, name: str) -> None:
     for stream in ("x", "u"):
         part, taps = raw[f"part_{stream}"], raw[f"taps_{stream}"]
         assert torch.equal(crop_parts(part.cuda(), taps.cuda()).cpu(), crop_parts(part, taps))
-    made, expected = make_batch(dict(raw), torch.device("cuda")), make_batch(dict(raw), torch.device("cpu"))
+    made, expected = make_batch(dict(raw), torch.device("cuda"), Encoder()), make_batch(dict(raw), torch.device("cpu"), Encoder())
     for field in fields(Batch):
         a, b = getattr(made, field.name), getattr(expected, field.name)
         if field.name.startswith("name"):

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from dataset.semi import ImageList, Source
 from dataset.spec import get_spec
 from engine import metric
 from engine.evaluation import evaluate, nearest_multiple, predict_sliding, predict_whole, validation_loader, window_starts
+from model.encoder import Encoder
+from model.segmenter import Segmenter
 from tests.conftest import ROOT, command
 from tests.model.oracle import resize
 from util.dist import World, processes
@@ -23,19 +26,20 @@ from util.dist import World, processes
 def test_sides_round_to_the_nearest_multiple_half_up() -> None:
     for multiple in range(14, 841, 14):
         for side in range(max(1, multiple - 60), multiple + 61):
-            assert nearest_multiple(side) == max(14, math.floor(side / 14 + 0.5) * 14), side
-    assert [nearest_multiple(side) for side in (1, 7, 20, 21, 256, 518, 524, 525)] == [14, 14, 14, 28, 252, 518, 518, 532]
+            assert nearest_multiple(side, 14) == max(14, math.floor(side / 14 + 0.5) * 14), side
+    assert [nearest_multiple(side, 14) for side in (1, 7, 20, 21, 256, 518, 524, 525)] == [14, 14, 14, 28, 252, 518, 518, 532]
 
 
-class Patches(nn.Module):
+class Patches(Segmenter):
     """Stands in for a network: takes only multiples of 14, and its answer depends on the place inside what it sees."""
 
     def __init__(self, nclass: int) -> None:
-        super().__init__()
+        super().__init__(Encoder(), nn.Identity(), "head")
+        self.backbone.multiple = 14
         self.nclass = nclass
         self.seen: list[tuple[int, int]] = []
 
-    def forward(self, img: Tensor) -> Tensor:
+    def forward(self, img: Tensor, *_: Any, **__: Any) -> Tensor:
         height, width = img.shape[-2:]
         assert height % 14 == width % 14 == 0
         self.seen.append((height, width))

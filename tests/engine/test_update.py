@@ -17,8 +17,8 @@ import unimatch_v2
 from dataset.batch import Batch
 from engine.update import Trainer
 from model import build_model
-from model.dropout import complementary_factors
-from model.semseg.dpt import DPT
+from model.dropout import complementary_factors, scaled
+from model.segmenter import Segmenter
 from util.config import Config
 
 STEPS: dict[str, Callable[..., Any]] = {"unimatch_v2": unimatch_v2.step, "fixmatch": fixmatch.step, "supervised": supervised.step}
@@ -85,7 +85,9 @@ def literal_unlabeled(pred: Tensor, label: Tensor, conf: Tensor, ignore: Tensor,
     return -sum_at(pred.log_softmax(1), sure) / len(pixels)
 
 
-def literal_loss(method: str, student: DPT, teacher: DPT, b: Batch, criterion: dict[str, Any], thresh: float) -> dict[str, Tensor]:
+def literal_loss(
+    method: str, student: Segmenter, teacher: Segmenter, b: Batch, criterion: dict[str, Any], thresh: float
+) -> dict[str, Tensor]:
     if method == "supervised":
         loss = literal_ce(student(b.img_x), b.mask_x, criterion)
         return {"loss_all": loss, "loss_x": loss}
@@ -98,7 +100,7 @@ def literal_loss(method: str, student: DPT, teacher: DPT, b: Batch, criterion: d
     losses = []
     for v, (img, label_v, conf_v, ignore_v) in enumerate(mixed):
         factors = b.drop[v * B : (v + 1) * B] if method == "unimatch_v2" else None
-        losses.append(literal_unlabeled(student(img, factors), label_v, conf_v, ignore_v, thresh))
+        losses.append(literal_unlabeled(student(img, None if factors is None else scaled(factors)), label_v, conf_v, ignore_v, thresh))
     loss_x, loss_s = literal_ce(pred_x, b.mask_x, criterion), torch.stack(losses).mean()
     seen = b.ignore_u != 255
     ratio = ((conf >= thresh) & seen).sum() / seen.sum()
@@ -108,7 +110,7 @@ def literal_loss(method: str, student: DPT, teacher: DPT, b: Batch, criterion: d
 class LiteralAdamW:
     """Decoupled weight decay, bias-corrected moments; a parameter without gradient is not touched."""
 
-    def __init__(self, model: DPT, lr: float) -> None:
+    def __init__(self, model: Segmenter, lr: float) -> None:
         self.model, self.lr, self.rate, self.t = model, lr, lr, 0
         self.moments = {n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in model.named_parameters()}
 

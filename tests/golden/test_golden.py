@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engine.evaluation import predict
 from model import build_model
-from model.semseg.dpt import DPT
+from model.segmenter import Segmenter
 from model.spec import ENCODERS
 from tests.golden.trajectory import STEPS, train
 
@@ -29,7 +29,7 @@ BF16 = 1e-2  # relative: scalars, and the median of the norms of weight changes,
 Numbers = dict[str, np.ndarray]
 
 
-def filled(inputs: ModuleType, encoder: str, nclass: int) -> DPT:
+def filled(inputs: ModuleType, encoder: str, nclass: int) -> Segmenter:
     model = build_model(f"dinov2_{encoder}", nclass).eval()
     model.load_state_dict(inputs.fill(model.state_dict()))
     return model
@@ -45,7 +45,7 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
 
 
 def check_forward(numbers: Numbers, inputs: ModuleType) -> None:
-    models: dict[tuple[str, int], DPT] = {}
+    models: dict[tuple[str, int], Segmenter] = {}
     for key, expected in numbers.items():
         found_key = re.fullmatch(r"(\w+?)_(\d+)x(\d+)", key)
         assert found_key, f"{key}: expected <encoder>_<H>x<W>"

@@ -40,5 +40,5 @@ def train(
     keys: dict[str, Any] = {"crop_size": 70, "epochs": 1, "batch_size": 2, "lr": 5e-6, "lr_multi": 40.0, "conf_thresh": 0.5}
     cfg = Config(dataset="", data_root="", backbone=backbone, **(keys | changes))
     trainer = Trainer(cfg, model, STEPS[method], steps, semi=method != "supervised")
-    stats = [trainer.update([given_batch(inputs, method, it, model.backbone.width)]) for it in range(steps)]
+    stats = [trainer.update([given_batch(inputs, method, it, model.backbone.channels[0])]) for it in range(steps)]
     return trainer, initial, stats

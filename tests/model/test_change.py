@@ -1,34 +1,38 @@
 """The change detection model against a literal recomputation, and its giant build."""
 
-from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from model import build_model
-from model.change import ChangeDPT
-from model.dropout import combine_factors
-from model.semseg.dpt import DPT
-from model.spec import get_encoder
+from model.backbone.dinov2 import DINOv2
+from model.dropout import combine_factors, complementary_factors, scaled
+from model.segmenter import Segmenter
+from model.spec import ENCODERS, EncoderSpec
 from util.error import UserError
 
 # giant in everything but size: SwiGLU, four taps of six blocks, no narrowing in the decoder's projections
-SMALL_GIANT = replace(
-    get_encoder("dinov2_giant"), width=48, depth=6, heads=3, taps=(1, 2, 4, 5), fusion=24, projections=(48,) * 4, swiglu_hidden=80
-)
+SMALL_GIANT = EncoderSpec("giant", partial(DINOv2, 48, 6, 3, (1, 2, 4, 5), 80), 24, (48,) * 4)
 
 
 def pairs(batch: int = 3, height: int = 42, width: int = 28) -> Tensor:
     return torch.randn(batch, 6, height, width, generator=torch.Generator().manual_seed(0))
 
 
-def make(name: str) -> ChangeDPT:
+@pytest.fixture(autouse=True)
+def _small_giant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(ENCODERS, "giant", SMALL_GIANT)
+
+
+def make(name: str) -> Any:
     torch.manual_seed(0)
-    return ChangeDPT(SMALL_GIANT if name == "giant" else get_encoder(name), 2)
+    return build_model(name, 2, "change")
 
 
-def literal(model: DPT, img: Tensor, factors: Tensor | None = None) -> Tensor:
+def literal(model: Segmenter, img: Tensor, factors: Tensor | None = None) -> Tensor:
     """One pair after the other, one date after the other: |f_A - f_B| of the four maps, dropped out, into the decoder."""
     rows, cols = img.shape[-2] // 14, img.shape[-1] // 14
     out = []
@@ -36,11 +40,11 @@ def literal(model: DPT, img: Tensor, factors: Tensor | None = None) -> Tensor:
         before, after = (model.backbone(date[None]) for date in (pair[:3], pair[3:]))
         maps = []
         for a, b in zip(before, after, strict=True):
-            assert a.shape == (1, rows * cols, model.backbone.width)
+            assert a.shape == (1, model.backbone.channels[0], rows, cols)
             difference = torch.maximum(a, b) - torch.minimum(a, b)
-            maps.append(difference if factors is None else difference * factors[i])
+            maps.append(difference if factors is None else difference * factors[i][:, None, None])
         assert len(maps) == 4
-        logits = model.head(maps, rows, cols)
+        logits = model.head(maps)
         out.append(torch.nn.functional.interpolate(logits, (14 * rows, 14 * cols), mode="bilinear", align_corners=True))
     return torch.cat(out)
 
@@ -60,11 +64,11 @@ def test_difference_of_the_four_maps_goes_into_the_decoder(name: str) -> None:
 @pytest.mark.parametrize("name", ["dinov2_tiny", "giant"])
 def test_one_dropout_mask_for_all_four_difference_maps(name: str) -> None:
     model, img = make(name).train(), pairs(batch=4)
-    keep = torch.randint(0, 2, (2, model.backbone.width), generator=torch.Generator().manual_seed(1))
+    keep = torch.randint(0, 2, (2, model.backbone.channels[0]), generator=torch.Generator().manual_seed(1))
     factors = combine_factors(keep, torch.tensor([1]))
-    torch.testing.assert_close(model(img, comp_drop=factors), literal(model, img, factors), atol=1e-5, rtol=1e-4)
-    torch.manual_seed(2)
-    touched = [not torch.allclose(a, b) for a, b in zip(model(img, comp_drop=True), model(img), strict=True)]
+    torch.testing.assert_close(model(img, scaled(factors)), literal(model, img, factors), atol=1e-5, rtol=1e-4)
+    factors = complementary_factors(2, model.backbone.channels[0], torch.Generator().manual_seed(2))
+    touched = [not torch.allclose(a, b) for a, b in zip(model(img, scaled(factors)), model(img), strict=True)]
     assert sum(touched) == 2, "one of two images keeps every channel, in both views"
     assert touched[:2] == touched[2:]
 

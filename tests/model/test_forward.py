@@ -9,8 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import build_model
 from model.backbone.dinov2 import QUERIES, attend
-from model.dropout import combine_factors, complementary_factors
-from model.semseg.dpt import DPT
+from model.dropout import combine_factors, complementary_factors, factor_width, scaled
 from tests.model import oracle
 from util.dist import deterministic
 
@@ -18,7 +17,7 @@ TOLERANCE = 1e-4  # ||float32 - float64|| / ||float64|| of logits
 DISTINCT = 4  # blocks with weights of their own in the larger encoders; the others share them, which saves memory and time
 
 
-def random_model(encoder: str, nclass: int, task: str = "segmentation") -> DPT:
+def random_model(encoder: str, nclass: int, task: str = "segmentation") -> Any:
     """A model with random weights of sensible size, made quickly: slices of one block of normal numbers."""
     with torch.device("meta"):
         model = build_model(f"dinov2_{encoder}", nclass, task)
@@ -56,13 +55,13 @@ def distance(found: Tensor, expected: Tensor | list[Tensor]) -> float:
 
 
 @pytest.fixture(scope="module")
-def small() -> DPT:
+def small() -> Any:
     return random_model("small", 3)
 
 
 @pytest.mark.parametrize(("height", "width"), [(70, 70), (98, 56), (252, 252), (518, 518), (798, 798)])
 @torch.no_grad()
-def test_small_at_every_published_size(small: DPT, height: int, width: int) -> None:
+def test_small_at_every_published_size(small: Any, height: int, width: int) -> None:
     img = noise(2 if height < 200 else 1, 3, height, width)
     assert distance(small(img), oracle.forward(small.state_dict(), "small", list(img))) < TOLERANCE
 
@@ -77,16 +76,16 @@ def test_larger_encoders(encoder: str) -> None:
 
 
 @torch.no_grad()
-def test_the_four_maps_and_their_blocks(small: DPT) -> None:
+def test_the_four_maps_and_their_blocks(small: Any) -> None:
     """Also without a decoder that could hide an exchanged pair of maps."""
     img = noise(2, 3, 70, 42)
     first, second = oracle.encode(small.state_dict(), "small", list(img))
     for i, found in enumerate(small.backbone(img)):
-        assert distance(found, [first[i], second[i]]) < 1e-5
+        assert distance(found.flatten(2).transpose(1, 2), [first[i], second[i]]) < 1e-5
 
 
 @torch.no_grad()
-def test_position_embedding_at_every_grid(small: DPT) -> None:
+def test_position_embedding_at_every_grid(small: Any) -> None:
     embedding = small.backbone.pos_embed[..., :16].double()  # channels do not mix
     grids = [(n, n) for n in range(1, 61)] + [(5, 7), (7, 4), (37, 36), (36, 37), (37, 74), (1, 60), (57, 114)]
     for rows, cols in grids:
@@ -96,7 +95,7 @@ def test_position_embedding_at_every_grid(small: DPT) -> None:
         assert (found - expected).abs().max() < 1e-5, (rows, cols)
 
 
-def test_position_embedding_whose_gradient_is_deterministic(small: DPT) -> None:
+def test_position_embedding_whose_gradient_is_deterministic(small: Any) -> None:
     """With `deterministic: true` it is resized by matrices: the same numbers, the same gradient."""
     pos, weights, found = small.backbone.pos_embed, noise(1, 1 + 57 * 18, 384), []
     for wanted in (False, True):
@@ -109,7 +108,7 @@ def test_position_embedding_whose_gradient_is_deterministic(small: DPT) -> None:
     assert not torch.equal(found[0][0], found[1][0]), "both ways are the same one"
 
 
-def test_position_embedding_at_518_is_the_parameter_itself(small: DPT) -> None:
+def test_position_embedding_at_518_is_the_parameter_itself(small: Any) -> None:
     assert small.backbone.position(37, 37) is small.backbone.pos_embed
 
 
@@ -143,13 +142,13 @@ def test_change_detection_sees_absolute_differences() -> None:
     model = random_model("small", 2, "change")
     pairs = noise(2, 6, 56, 70)
     factors = torch.tensor([0.0, 2.0, 1.0]).repeat(2, 128)
-    assert distance(model(pairs, factors), oracle.forward(model.state_dict(), "small", list(pairs), factors)) < TOLERANCE
+    assert distance(model(pairs, scaled(factors)), oracle.forward(model.state_dict(), "small", list(pairs), factors)) < TOLERANCE
 
 
 @torch.no_grad()
-def test_complementary_dropout_acts_on_all_four_maps(small: DPT) -> None:
+def test_complementary_dropout_acts_on_all_four_maps(small: Any) -> None:
     img, factors = noise(2, 3, 56, 70), torch.tensor([0.0, 2.0, 1.0, 2.0]).repeat(2, 96)
-    assert distance(small(img, factors), oracle.forward(small.state_dict(), "small", list(img), factors)) < TOLERANCE
+    assert distance(small(img, scaled(factors)), oracle.forward(small.state_dict(), "small", list(img), factors)) < TOLERANCE
 
 
 def test_factors_of_a_batch() -> None:
@@ -175,10 +174,16 @@ def test_drawn_factors(batch: int) -> None:
     assert torch.allclose(undropped / draws, torch.full((batch,), batch // 2 / batch), atol=0.13)  # more than 5
 
 
-def test_true_draws_from_the_global_generator(small: DPT) -> None:
-    img = noise(2, 3, 28, 28)
-    with torch.no_grad():
-        torch.manual_seed(3)
-        found = small(img, comp_drop=True)
-        torch.manual_seed(3)
-        assert torch.equal(found, small(img, comp_drop=complementary_factors(1, 384)))
+def test_maps_of_other_channels_have_factors_of_their_own() -> None:
+    maps = [torch.ones(2, 3, 4, 4), torch.ones(2, 5, 2, 2)]
+    factors = torch.arange(16.0).view(2, 8)
+    fine, coarse = scaled(factors)(maps)
+    assert fine[1, :, 0, 0].tolist() == [8, 9, 10]
+    assert coarse[1, :, 1, 1].tolist() == [11, 12, 13, 14, 15]
+    assert factor_width((3, 5)) == 8
+    assert factor_width((384,) * 4) == 384
+
+
+def test_sides_that_leave_pixels_over_are_refused(small: Any) -> None:
+    with pytest.raises(ValueError, match="found an image of 30 x 28 pixels, expected multiples of 14"):
+        small(noise(1, 3, 28, 30))

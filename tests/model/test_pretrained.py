@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from model.weights import default_path
 from tests.server import Page, Server
 from util.error import UserError, run
 
-SMALL = EncoderSpec("dinov2_small", 24, 1, 2, (0, 0, 0, 0), 8, (8, 8, 8, 8), file="dinov2_vits14_pretrain.pth")
+SMALL = EncoderSpec("dinov2_small", partial(DINOv2, 24, 1, 2, (0, 0, 0, 0)), 8, (8, 8, 8, 8), "dinov2_vits14_pretrain.pth")
 PLACE = "/w/dinov2_vits14/dinov2_vits14_pretrain.pth"
 TARGET = Path("pretrained/dinov2_small.pth")
 
@@ -29,7 +30,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def weights(tmp_path: Path) -> bytes:
-    torch.save(DINOv2(SMALL).state_dict(), tmp_path / "mine.pth")
+    torch.save(SMALL.build().state_dict(), tmp_path / "mine.pth")
     return (tmp_path / "mine.pth").read_bytes()
 
 
@@ -91,7 +92,7 @@ def other(name: str, weights: bytes) -> bytes:
     """Contents that are not the weights of dinov2_small."""
     state = torch.load("mine.pth")
     edits = {
-        "wider": lambda: DINOv2(ENCODERS["dinov2_tiny"]).state_dict(),
+        "wider": lambda: ENCODERS["dinov2_tiny"].build().state_dict(),
         "registers": lambda: {**state, "register_tokens": torch.zeros(1, 4, 24)},
         "one missing": lambda: {k: v for k, v in state.items() if k != "norm.bias"},
         "one more": lambda: {**state, "extra": torch.zeros(1)},
@@ -106,8 +107,9 @@ def other(name: str, weights: bytes) -> bytes:
 
 
 def test_the_last_part_of_a_backbone_s_name_says_the_size() -> None:
-    own, small = get_encoder("dinov2_mine_small"), get_encoder("dinov2_small")
-    assert (own.width, own.depth, own.name) == (small.width, small.depth, "dinov2_mine_small")
+    own, base = get_encoder("dinov2_mine_base"), get_encoder("dinov2_base")
+    assert (own.widths, own.fusion, own.name) == (base.widths, base.fusion, "dinov2_mine_base")
+    assert own.facts().channels == base.facts().channels == (768,) * 4
     assert default_path("dinov2_mine_small") == Path("pretrained/dinov2_mine_small.pth")
     with pytest.raises(UserError, match="'dinov2_small_mine', expected one of dinov2_tiny"):
         get_encoder("dinov2_small_mine")

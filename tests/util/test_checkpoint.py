@@ -18,14 +18,13 @@ from torch import Tensor, nn
 import unimatch_v2
 from engine.update import Trainer
 from model import build_model
-from model.semseg.dpt import DPT
 from tests.conftest import Tiny
 from util import checkpoint
 from util.config import Config
 from util.error import UserError
 
 
-def authors_optimizer(model: DPT) -> torch.optim.AdamW:
+def authors_optimizer(model: Any) -> torch.optim.AdamW:
     """Two groups, every parameter in its place: encoder, then all names without `backbone`; with moments of one step.
 
     The first group is empty where the encoder is frozen.
@@ -43,7 +42,7 @@ def authors_optimizer(model: DPT) -> torch.optim.AdamW:
     return optimizer
 
 
-def authors_state(model: DPT, semi: bool = True) -> dict[str, Any]:
+def authors_state(model: Any, semi: bool = True) -> dict[str, Any]:
     """latest.pth after epoch 0 of a run under DDP; best values are numpy scalars."""
     model = copy.deepcopy(model)  # their optimiser makes a step
     wrapped = {f"module.{name}": value.clone() for name, value in model.state_dict().items()}
@@ -65,13 +64,13 @@ def older_numpy(path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model() -> DPT:
+def model() -> Any:
     torch.manual_seed(5)
     return build_model("dinov2_tiny", 6)
 
 
 @pytest.fixture
-def authors(model: DPT, tmp_path: Path) -> Path:
+def authors(model: Any, tmp_path: Path) -> Path:
     path = tmp_path / "authors.pth"
     torch.save(authors_state(model), path)
     assert b"numpy._core.multiarray" in zipfile.ZipFile(path).read("authors/data.pkl")
@@ -92,7 +91,7 @@ def test_every_kind_of_scalar(tmp_path: Path, scalar: np.generic) -> None:
     assert checkpoint.load(tmp_path / "a.pth")["previous_best"] == scalar
 
 
-def test_the_oldest_file_format(tmp_path: Path, model: DPT) -> None:
+def test_the_oldest_file_format(tmp_path: Path, model: Any) -> None:
     torch.save(authors_state(model), tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     assert checkpoint.load(tmp_path / "old.pth")["previous_best"] == 12.5
 
@@ -116,7 +115,7 @@ def test_a_mapped_checkpoint_takes_no_memory_of_the_process(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("ours", [True, False])
-def test_a_resumed_run_keeps_nothing_of_the_file(model: DPT, authors: Path, ours: bool) -> None:
+def test_a_resumed_run_keeps_nothing_of_the_file(model: Any, authors: Path, ours: bool) -> None:
     """The file is mapped while it is read, and the run replaces it later."""
     trainer = resumed(model, authors)
     if ours:
@@ -130,7 +129,7 @@ def test_a_resumed_run_keeps_nothing_of_the_file(model: DPT, authors: Path, ours
         assert all(torch.equal(value, expected["optimizer"]["state"][place][key]) for key, value in moments.items())
 
 
-def resumed(model: DPT, path: Path) -> Trainer:
+def resumed(model: Any, path: Path) -> Trainer:
     cfg = Config(dataset="", data_root="", backbone="dinov2_tiny", crop_size=28, epochs=1, batch_size=1, lr=1.0)
     trainer = Trainer(cfg, copy.deepcopy(model), unimatch_v2.step, 4)
     trainer.load_state(checkpoint.load(path, mapped=True), "file")
@@ -161,7 +160,7 @@ def test_code_in_a_file_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("form", ["both", "model", "bare", "bare module"])
-def test_weights_of_every_form(model: DPT, form: str) -> None:
+def test_weights_of_every_form(model: Any, form: str) -> None:
     state = authors_state(model, semi=form == "both")
     if form.startswith("bare"):
         state = {name.removeprefix("" if form == "bare module" else "module."): value for name, value in state["model"].items()}
@@ -172,7 +171,7 @@ def test_weights_of_every_form(model: DPT, form: str) -> None:
         assert torch.equal(checkpoint.weights(state, "model_ema", "file")["backbone.cls_token"], 0.5 * model.backbone.cls_token)
 
 
-def test_a_run_of_the_authors_goes_on(tiny: Tiny, model: DPT, authors: Path, tmp_path: Path) -> None:
+def test_a_run_of_the_authors_goes_on(tiny: Tiny, model: Any, authors: Path, tmp_path: Path) -> None:
     """At epoch 1 with their weights, moments and best values; the same through the command."""
     save = tmp_path / "run"
     save.mkdir()
@@ -191,7 +190,7 @@ def test_a_run_of_the_authors_goes_on(tiny: Tiny, model: DPT, authors: Path, tmp
 
 
 @pytest.mark.parametrize("frozen", [False, True])
-def test_their_moments_and_rates_reach_the_same_parameters(model: DPT, frozen: bool) -> None:
+def test_their_moments_and_rates_reach_the_same_parameters(model: Any, frozen: bool) -> None:
     theirs, ours = copy.deepcopy(model), build_model("dinov2_tiny", 6)
     theirs.backbone.requires_grad_(not frozen)
     saved = authors_state(theirs)
@@ -206,7 +205,7 @@ def test_their_moments_and_rates_reach_the_same_parameters(model: DPT, frozen: b
     assert [g["lr"] for g in trainer.optimizer.param_groups] == [5e-6, 2e-4]
 
 
-def test_the_next_step_after_their_moments_is_adamw_plainly_written(model: DPT) -> None:
+def test_the_next_step_after_their_moments_is_adamw_plainly_written(model: Any) -> None:
     # their convolutions lie channels first, ours last, and the fused kernel looks at memory only
     state = authors_state(model)
     for moments in state["optimizer"]["state"].values():
@@ -229,7 +228,7 @@ def test_the_next_step_after_their_moments_is_adamw_plainly_written(model: DPT) 
 
 
 @pytest.mark.parametrize("which", ["model_ema", "model", "bare"])
-def test_fine_tuning_starts_from_their_weights(tiny: Tiny, model: DPT, tmp_path: Path, which: str) -> None:
+def test_fine_tuning_starts_from_their_weights(tiny: Tiny, model: Any, tmp_path: Path, which: str) -> None:
     state = authors_state(model, semi=which == "model_ema")
     torch.save(state["model"] if which == "bare" else state, tmp_path / "authors.pth")
     # a learning rate that moves nothing shows where the run began
@@ -250,12 +249,12 @@ def cut(path: Path, share: float) -> Path:
         ("dinov2_tiny", 7, r"head\.scratch\.output_conv\.2\.weight is \(6, 32, 1, 1\), the model needs \(7, 32, 1, 1\)"),
     ],
 )
-def test_the_first_mismatch_is_named(model: DPT, backbone: str, nclass: int, words: str) -> None:
+def test_the_first_mismatch_is_named(model: Any, backbone: str, nclass: int, words: str) -> None:
     with pytest.raises(UserError, match=words):
         checkpoint.load_strictly(build_model(backbone, nclass), checkpoint.weights(authors_state(model), "model", "file"), "file", "hint")
 
 
-def test_missing_and_unknown_names(model: DPT) -> None:
+def test_missing_and_unknown_names(model: Any) -> None:
     state = dict(model.state_dict())
     for change, words in (({"extra": torch.zeros(1)}, "'extra' is unknown"), ({}, "has no 'backbone.norm.bias'")):
         changed = state | change
@@ -280,7 +279,7 @@ def test_truncated_files(authors: Path, share: float) -> None:
         ("nan", None, r"latest\.pth: .*module\.backbone\.cls_token|latest\.pth: backbone\.cls_token holds values that are not finite"),
     ],
 )
-def test_a_value_that_no_checkpoint_has(key: str, value: Any, words: str, tiny: Tiny, model: DPT, tmp_path: Path) -> None:
+def test_a_value_that_no_checkpoint_has(key: str, value: Any, words: str, tiny: Tiny, model: Any, tmp_path: Path) -> None:
     state = authors_state(model)
     if key == "nan":
         state["model"]["module.backbone.cls_token"] = torch.full_like(model.backbone.cls_token, float("nan"))

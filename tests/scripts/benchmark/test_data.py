@@ -11,6 +11,7 @@ from dataset.batch import normalize
 from dataset.lists import ImageList
 from dataset.semi import STREAMS, Source, Sources, TrainSet
 from dataset.spec import get_spec
+from model.encoder import Encoder
 from scripts.benchmark import data
 
 CROP = 56
@@ -32,10 +33,10 @@ def test_both_ways_make_the_same_samples(root: Path, stream: str) -> None:
         literal = data.literal_sample(root, lines[i % 4], CROP, np.random.default_rng((0, STREAMS[stream], 0, i)), stream)
         sample: Any = ours[((stream, 0, i, i % 4),)]
         if stream == "x":
-            found = {"img": normalize(sample["img_x"]), "mask": sample["mask_x"]}
+            found = {"img": normalize(sample["img_x"], Encoder()), "mask": sample["mask_x"]}
         else:
             names = {"img": "img_u_w", "strong1": "img_u_s1", "strong2": "img_u_s2"}
-            found = {name: normalize(sample[field]) for name, field in names.items()}
+            found = {name: normalize(sample[field], Encoder()) for name, field in names.items()}
             found |= {"ignore": sample["ignore_u"]} | {name: sample[name] for name in ("box1", "box2")}
         assert set(found) == set(literal)
         for name, value in literal.items():

@@ -23,7 +23,7 @@ def really_saved(cfg: Config, method: str, bf16: bool) -> int:
     """Bytes of the storages that autograd saves in a step on a CPU, besides weights and mini-batch."""
     spec = spec_of(cfg)
     student = build_model(cfg.backbone, spec.nclass, spec.task).train()
-    batch = empty_batch(cfg, spec, method, student.backbone.width)
+    batch = empty_batch(cfg, spec, method, student.backbone.channels[0])
     given = [*student.parameters(), *(x for x in vars(batch).values() if isinstance(x, Tensor))]
     older = {x.untyped_storage()._cdata for x in given}
     saved: dict[int, torch.UntypedStorage] = {}
@@ -119,7 +119,7 @@ def test_a_gpu_takes_what_was_calculated(precision: str) -> None:
     with torch.device("cuda"):
         student = build_model(cfg.backbone, spec.nclass).train()
         teacher = make_teacher(student)
-        batch = empty_batch(cfg, spec, "unimatch_v2", student.backbone.width)
+        batch = empty_batch(cfg, spec, "unimatch_v2", student.backbone.channels[0])
         for p in student.parameters():
             p.grad = torch.zeros_like(p) if p.requires_grad else None
     step = importlib.import_module("unimatch_v2").step

@@ -14,6 +14,7 @@ from dataset.spec import get_spec
 from engine import metric
 from engine.evaluation import evaluate, validation_loader
 from model import build_model
+from model.encoder import Encoder
 from scripts.benchmark.data import host_batch, write_images
 from scripts.benchmark.evaluation import LiteralList
 from scripts.benchmark.literal import LiteralLoop, literal_evaluation, literal_model
@@ -30,7 +31,7 @@ def test_updates_agree(name: str) -> None:
     made = Alternatives(cfg, CPU)
     trainer = made.trainer()
     loop = LiteralLoop(made.cfg, made.model, unimatch_v2.step, 1000, CPU)
-    batch = make_batch(made.raw, CPU, made.drop)
+    batch = make_batch(made.raw, CPU, made.model.backbone, made.drop)
     for _ in range(3):
         found, expected = trainer.update([batch]), loop.update(batch)
         assert {name: float(value) for name, value in found.items()} == pytest.approx(expected, rel=1e-4, abs=1e-6)
@@ -44,7 +45,7 @@ def test_updates_agree(name: str) -> None:
 @pytest.mark.parametrize("name", ["pascal", "levir"])
 def test_images_made_on_the_device_are_those_of_the_worker(name: str) -> None:
     cfg = recipe(name, backbone="dinov2_tiny", crop_size=56, batch_size=2)
-    ready, unmade = (make_batch(host_batch(cfg, on_device), CPU) for on_device in (False, True))
+    ready, unmade = (make_batch(host_batch(cfg, on_device), CPU, Encoder()) for on_device in (False, True))
     for name in ("img_x", "img_u_w", "img_u_s1", "img_u_s2"):
         assert torch.equal(getattr(ready, name), getattr(unmade, name))
     assert not torch.equal(ready.img_u_s1, ready.img_u_s2)
@@ -55,7 +56,7 @@ def test_evaluations_agree(tmp_path: Path) -> None:
     source = Source(get_spec("pascal"), str(tmp_path), ImageList(str(tmp_path / "list.txt"), "segmentation", masks=True))
     torch.manual_seed(0)
     models = [build_model("dinov2_tiny", 21).eval() for _ in range(2)]
-    literal = literal_evaluation([literal_model(model) for model in models], LiteralList(source, 0), 21, CPU)
+    literal = literal_evaluation([literal_model(model) for model in models], LiteralList(source, 0, Encoder()), 21, CPU)
     ours = evaluate(models, validation_loader(source, World(), 0), "original", 0, 21, World())
     for found, expected in zip(ours, literal, strict=True):
         np.testing.assert_allclose(metric.iou(found).numpy(), expected, atol=0.05)

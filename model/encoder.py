@@ -1,0 +1,44 @@
+"""The contract that every encoder keeps, so that any method, decoder and command works with it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Encoder(nn.Module):
+    """forward: (B, 3, H, W) float, normalised, sides multiples of `multiple` -> maps (B, channels[i], H / strides[i], W / strides[i]).
+
+    Maps run from fine to coarse, or all have one grid (a plain vision transformer), earliest block first.
+    multiple: what the sides of an image must be multiples of. mean, std: of the images it was pretrained on, RGB in 0..1.
+    blocks: the parts that `torch.compile` and activation checkpointing take one by one.
+    draws: whether a training pass draws random numbers (stochastic depth, dropout).
+    """
+
+    multiple: int
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    blocks: nn.ModuleList
+    draws = False
+    checkpointing = False
+
+    def run(self, block: nn.Module, x: Tensor) -> Tensor:
+        """What a block makes of `x`. With `checkpointing`, a pass that gets gradients keeps `x` alone and computes the block again."""
+        if self.checkpointing and torch.is_grad_enabled():
+            return checkpoint(block, x, use_reentrant=False, preserve_rng_state=self.draws)
+        return block(x)
+
+    def grid(self, img: Tensor) -> tuple[int, int]:
+        """Rows and columns of `multiple` pixels in an image (B, 3, H, W). Raises ValueError where pixels would be left over."""
+        height, width = img.shape[-2:]
+        if height % self.multiple or width % self.multiple:
+            raise ValueError(f"found an image of {width} x {height} pixels, expected multiples of {self.multiple}")
+        return height // self.multiple, width // self.multiple
+
+    def make_traceable_(self) -> None:
+        """Prepares the encoder, in place, for a graph that takes images of any size (ONNX)."""
