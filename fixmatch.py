@@ -7,7 +7,8 @@
 import torch
 from torch import Tensor, nn
 
-from dataset.batch import Batch
+from dataset.batch import Batch, Reads
+from engine.method import SEMI_LABELS, Method
 from engine.trainer import train
 from model.loss import labeled_loss, mask_ratio, semi_loss, unlabeled_loss
 from model.pseudo import cutmix, pseudo_label
@@ -25,8 +26,11 @@ def step(student: nn.Module, teacher: nn.Module, batch: Batch, cfg: Config) -> t
     return semi_loss(loss_x, loss_s, cfg.lossu_weight, mask_ratio(conf, batch.ignore_u, cfg.conf_thresh))
 
 
+METHOD = Method("fixmatch", step, SEMI_LABELS, reads=Reads(strong_views=1))
+
+
 def main(argv: list[str]) -> None:
-    train(step, argv, __doc__)
+    train(METHOD, argv, __doc__)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ The mini-batch is twice `batch_size`, as in the published runs, so that a step s
 
 from torch import Tensor, nn
 
-from dataset.batch import Batch
+from dataset.batch import Batch, Reads
+from engine.method import Method
 from engine.trainer import train
 from model.loss import labeled_loss
 from util.config import Config
@@ -20,8 +21,11 @@ def step(student: nn.Module, teacher: nn.Module | None, batch: Batch, cfg: Confi
     return loss, {"loss_all": loss.detach(), "loss_x": loss.detach()}
 
 
+METHOD = Method("supervised", step, teacher=None, reads=Reads(labeled=2, unlabeled=False))
+
+
 def main(argv: list[str]) -> None:
-    train(step, argv, __doc__, semi=False)
+    train(METHOD, argv, __doc__)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from dataset.batch import Batch
+from engine.method import SEMI_LABELS, Method
 from engine.trainer import train
-from model.dropout import scaled
+from model.dropout import complementary_factors, factor_width, scaled
 from model.loss import labeled_loss, mask_ratio, semi_loss, unlabeled_loss
 from model.pseudo import cutmix, pseudo_label
 from util.config import Config
@@ -30,8 +31,16 @@ def step(student: nn.Module, teacher: nn.Module, batch: Batch, cfg: Config) -> t
     return semi_loss(loss_x, (loss_s1 + loss_s2) / 2, cfg.lossu_weight, mask_ratio(conf, batch.ignore_u, cfg.conf_thresh))
 
 
+def _draw(images: int, channels: tuple[int, ...], generator: torch.Generator, cfg: Config) -> Tensor:
+    """Complementary dropout: factors (2B, C) for view 1, then view 2."""
+    return complementary_factors(images, factor_width(channels), generator)
+
+
+METHOD = Method("unimatch_v2", step, SEMI_LABELS, draw=_draw)
+
+
 def main(argv: list[str]) -> None:
-    train(step, argv, __doc__)
+    train(METHOD, argv, __doc__)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,19 @@ _ABSENT = torch.empty(0)
 
 
 @dataclass(frozen=True)
+class Reads:
+    """Which images a method reads.
+
+    labeled: labelled images of a mini-batch, in units of `batch_size`; of unlabelled ones there are always `batch_size`.
+    strong_views: strong views of each unlabelled image, 1 or 2.
+    """
+
+    labeled: int = 1
+    unlabeled: bool = True
+    strong_views: int = 2
+
+
+@dataclass(frozen=True)
 class Batch:
     """A mini-batch of one shard on the training device. B images of each kind, C is 3 or 6 (two dates), crop S x S.
 
@@ -25,7 +38,7 @@ class Batch:
     mask_x: Tensor  # (B, S, S) long, 255 is ignored
     img_u_w: Tensor = _ABSENT  # (B, C, S, S) float, normalised: weak view
     img_u_s1: Tensor = _ABSENT  # strong view 1
-    img_u_s2: Tensor = _ABSENT  # strong view 2
+    img_u_s2: Tensor = _ABSENT  # strong view 2, where the method reads two
     ignore_u: Tensor = _ABSENT  # (B, S, S) 255 on padding, else 0
     box1: Tensor = _ABSENT  # (B, S, S) 1 inside the CutMix box of view 1
     box2: Tensor = _ABSENT
@@ -62,7 +75,7 @@ def box_map(box: Tensor, size: int) -> Tensor:
     return rows[:, :, None] & cols[:, None, :]
 
 
-def make_batch(raw: dict[str, Any], device: torch.device, encoder: Encoder, drop: Tensor = _ABSENT) -> Batch:
+def make_batch(raw: dict[str, Any], device: torch.device, encoder: Encoder, drop: Tensor | None = None) -> Batch:
     """A collated mini-batch of TrainSet samples, moved to the device and normalised there. Images still to be made are made there."""
     photometry = raw.get("photometry")  # stays on the CPU: what is in it decides what the device is told to do
     moved = {name: _move(value, device) for name, value in raw.items() if name != "photometry"}
@@ -70,7 +83,8 @@ def make_batch(raw: dict[str, Any], device: torch.device, encoder: Encoder, drop
         if f"part_{stream}" in moved:
             moved[img] = crop_parts(moved.pop(f"part_{stream}"), moved.pop(f"taps_{stream}"))
     if photometry is not None:
-        moved["img_u_s1"], moved["img_u_s2"] = strong_views(moved["img_u_w"], photometry).unbind(1)
+        for number, view in enumerate(strong_views(moved["img_u_w"], photometry).unbind(1), 1):
+            moved[f"img_u_s{number}"] = view
     for name, value in moved.items():
         if name.startswith("img"):
             moved[name] = normalize(value, encoder)
@@ -78,7 +92,7 @@ def make_batch(raw: dict[str, Any], device: torch.device, encoder: Encoder, drop
             moved[name] = box_map(value, moved["img_u_w"].shape[-1])
         elif name == "mask_x":
             moved[name] = value.long()
-    return Batch(**moved, drop=_move(drop, device))
+    return Batch(**moved, drop=_ABSENT if drop is None else _move(drop, device))
 
 
 def _move(value: Any, device: torch.device) -> Any:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from torch.utils.data import DataLoader
 
+from dataset.batch import Reads
 from dataset.change import date_paths, label_path
 from dataset.custom import spec_of, unlabeled_places
 from dataset.demo.sets import draw_at_first_use
@@ -140,7 +141,7 @@ def _free(folder: str) -> int:
 
 
 def check_shared_memory(
-    cfg: Config, batch: int, semi: bool, workers: int, processes: int, folder: str = SHARED_MEMORY, on_device: bool = False
+    cfg: Config, batch: int, reads: Reads, workers: int, processes: int, folder: str = SHARED_MEMORY, on_device: bool = False
 ) -> None:
     """Raises UserError where the workers' mini-batches would not fit into the shared memory: it kills them with a bus error.
 
@@ -150,9 +151,9 @@ def check_shared_memory(
     if workers == 0 or not os.path.isdir(folder):
         return
     channels = 6 if spec_of(cfg).task == "change" else 3
-    # bytes for a pixel of the crop: labelled, weak and two strong images, mask and ignore map
+    # bytes for a pixel of the crop: labelled, weak and strong images, mask and ignore map
     image = PART * channels if on_device else channels
-    pixel = (2 if on_device else 4) * image + 2 if semi else image + 1
+    pixel = (2 if on_device else 2 + reads.strong_views) * image + 2 if reads.unlabeled else image + 1
     need = int(processes * workers * PREFETCH * batch * pixel * cfg.crop_size**2)
     free = _free(folder)
     if free < need:
@@ -173,16 +174,14 @@ def training_sources(cfg: Config, spec: DatasetSpec, semi: bool) -> dict[str, So
 
 
 def training_loader(
-    cfg: Config, spec: DatasetSpec, sources: dict[str, Sources], world: World, log: logging.Logger
+    cfg: Config, spec: DatasetSpec, sources: dict[str, Sources], reads: Reads, world: World, log: logging.Logger
 ) -> tuple[ShardSampler, DataLoader]:
     """The mini-batches of this process's shards. Raises UserError where there are none, or no room for them."""
-    semi = "u" in sources
     listed = {name: len(source) for name, source in sources.items()}
-    length = repeated_length(listed["x"], listed["u"] if semi else spec.supervised_length, spec.task == "change")
+    length = repeated_length(listed["x"], listed["u"] if reads.unlabeled else spec.supervised_length, spec.task == "change")
     streams = {name: (count, length if name == "x" else count) for name, count in listed.items()}
     shards = shard_count(cfg, world, log)
-    # the published supervised runs double the mini-batch (METHOD.md 3)
-    batch = cfg.batch_size if semi else 2 * cfg.batch_size
+    batch = reads.labeled * cfg.batch_size
     sampler = ShardSampler(streams, batch, shards, world.own_shards(shards))
     if sampler.steps == 0:
         shortest = min(length for _, length in streams.values())
@@ -192,9 +191,9 @@ def training_loader(
         )
     workers = loader_workers(cfg, world)
     on_device = views_on_device(cfg, world)
-    check_shared_memory(cfg, batch, semi, workers, world.local_size, on_device=on_device)
+    check_shared_memory(cfg, batch, reads, workers, world.local_size, on_device=on_device)
     loader = DataLoader(
-        TrainSet(sources, cfg.crop_size, cfg.seed, cfg.bad_images == "skip", on_device),
+        TrainSet(sources, cfg.crop_size, cfg.seed, reads.strong_views, cfg.bad_images == "skip", on_device),
         batch_sampler=sampler,
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
@@ -206,11 +205,11 @@ def training_loader(
     return sampler, loader
 
 
-def open_data(cfg: Config, world: World, semi: bool, log: logging.Logger) -> Data:
+def open_data(cfg: Config, world: World, reads: Reads, log: logging.Logger) -> Data:
     """Reads the lists and sets up the loader. Raises UserError for a list that cannot be used, and where validation images are missing."""
     spec = spec_of(cfg)
-    sources = training_sources(cfg, spec, semi)
-    sampler, loader = training_loader(cfg, spec, sources, world, log)
+    sources = training_sources(cfg, spec, reads.unlabeled)
+    sampler, loader = training_loader(cfg, spec, sources, reads, world, log)
     validation = validation_source(cfg, spec)
     if world.local_rank == 0:  # once on each machine: their disks may differ
         check_files(validation)

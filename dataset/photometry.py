@@ -55,11 +55,11 @@ def draw_photometry(rng: np.random.Generator, grey: float) -> Photometry:
 
 
 def strong_views(weak: Tensor, drawn: Tensor) -> Tensor:
-    """Both strong views of B weak crops: uint8 (B, C, S, S) -> (B, 2, C, S, S) on the same device; C is 3 or 6 (two dates).
+    """The strong views of B weak crops: uint8 (B, C, S, S) -> (B, views, C, S, S) on the same device; C is 3 or 6 (two dates).
 
-    drawn: float64 (B, 2, dates, 10) on the CPU, the packed Photometry of each view and date.
+    drawn: float64 (B, views, dates, 10) on the CPU, the packed Photometry of each view and date.
     """
-    dates = weak.unflatten(1, (-1, 3))[:, None].expand(-1, 2, -1, -1, -1, -1)  # (B, 2, dates, 3, S, S)
+    dates = weak.unflatten(1, (-1, 3))[:, None].expand(-1, drawn.shape[1], -1, -1, -1, -1)  # (B, views, dates, 3, S, S)
     views = [Photometry.unpack(row) for row in drawn.flatten(0, 2).tolist()]
     return apply_photometry(dates.flatten(0, 2), views).view(dates.shape).flatten(2, 3)
 

@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from dataset import picture
-from dataset.batch import Batch, denormalize, make_batch
+from dataset.batch import Batch, Reads, denormalize, make_batch
 from dataset.custom import spec_of
 from dataset.loader import training_loader, training_sources
 from dataset.semi import batches, tensor_images
@@ -37,7 +37,6 @@ from util.files import output
 
 SIDE = 320  # pixels of a panel: larger crops are shown smaller, far smaller ones larger
 BOX = (255, 40, 200)  # outline of a CutMix box
-VIEWS = ("strong view 1", "strong view 2", "CutMixed 1", "CutMixed 2")  # after the weak view, which has the file's name
 NAME = 36  # letters of a file name that fit above a panel
 
 
@@ -62,13 +61,15 @@ def _labeled_rows(batch: Batch, spec: DatasetSpec, encoder: Encoder) -> Iterator
 def _unlabeled_rows(batch: Batch, encoder: Encoder) -> Iterator[Image.Image]:
     """The views of each unlabelled image, those after CutMix with the boxes and the mixed ignore map."""
     absent = torch.zeros_like(batch.ignore_u)
-    views = [(img, batch.ignore_u, absent) for img in (batch.img_u_w, batch.img_u_s1, batch.img_u_s2)]
-    for img, box in ((batch.img_u_s1, batch.box1), (batch.img_u_s2, batch.box2)):
+    strong = [(img, box) for img, box in ((batch.img_u_s1, batch.box1), (batch.img_u_s2, batch.box2)) if len(img)]
+    titles = [f"{name} {i}" for name in ("strong view", "CutMixed") for i in range(1, len(strong) + 1)]
+    views = [(img, batch.ignore_u, absent) for img in (batch.img_u_w, *(img for img, _ in strong))]
+    for img, box in strong:
         mixed = cutmix(img, absent, absent, batch.ignore_u, box)
         views.append((mixed.img, mixed.ignore, box))
     for i, name in enumerate(batch.name_u):
         panels = [_panel(_dates(img[i], encoder), ignore[i].cpu().numpy() == 255, box[i]) for img, ignore, box in views]
-        yield picture.row(panels, (name[-NAME:], *VIEWS))
+        yield picture.row(panels, (name[-NAME:], *titles))
 
 
 def _dates(img: Tensor, encoder: Encoder) -> list[Image.Image]:
@@ -101,7 +102,9 @@ def first_mini_batches(cfg: Config, encoder: Encoder, count: int) -> tuple[list[
     """The mini-batches that hold the first `count` samples of a run."""
     semi = cfg.unlabeled_id_path is not None
     cfg, spec = replace(cfg, num_workers=0), spec_of(cfg)
-    sampler, loader = training_loader(cfg, spec, training_sources(cfg, spec, semi), World(), logging.getLogger(__name__))
+    sampler, loader = training_loader(
+        cfg, spec, training_sources(cfg, spec, semi), Reads(unlabeled=semi), World(), logging.getLogger(__name__)
+    )
     sampler.set_epoch(0)
     out: list[Batch] = []
     for raw in batches(loader):

@@ -196,10 +196,13 @@ class TrainSet(Dataset):
     instead. What is drawn is the same, and so are the images.
     """
 
-    def __init__(self, sources: dict[str, Sources], crop: int, seed: int, skip_bad: bool = False, on_device: bool = False) -> None:
+    def __init__(
+        self, sources: dict[str, Sources], crop: int, seed: int, strong_views: int = 2, skip_bad: bool = False, on_device: bool = False
+    ) -> None:
         self.sources = sources
         self.crop = crop
         self.seed = seed
+        self.strong_views = strong_views
         self.skip_bad = skip_bad
         self.on_device = on_device
         if "u" in sources and not on_device:
@@ -243,14 +246,14 @@ class TrainSet(Dataset):
         sample = self._weak("img_u_w", "u", images, geometry)
         sample |= {"ignore_u": torch.from_numpy(ignore_map(geometry, self.crop)), "name_u": entry.image}
         drawn = []
-        for view in (1, 2):
+        for view in range(1, self.strong_views + 1):
             drawn.append([draw_photometry(rng, source.spec.grey).pack() for _ in images])
             sample[f"box{view}"] = torch.tensor(draw_box(rng, self.crop))
-        photometry = torch.tensor(drawn, dtype=torch.float64)  # (2, dates, 10)
+        photometry = torch.tensor(drawn, dtype=torch.float64)  # (views, dates, 10)
         if self.on_device:
             return sample | {"photometry": photometry}
-        sample["img_u_s1"], sample["img_u_s2"] = strong_views(sample["img_u_w"][None], photometry[None])[0]
-        return sample
+        views = strong_views(sample["img_u_w"][None], photometry[None])[0]
+        return sample | {f"img_u_s{view}": img for view, img in enumerate(views, 1)}
 
     def _weak(self, name: str, stream: str, images: list[Image.Image], geometry: Geometry) -> dict[str, Any]:
         """The weak crop, or what it is to be made from."""

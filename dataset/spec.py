@@ -26,7 +26,6 @@ class DatasetSpec:
         or cuts a longer one); 0 leaves it.
     scale: range of the random scale of the long side.
     grey: probability of greyscale in a strong view.
-    teacher: who gave the pseudo labels in the published runs, "ema" or "student" (METHOD.md 3).
     """
 
     name: str
@@ -39,7 +38,6 @@ class DatasetSpec:
     supervised_length: int = 0
     scale: tuple[float, float] = (0.5, 2.0)
     grey: float = 0.2
-    teacher: str = "ema"
 
     @property
     def nclass(self) -> int:
@@ -141,7 +139,6 @@ CHANGE: dict[str, Any] = {  # what all data sets of change detection share
     "task": "change",
     "scale": (0.8, 1.2),
     "grey": 0.0,
-    "teacher": "student",
 }
 
 SPECS: dict[str, DatasetSpec] = {

@@ -12,6 +12,7 @@ from dataset.loader import Data
 from dataset.semi import Source
 from engine import metric
 from engine.evaluation import evaluate, validation_loader
+from engine.method import WEIGHTS
 from engine.resume import BEST
 from model.segmenter import Segmenter
 from util import checkpoint
@@ -31,7 +32,7 @@ def scores(matrix: Tensor, change: bool) -> dict[str, float]:
     return figures | metric.changed_class(matrix)
 
 
-def final_test(cfg: Config, data: Data, source: Source, student: Segmenter, teacher: Segmenter | None, world: World) -> list[str]:
+def final_test(cfg: Config, data: Data, source: Source, models: dict[str, Segmenter], world: World) -> list[str]:
     """Loads best.pth into the models and scores them on `source`, over all processes; writes test.json. Returns the lines for the log.
 
     Where test.json has the scores of this best.pth and this list already, they are taken from there.
@@ -41,12 +42,12 @@ def final_test(cfg: Config, data: Data, source: Source, student: Segmenter, teac
     made_for = {"epoch": int(best["epoch"]), "list": source.ids.path, "sha256": source.ids.sha256}
     result = world.gather([_read(folder / FILE)])[0]  # the first process's, for all: on a network disk others may see another one
     if {key: result.get(key) for key in made_for} != made_for:
-        models = {"student": (student, "model")} | ({} if teacher is None else {"EMA": (teacher, "model_ema")})
-        for model, key in models.values():
+        for name, model in models.items():
+            key = WEIGHTS[name]
             checkpoint.load_strictly(model, checkpoint.weights(best, key, path), path, "it is of another run")
         loader = validation_loader(source, world, data.workers)
         spec, mode = data.spec, data.eval_mode
-        matrices = evaluate([model.eval() for model, _ in models.values()], loader, mode, cfg.crop_size, spec.nclass, world)
+        matrices = evaluate([model.eval() for model in models.values()], loader, mode, cfg.crop_size, spec.nclass, world)
         figures = {name: scores(matrix, spec.task == "change") for name, matrix in zip(models, matrices, strict=True)}
         result = made_for | {"images": len(source.ids), "scores": figures}
         if world.main:

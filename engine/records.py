@@ -19,12 +19,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dataset.spec import DatasetSpec
 from engine import metric
+from engine.method import Method, judged
 from engine.resume import EVENTS_SUFFIX
 from model.segmenter import Segmenter
 from util.dist import World
 from util.error import reason
-
-_LABELS = {"loss_all": "Total loss", "loss_x": "Loss x", "loss_s": "Loss s", "mask_ratio": "Mask ratio"}
 
 
 @dataclass
@@ -122,16 +121,19 @@ class Record:
     start: steps that were done before.
     """
 
-    def __init__(self, log: logging.Logger, folder: Path | None, spec: DatasetSpec, semi: bool, ema_teaches: bool, start: int = 0) -> None:
+    def __init__(
+        self, log: logging.Logger, folder: Path | None, spec: DatasetSpec, method: Method, teacher: str | None, start: int = 0
+    ) -> None:
         self.log = log
         self.board = Board(folder, start, log)
         self.spec = spec
-        self.semi = semi
+        self.method = method
+        self.averaged = "EMA" in method.models
         self.change = spec.task == "change"
-        self.best = [Best(), Best()] if semi else [Best()]  # student, EMA
-        self.judged = 1 if semi and not self.change else 0  # the place there of the model that the published rule looks at (METHOD.md 4)
+        self.best = [Best() for _ in method.models]
+        self.judged = judged(method.models, spec.task)
         # A published change detection run has the student as its teacher and still says just "EMA".
-        self.ema = "EMA" if ema_teaches or self.change else "EMA (not used as teacher)"
+        self.ema = "EMA" if teacher == "ema" or self.change else "EMA (not used as teacher)"
 
     def score(self, matrix: Tensor) -> float:
         """What an epoch is chosen by: mIoU; change detection: IoU of the changed class."""
@@ -146,7 +148,7 @@ class Record:
         parts: dict[str, list[nn.Module]] = {"Total": [model], "Encoder": [model.backbone], "Decoder": model.decoder()}
         counts = {name: sum(p.numel() for part in own for p in part.parameters()) for name, own in parts.items()}
         lines = [f"{name} params: {count / 1e6:.1f}M" for name, count in counts.items()]
-        lines = lines if self.semi and not self.change else lines[:1]
+        lines = lines if self.averaged and not self.change else lines[:1]
         lines[-1] += "\n"
         for line in lines:
             self.log.info(line)
@@ -157,10 +159,10 @@ class Record:
         def scores(best: Best) -> str:
             return f"Changed IoU: {best.score:.2f}, Overall Accuracy: {best.accuracy:.2f}" if self.change else f"{best.score:.2f}"
 
-        rate = f" LR: {lr:.7f}," if self.change or not self.semi else ""
+        rate = f" LR: {lr:.7f}," if self.change or not self.averaged else ""
         previous = "Previous best " if self.change else "Previous best: "
         line = f"===========> Epoch: {epoch},{rate} {previous}{scores(self.best[0])}"
-        if self.semi:
+        if self.averaged:
             line += f" @epoch-{self.best[0].epoch}, {self.ema}: {scores(self.best[1])} @epoch-{self.best[1].epoch}"
         self.log.info(line)
 
@@ -185,13 +187,12 @@ class Record:
 
     def iteration(self, i: int, lr: float, means: dict[str, float]) -> None:
         """The line of a step inside an epoch. lr: of the encoder, for the next step; means: since the epoch's start."""
-        shown = _LABELS if self.semi else {"loss_all": _LABELS["loss_all"]}
-        values = [f"{label}: {means[name]:.3f}" for name, label in shown.items()]
-        rate = [f"LR: {lr:.7f}"] if self.semi and not self.change else []
+        values = [f"{label}: {means[name]:.3f}" for name, label in self.method.labels.items()]
+        rate = [f"LR: {lr:.7f}"] if self.averaged and not self.change else []
         self.log.info(", ".join([f"Iters: {i}", *rate, *values]))
 
     def evaluation(self, epoch: int, mode: str, matrices: list[Tensor]) -> bool:
-        """Lines and scalars of an evaluation. matrices: of the student and, semi-supervised, the EMA.
+        """Lines and scalars of an evaluation. matrices: of the method's models.
 
         Returns whether this is the best epoch so far by the published rule (METHOD.md 4); of equal ones the later is.
         """
@@ -211,7 +212,7 @@ class Record:
         return improved[self.judged]
 
     def _pair(self, name: str, values: list[float], between: str = ",") -> str:
-        return f"{name}: {values[0]:.2f}" + (f"{between} {self.ema}: {values[1]:.2f}" if self.semi else "")
+        return f"{name}: {values[0]:.2f}" + (f"{between} {self.ema}: {values[1]:.2f}" if self.averaged else "")
 
     def _class_lines(self, mode: str, ious: list[list[float]], scores: list[float]) -> None:
         for k, name in enumerate(self.spec.classes):
@@ -221,7 +222,7 @@ class Record:
     def _change_lines(self, matrices: list[Tensor], ious: list[list[float]], accuracies: list[float]) -> None:
         # the published logs have no such line, so it is in words that no reader of theirs takes for a figure
         values = [", ".join(f"{name} {value:.2f}" for name, value in metric.changed_class(matrix).items()) for matrix in matrices]
-        self.log.info(f"Changed class: {values[0]}" + (f", {self.ema}: {values[1]}" if self.semi else ""))
+        self.log.info(f"Changed class: {values[0]}" + (f", {self.ema}: {values[1]}" if self.averaged else ""))
         self.log.info("***** Evaluation ***** >>>> " + self._pair("Unchanged IoU", [iou[0] for iou in ious]))
         # the published lines have a colon here
         self.log.info("***** Evaluation ***** >>>> " + self._pair("Changed IoU", [iou[1] for iou in ious], ":"))

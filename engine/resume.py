@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from util import checkpoint
-from util.config import MAY_CHANGE
 from util.error import StoppedError, UserError, reason
 from util.signals import StopSignals
 
@@ -101,15 +100,15 @@ def is_start(state: dict[str, Any]) -> bool:
     return state.get("epoch") == -1 and state.get("step") == 0
 
 
-def differences(state: dict[str, Any], config: dict[str, Any], lists: dict[str, str]) -> list[str]:
+def differences(state: dict[str, Any], config: dict[str, Any], lists: dict[str, str], free: set[str]) -> list[str]:
     """What a checkpoint was made with that is otherwise now, as `key: old, now new`. Empty for checkpoints of the authors.
 
-    config, lists: as the checkpoint would hold them now. `epochs` may grow; the other keys of MAY_CHANGE may be anything.
+    config, lists: as the checkpoint would hold them now. `epochs` may grow, the keys in `free` may be anything.
     """
     old, out = state.get("config", {}), []
     for key, value in config.items():
         grown = key == "epochs" and isinstance(old.get(key), int) and value >= old[key]
-        if key in old and old[key] != value and key not in MAY_CHANGE and not grown:
+        if key in old and old[key] != value and key not in free and not grown:
             out.append(f"{key}: {old[key]!r}, now {value!r}")
     for name, digest in lists.items():
         before = state.get("lists", {}).get(name, digest)
@@ -118,7 +117,9 @@ def differences(state: dict[str, Any], config: dict[str, Any], lists: dict[str, 
     return out
 
 
-def check_same_run(path: Path, state: dict[str, Any], config: dict[str, Any], lists: dict[str, str], force: bool) -> list[str]:
+def check_same_run(
+    path: Path, state: dict[str, Any], config: dict[str, Any], lists: dict[str, str], free: set[str], force: bool
+) -> list[str]:
     """Raises UserError for a checkpoint of another run, unless `force`; then returns the differences."""
     for key in ("model", "optimizer", "epoch"):
         if key not in state:
@@ -133,7 +134,7 @@ def check_same_run(path: Path, state: dict[str, Any], config: dict[str, Any], li
                 raise UserError(f"{path}: {key} is {value!r}, expected a number; move the file away, or --set init={path}") from None
         elif key in ("config", "lists", "versions") and not isinstance(value, dict):
             raise UserError(f"{path}: {key} is {value!r}, expected a dictionary; move the file away, or --set init={path}")
-    found = differences(state, config, lists)
+    found = differences(state, config, lists, free)
     if found and not force:
         raise UserError(
             f"{path}: the run was started with {'; '.join(found)}; go back to these, give another --save-path, or --set resume=force"

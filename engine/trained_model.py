@@ -10,13 +10,14 @@ from torch import Tensor
 
 from dataset.custom import OWN_KEYS, spec_of
 from dataset.spec import DatasetSpec
+from engine.method import WEIGHTS, judged
 from model import build_model
 from model.segmenter import Segmenter
 from util import checkpoint
 from util.config import Config, make_config
 from util.error import UserError
 
-WHICH = {"ema": "model_ema", "student": "model"}
+WHICH = {"student": "student", "EMA": "ema"}  # the models of a run, and what --which calls them
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,11 @@ def load_trained(cfg: Config, path: str, which: str | None = None, device: torch
     spec = spec_of(cfg)
     _check_origin(state, cfg, spec, path)
     if which is None:
-        which = "ema" if "model_ema" in state and spec.task != "change" else "student"
+        models = tuple(name for name, key in WEIGHTS.items() if key in state) or ("student",)
+        which = WHICH[models[judged(models, spec.task)]]
     elif which == "ema" and "model_ema" not in state:
         raise UserError(f"{path}: has no EMA weights (model_ema), as of a supervised run; use --which student")
-    weights = checkpoint.weights(state, WHICH[which], path)
+    weights = checkpoint.weights(state, WEIGHTS["EMA" if which == "ema" else "student"], path)
     model = build_model(cfg.backbone, spec.nclass, spec.task, model=cfg.model)
     _check_classes(weights.get(f"{model.classifier}.weight"), spec, path)
     checkpoint.load_strictly(model, weights, path, f"was it trained with backbone {cfg.backbone} ({cfg.config})?")

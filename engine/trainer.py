@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import sys
 import time
@@ -13,7 +12,6 @@ from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -26,14 +24,14 @@ from engine import resume
 from engine.evaluation import evaluate, validation_loader
 from engine.final_test import final_test
 from engine.initial_model import start_model
+from engine.method import Method, shard_seed
 from engine.page.writer import Watch
 from engine.provenance import add_start, changed_versions, versions
 from engine.records import Averages, Record
-from engine.update import Step, Trainer
-from model.dropout import complementary_factors, factor_width
+from engine.update import Trainer
 from model.spec import check_crop, get_encoder
 from util import checkpoint
-from util.config import Config, parse_command
+from util.config import Config, may_change, parse_command
 from util.dist import World, deterministic, processes
 from util.error import StoppedError, UserError
 from util.log import open_log
@@ -51,23 +49,23 @@ class Run:
     and the lengths of what it appends to. With all steps of an epoch done, the evaluation is still to come.
     """
 
-    def __init__(self, cfg: Config, step: Step, semi: bool, world: World, signals: StopSignals) -> None:
-        self.cfg, self.world, self.signals = cfg, world, signals
+    def __init__(self, cfg: Config, method: Method, world: World, signals: StopSignals) -> None:
+        self.cfg, self.method, self.world, self.signals = cfg, method, world, signals
         self.folder = Path(cfg.save_path)
         world.wait()  # the first process has claimed the folder
         check_crop(cfg.crop_size, get_encoder(cfg.backbone).facts())
-        self.data = open_data(cfg, world, semi, open_log(None))
-        cfg = self.cfg = replace(cfg, teacher=cfg.teacher or self.data.spec.teacher)
+        self.data = open_data(cfg, world, method.reads, open_log(None))
+        cfg = self.cfg = replace(cfg, teacher=method.teacher_of(cfg, self.data.spec.task))
         self.steps = self.data.sampler.steps
         self.config = asdict(cfg) | {"shards": self.data.sampler.shards, "nclass": self.data.spec.nclass}  # as they are in effect
-        self.config["method"] = Path(inspect.getfile(step)).stem
+        self.config["method"] = method.name
         if cfg.classes:
             self.config["classes"] = list(self.data.spec.classes)  # the names themselves: a file of them may change
         found = self._find()
         torch.manual_seed(cfg.seed)
         notes = self.data.shared_lists()
         model = start_model(cfg, self.data, notes, resumed=found is not None)
-        self.trainer = Trainer(cfg, model, step, self.steps * cfg.epochs, semi, world)
+        self.trainer = Trainer(cfg, model, method, self.steps * cfg.epochs, world)
         self.averages = Averages(world)
         self.epoch, self.step = -1, 0
         self.last: list[Batch] = []  # mini-batches of the last step
@@ -86,10 +84,10 @@ class Run:
         if lacking and test is not None:
             self.log.warning("no test score at the end: another machine does not find the test images")
         self.test = None if lacking else test
-        self.record = Record(self.log, self.folder if world.main else None, self.data.spec, semi, cfg.teacher == "ema", self.trainer.it)
+        self.record = Record(self.log, self.folder if world.main else None, self.data.spec, method, cfg.teacher, self.trainer.it)
         shown = {"ngpus": world.size, "nclass": self.data.spec.nclass, "batch_size": self.data.sampler.batch}
         self.record.header(asdict(cfg) | shown, model)
-        self.watch = Watch(cfg, self.data, world, self.folder, self.record, self.config["method"], self.epoch + 1)
+        self.watch = Watch(cfg, self.data, world, self.folder, self.record, self.epoch + 1)
         for note in notes:
             self.log.warning(note)
         self.last_save, self.save_seconds = time.monotonic(), 0.0
@@ -111,13 +109,17 @@ class Run:
         path, state, _ = found
         if path.name == resume.PREVIOUS and self.world.main:
             resume.set_aside(self.folder / resume.LATEST)  # or the next save would put it in the place of the one that is good
-        failed = resume.is_start(state) and resume.differences(state, self.config, self.data.lists)  # before its first step
+        failed = resume.is_start(state) and resume.differences(
+            state, self.config, self.data.lists, may_change(self.method.config)
+        )  # before its first step
         return None if failed else found
 
     def _load(self, path: Path, state: dict[str, Any], problems: list[str]) -> list[str]:
         """Takes over a checkpoint. Returns what to tell about it."""
         notes = [f"{problem}; going on from {path.name}" for problem in problems]
-        changed = resume.check_same_run(path, state, self.config, self.data.lists, self.cfg.resume == "force")
+        changed = resume.check_same_run(
+            path, state, self.config, self.data.lists, may_change(self.method.config), self.cfg.resume == "force"
+        )
         notes += [f"{change}: the bits may differ" for change in changed_versions(state.get("versions", {}))]
         notes += [f"resume=force: the run was started with {difference}" for difference in changed]
         judged_by_ema = self.trainer.teacher is not None and self.data.spec.task != "change"
@@ -153,7 +155,7 @@ class Run:
             best = self._evaluate(epoch) if self._evaluation_due(epoch) else False
             self.last = self.last or next(self._mini_batches(epoch, self.steps - 1))[0]  # resumed after the last step
             with self.trainer.scoring():
-                self.watch.epoch(epoch, self.averages.means(), self.matrices, self.trainer.student, self.trainer.teacher, self.last)
+                self.watch.epoch(epoch, self.averages.means(), self.matrices, self.trainer, self.last)
             self.averages.reset()
             self.epoch, self.step, self.new_bad_images = epoch, 0, []
             saved = self._save(best)
@@ -220,10 +222,10 @@ class Run:
         for step in range(start, self.steps):
             out, bad = [], []
             for shard, mini_batch in zip(sampler.own, islice(raw, len(sampler.own)), strict=True):
-                # complementary dropout comes from (seed, step, shard), so any number of processes draws the same
-                seed = np.random.SeedSequence((self.cfg.seed, epoch * self.steps + step, shard)).generate_state(1, np.uint64)
-                generator = torch.Generator().manual_seed(int(seed[0] >> np.uint64(1)))
-                drop = complementary_factors(self.cfg.batch_size, factor_width(encoder.channels), generator)
+                drop = None
+                if self.method.draw is not None:
+                    generator = torch.Generator().manual_seed(shard_seed(self.cfg.seed, epoch * self.steps + step, shard))
+                    drop = self.method.draw(self.cfg.batch_size, encoder.channels, generator, self.cfg)
                 for text in filter(None, mini_batch.pop("bad", ())):
                     bad += text.split("\n")
                 out.append(make_batch(mini_batch, self.world.device, encoder, drop))
@@ -248,7 +250,7 @@ class Run:
         return (epoch + 1) % self.cfg.eval_every == 0 or epoch + 1 == self.cfg.epochs
 
     def _evaluate(self, epoch: int) -> bool:
-        models = [m.eval() for m in (self.trainer.student, self.trainer.teacher) if m is not None]
+        models = [model.eval() for model in self.trainer.models.values()]
         loader = validation_loader(self.data.validation, self.world, self.data.workers)
         until_asked = takewhile(lambda _: not self.signals.caught, loader)
         mode, spec = self.data.eval_mode, self.data.spec
@@ -263,7 +265,7 @@ class Run:
         if self.test is None:
             return
         with self.trainer.scoring():
-            lines = final_test(self.cfg, self.data, self.test, self.trainer.student, self.trainer.teacher, self.world)
+            lines = final_test(self.cfg, self.data, self.test, self.trainer.models, self.world)
         for line in lines:
             self.log.info(line)
 
@@ -304,9 +306,9 @@ class Run:
         return saved
 
 
-def train(step: Step, argv: list[str], description: str | None, semi: bool = True) -> None:
+def train(method: Method, argv: list[str], description: str | None) -> None:
     """The command of a method: reads the command line, joins the processes, trains."""
-    cfg = parse_command(argv, description, semi)
+    cfg = parse_command(argv, description, method.semi, method.config)
     with (
         deterministic(cfg.deterministic),
         processes(cfg.device) as world,
@@ -314,4 +316,4 @@ def train(step: Step, argv: list[str], description: str | None, semi: bool = Tru
         StopSignals() as signals,
         resume.claimed(Path(cfg.save_path), signals) if world.main else nullcontext(),
     ):
-        Run(cfg, step, semi, world, signals).fit()
+        Run(cfg, method, world, signals).fit()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dataset.batch import Batch
 from engine.ema import Ema, make_teacher
+from engine.method import Method
 from engine.schedule import poly
 from model.loss import check_criterion
 from model.segmenter import Segmenter
@@ -24,22 +24,20 @@ from util.error import UserError
 from util.precision import autocast, loss_scaler
 
 FUSED = True  # AdamW as one kernel: the same formula
-Step = Callable[..., tuple[Tensor, dict[str, Tensor]]]
 
 
 class Trainer:
     """Student, teacher and optimiser of a run, and the update that all methods share.
 
-    step(student, teacher, batch, cfg) -> (loss, stats) is the method. `it` counts the optimiser steps done of `total_steps`.
-    semi=False: no teacher. A step whose loss or gradient is not finite changes neither weights nor teacher: `skipped` counts these,
-    `skipped_in_row` those since the last good one. After an update, `losses` has one loss a shard, `grad_norm` is the gradient's
-    norm, and `stop` says whether a process was asked to stop.
+    `it` counts the optimiser steps done of `total_steps`. `teacher`: the moving average of the student, where the method has one;
+    `labels_by`: the model that gives the pseudo labels; `models`: those that are evaluated, by name.
+    A step whose loss or gradient is not finite changes neither weights nor teacher: `skipped` counts these, `skipped_in_row` those
+    since the last good one. After an update, `losses` has one loss a shard, `grad_norm` is the gradient's norm, and `stop` says
+    whether a process was asked to stop.
     """
 
-    def __init__(self, cfg: Config, model: Segmenter, step: Step, total_steps: int, semi: bool = True, world: World | None = None) -> None:
-        # as published: change detection's student labels for itself (METHOD.md 3)
-        self.cfg = cfg = replace(cfg, teacher=cfg.teacher or ("student" if model.bitemporal else "ema"))
-        self.step = step
+    def __init__(self, cfg: Config, model: Segmenter, method: Method, total_steps: int, world: World | None = None) -> None:
+        self.cfg, self.method = cfg, method
         self.total_steps = total_steps
         self.it = self.skipped = self.skipped_in_row = 0
         self.stop = False
@@ -50,8 +48,12 @@ class Trainer:
         self.student.backbone.checkpointing = cfg.activation_checkpointing
         if cfg.lock_backbone:
             self.student.backbone.requires_grad_(False)
-        self.teacher = make_teacher(self.student) if semi else None
+        self.teacher = make_teacher(self.student) if method.teacher == "ema" else None
+        # the models that are evaluated
+        self.models = {"student": self.student} if self.teacher is None else {"student": self.student, "EMA": self.teacher}
         self.ema = Ema(self.teacher, self.student) if self.teacher is not None else None
+        teacher = method.teacher_of(cfg, "change" if model.bitemporal else "segmentation")
+        self.labels_by = {"ema": self.teacher, "student": self.student, None: None}[teacher]
         if cfg.compile:
             check_compiler(world.device)
             torch._dynamo.config.optimize_ddp = False  # would cut the compiled parts, between which gradients travel in any case
@@ -77,8 +79,7 @@ class Trainer:
 
         The teacher and a frozen encoder get their 16-bit weights once, not for every image: autocast keeps those that require a gradient.
         """
-        models = [self.student] if self.teacher is None else [self.student, self.teacher]
-        frozen = [p for model in models for p in model.parameters() if not p.requires_grad]
+        frozen = [p for model in self.models.values() for p in model.parameters() if not p.requires_grad]
         try:
             for p in frozen:
                 p.requires_grad = True
@@ -101,13 +102,12 @@ class Trainer:
         self.student.train()
         # beside the buckets in which the processes exchange them, gradients of several shards would be held twice
         self.optimizer.zero_grad(set_to_none=not isinstance(self.net, DistributedDataParallel))
-        labels_by = self.student if self.cfg.teacher == "student" else self.teacher
         all_stats, losses = [], []
         for i, batch in enumerate(batches):
             last = i + 1 == len(batches)
             with self.net.no_sync() if isinstance(self.net, DistributedDataParallel) and not last else nullcontext():
                 with self.autocast():
-                    loss, stats = self.step(self.net, labels_by, batch, self.cfg)
+                    loss, stats = self.method.step(self.net, self.labels_by, batch, self.cfg)
                 self.scaler.scale(loss / len(batches)).backward()
             all_stats.append(stats)
             losses.append(loss.detach())

@@ -56,11 +56,10 @@ def to_double(batch: Any) -> Any:
 def fit(name: str, world: World, args: list[str], stop_at: int) -> None:
     """Runs a method until its end or its stop."""
     Probe.stop_at = stop_at
-    step = importlib.import_module(name).step
-    semi = name != "supervised"
+    method = importlib.import_module(name).METHOD
     with StopSignals() as signals:
         try:
-            training.Run(parse_command(args, None, semi), step, semi, world, signals).fit()
+            training.Run(parse_command(args, None, method.semi), method, world, signals).fit()
         except StoppedError:
             assert stop_at >= 0
 

@@ -24,6 +24,7 @@ from dataset.loader import validation_source
 from dataset.spec import get_spec
 from engine import metric
 from engine.launch import bind
+from engine.method import Method
 from engine.records import Record
 from engine.schedule import poly
 from engine.update import Trainer
@@ -149,7 +150,7 @@ def counts(hit: int, missed: int, false_alarm: int, rest: int) -> Tensor:
 
 
 def test_best_is_the_students_changed_iou_with_the_accuracy_of_that_epoch() -> None:
-    record = Record(open_log(None), None, get_spec("levir"), semi=True, ema_teaches=False)
+    record = Record(open_log(None), None, get_spec("levir"), unimatch_v2.METHOD, "student")
     ema = [counts(90, 5, 5, 900), counts(10, 40, 50, 900), counts(95, 2, 3, 900), counts(1, 1, 1, 900)]
     student = [counts(50, 25, 25, 900), counts(60, 20, 20, 900), counts(59, 41, 0, 900), counts(60, 20, 20, 800)]
     better = [record.evaluation(epoch, "original", [a, b]) for epoch, (a, b) in enumerate(zip(student, ema, strict=True))]
@@ -177,7 +178,7 @@ def test_the_config_says_who_gives_the_pseudo_labels(teacher: str, pairs: Tiny) 
         loss = student(batch.img_x).square().mean()
         return loss, {"loss_all": loss.detach()}
 
-    trainer = Trainer(cfg, build_model("dinov2_tiny", 2, "change"), step, total_steps=4)
+    trainer = Trainer(cfg, build_model("dinov2_tiny", 2, "change"), Method("probe", step), total_steps=4)
     for _ in range(2):
         trainer.update([Batch(torch.randn(1, 6, 28, 28), torch.zeros(1, 28, 28))])
     assert trainer.teacher is not None
@@ -282,7 +283,7 @@ def test_who_labels_where_the_config_does_not_say(task: str, by: str) -> None:
         return unimatch_v2.step(student, teacher, batch, cfg)
 
     cfg = Config(dataset="", data_root="", backbone="dinov2_tiny", crop_size=28, epochs=1, batch_size=1, lr=1e-4)
-    trainer = Trainer(cfg, build_model("dinov2_tiny", 2, task), step, 10)
+    trainer = Trainer(cfg, build_model("dinov2_tiny", 2, task), Method("probe", step), 10)
     images = [torch.randn(1, 6 if task == "change" else 3, 28, 28) for _ in range(4)]
     mask = torch.zeros(1, 28, 28, dtype=torch.long)
     boxes = (mask.byte(), mask.bool(), mask.bool(), torch.ones(2, 192))

@@ -40,7 +40,7 @@ def main(data: str, out: str) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             world.wait()
             args = Tiny(Path(data)).args(folder, "shards=4", "batch_size=1", "epochs=1", f"grad_compression={compression}")
-            run = training.Run(parse_command(args, None, True), unimatch_v2.step, True, world, signals)
+            run = training.Run(parse_command(args, None, True), unimatch_v2.METHOD, world, signals)
             run.trainer.update = counted(f"update {compression}", run.trainer.update)  # type: ignore[method-assign]
             training.evaluate = counted(f"evaluate {compression}", evaluate)
             run.fit()

@@ -1,9 +1,11 @@
 """The configuration of a run: one typed dataclass, read from YAML, changed by `--set key=value`, checked before anything starts."""
 
 import argparse
+import copy
 import difflib
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,118 +19,139 @@ from util.precision import PRECISIONS
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
+def key(
+    default: Any = MISSING,
+    *,
+    positive: bool = False,
+    most: float = 10**9,
+    choices: tuple[str, ...] = (),
+    may_change: bool = False,
+) -> Any:
+    """A config key. Without a default it is required; a mapping is its own default each time.
+
+    Numbers are from 0 (`positive`: above 0) to `most`, words are among `choices`. may_change: a run may be resumed with another value,
+    because the key does not say what the run computes: where things are (lists are compared by content), how it runs, or what is used
+    only at its start.
+    """
+    rules = {"positive": positive, "most": most, "choices": choices, "may_change": may_change}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: copy.deepcopy(default), metadata=rules)
+    return field(default=default, metadata=rules)
+
+
 @dataclass(frozen=True)
 class Config:
-    """Every key a config file or `--set` may hold. Without a default: required."""
+    """Every key a config file or `--set` may hold. A method with keys of its own adds them in a subclass (engine/method.py)."""
 
-    dataset: str  # a built-in data set (dataset/spec.py), or any name together with `classes`
-    data_root: str  # the lists' paths are relative to this folder
-    backbone: str  # name of an EncoderSpec
-    crop_size: int  # side of the training crop in pixels, a multiple of what the encoder needs (DINOv2: 14)
-    epochs: int
-    batch_size: int  # labelled images, and as many unlabelled ones, of one shard's mini-batch
-    lr: float  # of the encoder
-    lr_multi: float = 40.0  # the decoder's rate is lr * lr_multi
-    criterion: dict = field(default_factory=lambda: {"name": "CELoss", "kwargs": {"ignore_index": 255}})  # labelled loss: CELoss | OHEM
-    conf_thresh: float = 0.95  # pseudo labels count from this confidence on
-    lossu_weight: float = 1.0  # w in (loss_x + w * loss_u) / (1 + w)
-    model: str = "dpt"  # the architecture: see model/__init__.py
-    lock_backbone: bool = False  # freeze the encoder
-    pretrained: str | None = "auto"  # encoder weights: auto is pretrained/<backbone>.pth, null is random
-    init: str | None = None  # start from the weights of this checkpoint of another run (its EMA where it has one)
-    teacher: str | None = None  # who gives the pseudo labels: ema | student; null is the data set's own
-    nclass: int | None = None  # known from the data set; where given it must agree
-    classes: list | str | None = None  # of a data set of your own: names in id order, or a text file with one on each line
-    palette: list | None = None  # its colours, [R, G, B] or "#rrggbb" for each class; null is Pascal's
-    label_map: dict | None = None  # its mask values where they are no class ids: {value: class id or name, or null to ignore it}
-    ignore_index: int | None = None  # its mask value that is ignored; null is 255
-    task: str | None = None  # its kind: segmentation | change; null is segmentation
-    supervised_length: int | None = None  # images of a supervised epoch: a shorter list is repeated; null is the data set's own
-    data_root_u: str | list | None = None  # root of the unlabelled list, where it is another; a list: one for each unlabelled list
-    val_id_path: str | None = None  # validation list; null is splits/<dataset>/val.txt (change detection: test.txt)
-    test_id_path: str | None = None  # list that best.pth is scored on, once, at the end; null: see dataset/loader.py, test_source
-    eval_mode: str | None = None  # original | sliding_window; null is the data set's own
-    eval_every: int = 1  # epochs between evaluations; the last epoch always has one
-    shards: int | None = None  # GPUs the recipe is defined for; null is the number of processes
-    seed: int = 0
-    device: str = "auto"  # auto | cpu | cuda | mps
-    grad_compression: str = "none"  # how gradients travel between processes: none (float32) | bf16: half the bytes, rounded
-    num_workers: int | str | None = "auto"  # loader processes of each training process; auto, or null, follows the CPUs
-    views: str = "auto"  # who makes crops and views: worker (loader processes) | device (training device) | auto: device where it is CUDA
-    save_every: float | None = None  # minutes between saves inside an epoch; null is the larger of 5 and 100 times a save's duration
-    resume: str = "auto"  # auto: refuses a checkpoint of other settings, lists or encoder | force: goes on from it all the same
-    bad_images: str = "stop"  # a file that cannot be read while training: stop | skip: the next one of the list takes its place
-    max_bad_steps: int = 10  # steps without a finite loss or gradient, in a row, that end the run; each of them is skipped
-    precision: str = "fp32"  # fp32: as published | tf32 | bf16 | fp16 with loss scaling: see util/precision.py
-    compile: bool = False  # compile the encoder's blocks and the decoder: faster steps after some minutes of compiling
-    activation_checkpointing: bool = False  # compute the encoder's blocks twice instead of keeping what they need for the gradient
-    deterministic: bool = False  # a GPU too gives the same bits from the same seed; slower. A CPU gives them anyway
+    dataset: str = key()  # a built-in data set (dataset/spec.py), or any name together with `classes`
+    data_root: str = key(may_change=True)  # the lists' paths are relative to this folder
+    backbone: str = key()  # name of an encoder (model/spec.py)
+    crop_size: int = key(positive=True)  # side of the training crop in pixels, a multiple of what the encoder needs (DINOv2: 14)
+    epochs: int = key(positive=True)  # a run may be resumed with more
+    batch_size: int = key(positive=True)  # labelled images, and as many unlabelled ones, of one shard's mini-batch
+    lr: float = key(positive=True, most=1)  # of the encoder
+    lr_multi: float = key(40.0, positive=True)  # the decoder's rate is lr * lr_multi
+    # labelled loss: CELoss | OHEM
+    criterion: dict = key({"name": "CELoss", "kwargs": {"ignore_index": 255}})
+    conf_thresh: float = key(0.95, most=1)  # pseudo labels count from this confidence on
+    lossu_weight: float = key(1.0)  # w in (loss_x + w * loss_u) / (1 + w)
+    model: str = key("dpt")  # the architecture (model/__init__.py)
+    lock_backbone: bool = key(False)  # freeze the encoder
+    pretrained: str | None = key("auto", may_change=True)  # encoder weights: auto is pretrained/<backbone>.pth, null is random
+    init: str | None = key(None, may_change=True)  # start from the weights of this checkpoint of another run (its EMA where it has one)
+    teacher: str | None = key(None, choices=("ema", "student"))  # who gives the pseudo labels; null is as published
+    nclass: int | None = key(None, positive=True)  # known from the data set; where given it must agree
+    classes: list | str | None = key(None)  # of a data set of your own: names in id order, or a text file with one on each line
+    palette: list | None = key(None, may_change=True)  # its colours, [R, G, B] or "#rrggbb" for each class; null is Pascal's
+    label_map: dict | None = key(None)  # its mask values where they are no class ids: {value: class id or name, or null to ignore it}
+    ignore_index: int | None = key(None)  # its mask value that is ignored; null is 255
+    task: str | None = key(None, choices=("segmentation", "change"))  # its kind; null is segmentation
+    # images of a supervised epoch: a shorter list is repeated; null is the data set's own
+    supervised_length: int | None = key(None, positive=True)
+    # root of the unlabelled list, where it is another; a list: one for each unlabelled list
+    data_root_u: str | list | None = key(None, may_change=True)
+    # validation list; null is splits/<dataset>/val.txt (change detection: test.txt)
+    val_id_path: str | None = key(None, may_change=True)
+    # list that best.pth is scored on, once, at the end; null: see dataset/loader.py, test_source
+    test_id_path: str | None = key(None, may_change=True)
+    eval_mode: str | None = key(None, choices=("original", "sliding_window"))  # null is the data set's own
+    eval_every: int = key(1, positive=True, may_change=True)  # epochs between evaluations; the last epoch always has one
+    shards: int | None = key(None, positive=True)  # GPUs the recipe is defined for; null is the number of processes
+    seed: int = key(0, most=2**63 - 1)
+    device: str = key("auto", choices=DEVICES, may_change=True)
+    # how gradients travel between processes: none (float32) | bf16: half the bytes, rounded
+    grad_compression: str = key("none", choices=("none", "bf16"))
+    # loader processes of each training process; auto, or null, follows the CPUs
+    num_workers: int | str | None = key("auto", most=256, choices=("auto",), may_change=True)
+    # who makes crops and views: worker (loader processes) | device (training device) | auto: device where it is CUDA
+    views: str = key("auto", choices=("auto", "worker", "device"), may_change=True)
+    # minutes between saves inside an epoch; null is the larger of 5 and 100 times a save's duration
+    save_every: float | None = key(None, may_change=True)
+    # auto: refuses a checkpoint of other settings, lists or encoder | force: goes on from it all the same
+    resume: str = key("auto", choices=("auto", "force"), may_change=True)
+    # a file that cannot be read while training: stop | skip: the next one of the list takes its place
+    bad_images: str = key("stop", choices=("stop", "skip"), may_change=True)
+    # steps without a finite loss or gradient, in a row, that end the run; each of them is skipped
+    max_bad_steps: int = key(10, positive=True, may_change=True)
+    # fp32: as published | tf32 | bf16 | fp16 with loss scaling: see util/precision.py
+    precision: str = key("fp32", choices=PRECISIONS, may_change=True)
+    compile: bool = key(False, may_change=True)  # compile the encoder's blocks and the decoder: faster steps after minutes of compiling
+    # compute the encoder's blocks twice instead of keeping what they need for the gradient
+    activation_checkpointing: bool = key(False, may_change=True)
+    # a GPU too gives the same bits from the same seed; slower. A CPU gives them anyway
+    deterministic: bool = key(False, may_change=True)
     # command line
-    labeled_id_path: str = ""
-    unlabeled_id_path: str | list | None = None  # one list, or several one after the other
-    save_path: str = ""
-    config: str = ""
+    labeled_id_path: str = key("", may_change=True)
+    unlabeled_id_path: str | list | None = key(None, may_change=True)  # one list, or several one after the other
+    save_path: str = key("", may_change=True)
+    config: str = key("", may_change=True)
 
     def __post_init__(self) -> None:
-        positive = {"crop_size", "epochs", "batch_size", "eval_every", "lr", "lr_multi", "max_bad_steps", "shards", "nclass",
-                    "supervised_length"}  # fmt: skip
-        most = {"conf_thresh": 1, "lr": 1, "seed": 2**63 - 1, "num_workers": 256}
-        for name in KEYS:
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool):
-                continue
-            limit = most.get(name, 10**9)
-            if not 0 <= value <= limit or (value == 0 and name in positive):  # nan is not
-                least = "a number above 0" if name in positive else "0 or more"
-                raise UserError(f"{name}: found {value}, expected {least}, at most {limit}; correct it in the config")
-        if isinstance(self.num_workers, str) and self.num_workers != "auto":
-            raise UserError(f"num_workers: found {self.num_workers!r}, expected a number or auto; correct it in the config")
-        choices = {
-            "teacher": (None, "ema", "student"),
-            "eval_mode": (None, "original", "sliding_window"),
-            "task": (None, "segmentation", "change"),
-            "device": DEVICES,
-            "grad_compression": ("none", "bf16"),
-            "precision": PRECISIONS,
-            "resume": ("auto", "force"),
-            "bad_images": ("stop", "skip"),
-            "views": ("auto", "worker", "device"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                names = ", ".join(str(a) for a in allowed if a)
-                raise UserError(f"{name}: found {getattr(self, name)!r}, expected one of {names}; correct it in the config")
+        for f in fields(self):
+            _check(f.name, getattr(self, f.name), f.metadata)
+
+
+def _check(name: str, value: Any, rules: Mapping[str, Any]) -> None:
+    """Raises UserError for a value outside a key's bounds or choices."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not 0 <= value <= rules["most"] or (value == 0 and rules["positive"]):  # nan is not
+            least = "a number above 0" if rules["positive"] else "0 or more"
+            raise UserError(f"{name}: found {value}, expected {least}, at most {rules['most']}; correct it in the config")
+    elif value is not None and rules["choices"] and value not in rules["choices"]:
+        expected = "a number or auto" if name == "num_workers" else f"one of {', '.join(rules['choices'])}"
+        raise UserError(f"{name}: found {value!r}, expected {expected}; correct it in the config")
 
 
 KEYS = {f.name: f for f in fields(Config)}
-_HINTS = typing.get_type_hints(Config)
-# Keys that a run may go on with changed, because they do not say what it computes: where things are (lists are compared by content),
-# how it runs, and what is used only at its start. `epochs` may grow. A key that is not here may not change.
-MAY_CHANGE = {
-    "config", "save_path", "data_root", "data_root_u", "val_id_path", "labeled_id_path", "unlabeled_id_path", "pretrained", "init",
-    "device", "precision", "compile", "activation_checkpointing",
-    "num_workers", "views", "eval_every", "save_every", "resume", "bad_images", "max_bad_steps", "deterministic", "test_id_path", "palette",
-}  # fmt: skip
+
+
+def may_change(kind: type[Config] = Config) -> set[str]:
+    """The keys that a run may be resumed with changed."""
+    return {f.name for f in fields(kind) if f.metadata["may_change"]}
+
+
 # The authors' large-scale configs name these keys for two data sets; the labelled one decides classes and validation.
 _ALIASES = {"dataset_l": "dataset", "data_root_l": "data_root"}
 
 
-def convert(key: str, value: Any) -> Any:
-    """`value` as the type of `key`. Raises UserError for a value of another type."""
-    hint = _HINTS[key]
+def convert(name: str, value: Any, kind: type[Config] = Config) -> Any:
+    """`value` as the type of the key `name` of `kind`. Raises UserError for a value of another type."""
+    hint = typing.get_type_hints(kind)[name]
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    for kind in kinds:
-        if type(value) is kind:
+    for one in kinds:
+        if type(value) is one:
             return value
-        if kind is float and type(value) is int and abs(value) < 1e300:
+        if one is float and type(value) is int and abs(value) < 1e300:
             return float(value)
-        if kind is float and isinstance(value, str):  # YAML reads 5e-6, without a dot, as a string
+        if one is float and isinstance(value, str):  # YAML reads 5e-6, without a dot, as a string
             try:
                 return float(value)
             except ValueError:
                 continue
     names = " or ".join("null" if k is types.NoneType else k.__name__ for k in kinds)
-    raise UserError(f"{key}: found {value!r} ({type(value).__name__}), expected {names}; correct it in the config or with --set {key}=...")
+    raise UserError(
+        f"{name}: found {value!r} ({type(value).__name__}), expected {names}; correct it in the config or with --set {name}=..."
+    )
 
 
 class _Loader(yaml.SafeLoader):
@@ -160,9 +183,9 @@ def _read_yaml(path: str) -> dict[str, Any]:
     return values
 
 
-def _default(key: str) -> Any:
+def _default(name: str) -> Any:
     """The default of a key that is a mapping; None for other keys."""
-    f = KEYS.get(key)
+    f = KEYS.get(name)
     return f.default_factory() if f is not None and callable(f.default_factory) else None
 
 
@@ -183,13 +206,19 @@ def _assign(values: dict[str, Any], setting: str) -> None:
     values[leaf] = value
 
 
-def load_config(path: str, settings: list[str] | None = None, **given: Any) -> Config:
-    """The config of a YAML file, then `settings` ("key=value"), then `given` (command-line paths that are not None)."""
-    return make_config(_read_yaml(path), path, settings, **given)
+def load_config(path: str, settings: list[str] | None = None, kind: type[Config] | None = None, **given: Any) -> Any:
+    """The config of a YAML file, then `settings` ("key=value"), then `given` (command-line paths that are not None); see `make_config`."""
+    return make_config(_read_yaml(path), path, settings, kind, **given)
 
 
-def make_config(values: dict[str, Any], path: str, settings: list[str] | None = None, **given: Any) -> Config:
-    """The config of `values` as a file `path` holds them, then `settings` and `given` as in `load_config`. Raises UserError."""
+def make_config(
+    values: dict[str, Any], path: str, settings: list[str] | None = None, kind: type[Config] | None = None, **given: Any
+) -> Any:
+    """The config of `values` as a file `path` holds them, then `settings` and `given` as in `load_config`. Raises UserError.
+
+    kind: the class of a method's settings, whose keys are the only ones allowed. None: of a command that runs no method. It leaves out
+    keys that it does not know, which a method may have, but not one that looks like a known key written wrongly.
+    """
     for setting in settings or []:
         _assign(values, setting)
     for old, new in _ALIASES.items():
@@ -199,15 +228,19 @@ def make_config(values: dict[str, Any], path: str, settings: list[str] | None = 
     valset = values.pop("valset", None)
     if valset is not None and valset != values.get("dataset"):
         raise UserError(f"valset: found {valset!r}, expected the labelled data set {values.get('dataset')!r}")
-    for key in values:
-        if key not in KEYS:
-            raise UserError(f"{key}: no such config key; the nearest is {difflib.get_close_matches(str(key), KEYS, 1, 0)[0]!r}")
-    values |= {key: value for key, value in given.items() if value is not None}
-    for key, f in KEYS.items():
-        if key not in values and f.default is MISSING and f.default_factory is MISSING:
-            raise UserError(f"{path}: has no `{key}`; add it")
+    known = {f.name: f for f in fields(kind or Config)}
+    for name in [name for name in values if name not in known]:
+        near = difflib.get_close_matches(str(name), known, 1, 0 if kind else 0.8)
+        if near:
+            raise UserError(f"{name}: no such config key; the nearest is {near[0]!r}")
+        del values[name]
+    values |= {name: value for name, value in given.items() if value is not None}
+    for name, f in known.items():
+        if name not in values and f.default is MISSING and f.default_factory is MISSING:
+            raise UserError(f"{path}: has no `{name}`; add it")
     values["config"] = path
-    return Config(**{key: convert(key, value) for key, value in values.items()})
+    kind = kind or Config
+    return kind(**{name: convert(name, value, kind) for name, value in values.items()})
 
 
 def parse_arguments(parser: Parser, argv: list[str]) -> argparse.Namespace:
@@ -223,10 +256,10 @@ def parse_arguments(parser: Parser, argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def parse_command(argv: list[str], description: str | None, unlabeled: bool | None) -> Config:
+def parse_command(argv: list[str], description: str | None, unlabeled: bool | None, kind: type[Config] = Config) -> Config:
     """Reads the command line that every method has (METHOD.md 5). Raises UserError.
 
-    unlabeled: whether there must be an unlabelled list; False leaves it out, None takes it where there is one.
+    unlabeled: whether there must be an unlabelled list; False leaves it out, None takes it where there is one. kind: see `make_config`.
     """
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True)
@@ -242,6 +275,7 @@ def parse_command(argv: list[str], description: str | None, unlabeled: bool | No
     cfg = load_config(
         args.config,
         args.set,
+        kind,
         labeled_id_path=args.labeled_id_path,
         unlabeled_id_path=lists[0] if lists and len(lists) == 1 else lists,
         save_path=args.save_path,

@@ -35,17 +35,17 @@ def _ids(scores: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def sample_panels(
-    source: Source, student: Segmenter, teacher: Segmenter | None, labels_by: Segmenter | None, thresh: float, mode: str, window: int
+    source: Source, models: dict[str, Segmenter], labels_by: Segmenter | None, thresh: float, mode: str, window: int
 ) -> list[tuple[str, Panels]]:
-    """(name, panels) of images spread over the list. teacher: the EMA, None for a supervised run; labels_by: who gives pseudo labels."""
-    device = next(student.parameters()).device
-    models = {"student": student} | ({} if teacher is None else {"EMA teacher": teacher})
+    """(name, panels) of images spread over the list. models: those to show, by name; labels_by: the one that gives pseudo labels."""
+    first = next(iter(models.values()))
+    device = next(first.parameters()).device
     rows = []
     for place in sorted({round(i) for i in np.linspace(0, len(source.ids) - 1, COUNT)}):
         sample = ValSet(source)[place]
         if isinstance(sample, UserError):
             raise sample
-        img = normalize(sample["img"][None].to(device), student.backbone)
+        img = normalize(sample["img"][None].to(device), first.backbone)
         dates = tensor_images(sample["img"])
         names = ["image"] if len(dates) == 1 else ["A", "B"]
         panels = [(name, _small(date, Image.Resampling.BOX)) for name, date in zip(names, dates, strict=True)]

@@ -21,6 +21,7 @@ from engine import metric
 from engine.page.render import PageData, data_uri, render
 from engine.page.samples import sample_panels
 from engine.records import Record
+from engine.update import Trainer
 from model.pseudo import pseudo_label
 from model.segmenter import Segmenter
 from util.config import Config
@@ -81,18 +82,18 @@ class Watch:
     The page's figures are kept in report.json beside it, so that a run that goes on keeps its curves. first: epoch it begins with.
     """
 
-    def __init__(self, cfg: Config, data: Data, world: World, folder: Path, record: Record, method: str, first: int) -> None:
+    def __init__(self, cfg: Config, data: Data, world: World, folder: Path, record: Record, first: int) -> None:
         self.cfg, self.data, self.world, self.folder, self.record = cfg, data, world, folder, record
         spec = data.spec
         settings = asdict(cfg) | {"processes": world.size, "shards": data.sampler.shards, "eval_mode": data.eval_mode}
         split = Path(cfg.labeled_id_path).parent.name
         self.page = PageData(
-            title=" \u00b7 ".join((method, cfg.dataset, split, cfg.backbone)),
+            title=" \u00b7 ".join((record.method.name, cfg.dataset, split, cfg.backbone)),
             settings=settings,
             classes=list(spec.classes),
             palette=list(spec.palette),
             score="changed IoU" if record.change else "mIoU",
-            models=["student", "EMA"] if record.semi else ["student"],
+            models=list(record.method.models),
             judged=record.judged,
             total_epochs=cfg.epochs,
             memory_name="peak GPU memory" if world.device.type == "cuda" else "peak memory",
@@ -125,8 +126,7 @@ class Watch:
         epoch: int,
         means: dict[str, float],
         matrices: list[Tensor] | None,
-        student: Segmenter,
-        teacher: Segmenter | None,
+        trainer: Trainer,
         batches: Sequence[Batch],
     ) -> None:
         """Adds an epoch.
@@ -134,9 +134,9 @@ class Watch:
         means: of its training scalars; matrices: confusion counts, None where it was not evaluated; batches: of its last step.
         """
         page, board = self.page, self.record.board
-        labels_by = student.eval() if self.cfg.teacher == "student" and teacher is not None else teacher
-        if labels_by is not None and batches:
-            page.kept = kept_shares(labels_by, batches, len(page.classes), self.cfg.conf_thresh, self.world)
+        models = {name: model.eval() for name, model in trainer.models.items()}
+        if trainer.labels_by is not None and batches:
+            page.kept = kept_shares(trainer.labels_by, batches, len(page.classes), self.cfg.conf_thresh, self.world)
             for name, share in zip(page.classes, page.kept, strict=True):
                 board.add(f"pseudo_labels/{name}", share, epoch)
         if not self.world.main:
@@ -147,13 +147,13 @@ class Watch:
             board.add("train/images_per_second", row["images_per_second"], epoch)
         if matrices is not None:
             page.confusion = matrices[page.judged].tolist()
-            self._draw_samples(epoch, student.eval(), teacher, labels_by)
+            self._draw_samples(epoch, models, trainer.labels_by)
         self._write()
 
-    def _draw_samples(self, epoch: int, student: Segmenter, teacher: Segmenter | None, labels_by: Segmenter | None) -> None:
+    def _draw_samples(self, epoch: int, models: dict[str, Segmenter], labels_by: Segmenter | None) -> None:
         cfg, page = self.cfg, self.page
         try:
-            rows = sample_panels(self.data.validation, student, teacher, labels_by, cfg.conf_thresh, self.data.eval_mode, cfg.crop_size)
+            rows = sample_panels(self.data.validation, models, labels_by, cfg.conf_thresh, self.data.eval_mode, cfg.crop_size)
         except UserError as error:  # an image that was evaluated a moment ago: no reason to end a run
             self.record.log.warning(f"{error}; this epoch has no sample panels")
             return

@@ -110,7 +110,7 @@ def measure_step(cfg: Config, spec: DatasetSpec, method: str, student: Segmenter
         if p.requires_grad:
             p.grad = torch.zeros_like(p)
     batch = empty_batch(cfg, spec, method, factor_width(student.backbone.channels))
-    labels_by = student if (cfg.teacher or spec.teacher) == "student" else teacher
+    labels_by = student if importlib.import_module(method).METHOD.teacher_of(cfg, spec.task) == "student" else teacher
     with Meter() as meter:
         with autocast("bf16" if cfg.precision in SIXTEEN_BIT else "fp32", torch.device("cpu")):
             loss, _ = step(student.train(), labels_by, batch, cfg)

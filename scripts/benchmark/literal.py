@@ -17,8 +17,8 @@ from torch import Tensor
 from dataset.batch import Batch
 from engine.ema import ema_decay
 from engine.evaluation import predict
+from engine.method import Step
 from engine.schedule import poly
-from engine.update import Step
 from model.backbone.dinov2 import Attention
 from model.segmenter import Segmenter
 from util.config import Config

@@ -66,7 +66,7 @@ def small_run(cfg: Config, device: torch.device, steps: int) -> Iterator[Run]:
         )  # fmt: skip
         (root / "run").mkdir()
         with redirect_stdout(sys.stderr):
-            run = Run(cfg, unimatch_v2.step, True, World(device=device), StopSignals())
+            run = Run(cfg, unimatch_v2.METHOD, World(device=device), StopSignals())
         yield run
 
 

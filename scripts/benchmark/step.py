@@ -22,7 +22,7 @@ from model.dropout import complementary_factors, factor_width
 from scripts.benchmark.data import host_batch, pinned
 from scripts.benchmark.literal import LiteralLoop
 from scripts.benchmark.measure import AT_LEAST, Row, attempt, ratio, release, seconds
-from unimatch_v2 import step
+from unimatch_v2 import METHOD
 from util.config import Config
 from util.dist import World
 from util.precision import autocast, matmul_precision
@@ -55,7 +55,7 @@ class Alternatives:
 
     def __init__(self, cfg: Config, device: torch.device) -> None:
         self.spec, self.device = spec_of(cfg), device
-        self.cfg = replace(cfg, teacher=cfg.teacher or self.spec.teacher)
+        self.cfg = replace(cfg, teacher=METHOD.teacher_of(cfg, self.spec.task))
         torch.manual_seed(0)
         self.model = build_model(cfg.backbone, self.spec.nclass, self.spec.task)
         self.raw = host_batch(cfg)
@@ -63,13 +63,13 @@ class Alternatives:
 
     def literal(self) -> Callable[[], Any]:
         """A step from one normalised float tensor a view, in pageable memory, as a plain DataLoader leaves it: its copies block."""
-        loop = LiteralLoop(self.cfg, self.model, step, STEPS_IN_ALL, self.device)
+        loop = LiteralLoop(self.cfg, self.model, METHOD.step, STEPS_IN_ALL, self.device)
         batch = make_batch(self.raw, torch.device("cpu"), self.model.backbone, self.drop)
         return lambda: loop.update(batch)
 
     def trainer(self, **settings: Any) -> Trainer:
         model = copy.deepcopy(self.model)
-        return Trainer(replace(self.cfg, **settings), model, step, STEPS_IN_ALL, world=World(device=self.device))
+        return Trainer(replace(self.cfg, **settings), model, METHOD, STEPS_IN_ALL, world=World(device=self.device))
 
     def ours(self, **settings: Any) -> Callable[[], Any]:
         """A step from what the real loader leaves: for a GPU, images still to be made (`views: auto`), in page-locked memory.

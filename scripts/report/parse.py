@@ -13,14 +13,14 @@ from typing import Any
 from scripts.report.identity import CHANGE_DATASETS, CLASSIFICATION_DATASETS, LABELED_ONLY, Identity, identify
 from scripts.report.lines import is_number
 from scripts.report.sessions import Session, read_sessions, starts_again
-from util.config import MAY_CHANGE
+from util.config import may_change
 from util.error import UserError
 
 SAMPLES = 5  # unread lines that are shown of a log
 SAMPLE_LENGTH = 160
 MAX_BYTES = 1 << 28  # a log of the longest published run has 2 MB
 # what may differ between two starts of one experiment; every other header key is a setting
-_NOT_SETTINGS = (MAY_CHANGE - {"init", "val_id_path"}) | {
+_NOT_SETTINGS = (may_change() - {"init", "val_id_path"}) | {
     *("seed", "port", "local_rank", "ngpus", "output_path", "checkpoint", "data_root_l", "pretrained_path"),
     *("workers", "host", "commit", "version", "torch"),
 }

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from dataset.batch import Batch
 from engine.ema import Ema, ema_decay, make_teacher
+from engine.method import Method
 from engine.schedule import poly
 from tests.engine.test_update import tiny_trainer
 
@@ -38,7 +39,7 @@ def test_the_first_two_steps_share_the_base_rate() -> None:
         assert isinstance(loss, Tensor)
         return loss, {"loss_all": loss.detach()}
 
-    trainer = tiny_trainer(step, 10)
+    trainer = tiny_trainer(Method("probe", step), 10)
     for _ in range(10):
         trainer.update([Batch(torch.empty(0), torch.empty(0))])
     expected = [1.0, *(POLY.get(it, (1 - it / 10) ** 0.9) for it in range(9))]

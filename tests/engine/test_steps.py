@@ -1,6 +1,7 @@
 """Numbers gone wrong: a step that is not finite is skipped, counted, and ends the run only after several in a row."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor
 
 import unimatch_v2
 from dataset.batch import Batch
+from engine.method import Method
 from engine.trainer import train
 from tests import crash
 from tests.conftest import Tiny
@@ -19,7 +21,7 @@ from util.error import UserError
 QUICK = ("batch_size=1", "crop_size=14")
 
 
-def poisoned(bad: set[int], value: float = float("nan"), through: str = "loss") -> Any:
+def poisoned(bad: set[int], value: float = float("nan"), through: str = "loss") -> Method:
     """UniMatch V2's step, whose loss (or only whose gradient) is not finite in the calls `bad`."""
     calls: list[int] = []
 
@@ -34,7 +36,7 @@ def poisoned(bad: set[int], value: float = float("nan"), through: str = "loss") 
                 stats = stats | {"loss_all": loss.detach()}
         return loss, stats
 
-    return step
+    return replace(unimatch_v2.METHOD, step=step)
 
 
 @pytest.mark.parametrize(("value", "through"), [(float("nan"), "loss"), (float("inf"), "loss"), (float("nan"), "gradient")])
@@ -123,8 +125,8 @@ def test_all_ranks_skip_the_same_step(tiny: Tiny, tmp_path: Path) -> None:
             "from util.error import run\n"
             "from engine.trainer import train\n"
             "bad = {'1': {7}, '2': {3} if os.environ.get('RANK') == '1' else set()}[sys.argv[1]]\n"
-            "step = poisoned(bad)\n"
-            "run(lambda argv: train(step, argv, None), sys.argv[2:])\n"
+            "method = poisoned(bad)\n"
+            "run(lambda argv: train(method, argv, None), sys.argv[2:])\n"
         )
         from tests.conftest import ROOT, command
 

@@ -4,7 +4,6 @@ The network itself is checked in tests/model; here it runs in float64, so that t
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,13 +14,14 @@ import fixmatch
 import supervised
 import unimatch_v2
 from dataset.batch import Batch
+from engine.method import Method
 from engine.update import Trainer
 from model import build_model
 from model.dropout import complementary_factors, scaled
 from model.segmenter import Segmenter
 from util.config import Config
 
-STEPS: dict[str, Callable[..., Any]] = {"unimatch_v2": unimatch_v2.step, "fixmatch": fixmatch.step, "supervised": supervised.step}
+METHODS = {method.name: method for method in (unimatch_v2.METHOD, fixmatch.METHOD, supervised.METHOD)}
 OHEM = {"name": "OHEM", "kwargs": {"ignore_index": 255, "thresh": 0.2, "min_kept": 300}}
 CE = {"name": "CELoss", "kwargs": {"ignore_index": 255}}
 SIDE, CLASSES, B = 28, 3, 3
@@ -29,14 +29,14 @@ TOTAL = 4
 UNUSED = {"backbone.mask_token", *(f"head.scratch.refinenet4.resConfUnit1.conv{i}.{k}" for i in (1, 2) for k in ("weight", "bias"))}
 
 
-def tiny_trainer(step: Callable[..., Any], total: int, semi: bool = True, task: str = "segmentation", **changes: Any) -> Trainer:
+def tiny_trainer(method: Method, total: int, task: str = "segmentation", **changes: Any) -> Trainer:
     """A float64 trainer of the smallest encoder, with weights lively enough that two classes win somewhere."""
     torch.manual_seed(0)
     model = build_model("dinov2_tiny", CLASSES, task).double()
     with torch.no_grad():
         model.get_parameter("head.scratch.output_conv.2.weight").mul_(20)
     keys: dict[str, Any] = {"crop_size": SIDE, "epochs": 1, "batch_size": B, "lr": 1e-4, "conf_thresh": 0.5} | changes
-    return Trainer(Config(dataset="", data_root="", backbone="dinov2_tiny", **keys), model, step, total, semi)
+    return Trainer(Config(dataset="", data_root="", backbone="dinov2_tiny", **keys), model, method, total)
 
 
 def batch(it: int, channels: int = 3) -> Batch:
@@ -130,10 +130,10 @@ class LiteralAdamW:
 
 
 @pytest.mark.parametrize("criterion", [CE, OHEM], ids=["ce", "ohem"])
-@pytest.mark.parametrize("method", STEPS)
+@pytest.mark.parametrize("method", METHODS)
 def test_updates_are_those_of_the_second_writing(method: str, criterion: dict[str, Any]) -> None:
-    trainer = tiny_trainer(STEPS[method], TOTAL, method != "supervised", criterion=criterion)
-    student, teacher = (tiny_trainer(STEPS[method], TOTAL).student for _ in range(2))
+    trainer = tiny_trainer(METHODS[method], TOTAL, criterion=criterion)
+    student, teacher = (tiny_trainer(METHODS[method], TOTAL).student for _ in range(2))
     optimizer = LiteralAdamW(student, 1e-4)
     initial = {n: p.detach().clone() for n, p in student.named_parameters()}
     for it in range(2):
@@ -160,12 +160,12 @@ def test_updates_are_those_of_the_second_writing(method: str, criterion: dict[st
 
 
 def test_shards_accumulate_to_the_mean_of_their_gradients() -> None:
-    trainer = tiny_trainer(unimatch_v2.step, TOTAL)
+    trainer = tiny_trainer(unimatch_v2.METHOD, TOTAL)
     stats = trainer.update([batch(0), batch(1)])
     grads = {n: p.grad.clone() for n, p in trainer.student.named_parameters() if p.grad is not None}
     alone = []
     for it in (0, 1):
-        other = tiny_trainer(unimatch_v2.step, TOTAL)
+        other = tiny_trainer(unimatch_v2.METHOD, TOTAL)
         one = other.update([batch(it)])
         alone.append(({n: p.grad for n, p in other.student.named_parameters()}, one))
     for name, grad in grads.items():
@@ -178,13 +178,13 @@ def test_shards_accumulate_to_the_mean_of_their_gradients() -> None:
 
 
 @pytest.mark.parametrize("locked", [False, True])
-@pytest.mark.parametrize("method", STEPS)
+@pytest.mark.parametrize("method", METHODS)
 def test_frozen_and_unused_parameters(method: str, locked: bool) -> None:
     """Unused ones keep their names and are never touched; lock_backbone freezes the encoder and nothing else.
 
     Every parameter that asks for a gradient gets one: DDP needs no search for unused parameters.
     """
-    trainer = tiny_trainer(STEPS[method], TOTAL, method != "supervised", lock_backbone=locked)
+    trainer = tiny_trainer(METHODS[method], TOTAL, lock_backbone=locked)
     before = {n: p.detach().clone() for n, p in trainer.student.named_parameters()}
     assert set(before) >= UNUSED
     trainer.update([batch(0)])
@@ -198,9 +198,9 @@ def test_frozen_and_unused_parameters(method: str, locked: bool) -> None:
 
 def test_student_as_teacher() -> None:
     """`teacher: student` labels with the student, still keeps the EMA, and lets no gradient into the labels."""
-    trainer = tiny_trainer(fixmatch.step, TOTAL, teacher="student")
+    trainer = tiny_trainer(fixmatch.METHOD, TOTAL, teacher="student")
     trainer.update([batch(0)])
-    student = tiny_trainer(fixmatch.step, TOTAL).student
+    student = tiny_trainer(fixmatch.METHOD, TOTAL).student
     student.load_state_dict(trainer.student.state_dict())
     expected = literal_loss("fixmatch", student, student, batch(1), CE, 0.5)
     stats = trainer.update([batch(1)])
@@ -209,8 +209,8 @@ def test_student_as_teacher() -> None:
 
 
 def test_change_detection_updates() -> None:
-    trainer = tiny_trainer(unimatch_v2.step, TOTAL, task="change")
-    twin = tiny_trainer(unimatch_v2.step, TOTAL, task="change").student
+    trainer = tiny_trainer(unimatch_v2.METHOD, TOTAL, task="change")
+    twin = tiny_trainer(unimatch_v2.METHOD, TOTAL, task="change").student
     expected = literal_loss("unimatch_v2", twin, twin, batch(0, 6), CE, 0.5)
     stats = trainer.update([batch(0, 6)])
     for name in ("loss_all", "loss_x", "loss_s"):

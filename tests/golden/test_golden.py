@@ -20,7 +20,7 @@ from engine.evaluation import predict
 from model import build_model
 from model.segmenter import Segmenter
 from model.spec import ENCODERS
-from tests.golden.trajectory import STEPS, train
+from tests.golden.trajectory import METHODS, train
 
 FORWARD = 1e-4  # ||a - b|| / ||b|| of logits
 TRAJECTORY = 2e-3  # relative: scalars and norms of weight changes
@@ -62,9 +62,9 @@ def check_forward(numbers: Numbers, inputs: ModuleType) -> None:
 
 def trajectory_settings(name: str, numbers: Numbers, inputs: ModuleType) -> tuple[str, str, dict[str, Any]]:
     """(method, encoder, config keys) of a trajectory file."""
-    method = next((m for m in STEPS if name.startswith(f"traj_{m}")), "unimatch_v2" if name.startswith("traj_ohem") else None)
+    method = next((m for m in METHODS if name.startswith(f"traj_{m}")), "unimatch_v2" if name.startswith("traj_ohem") else None)
     if method is None:
-        pytest.skip(f"{name}: a trajectory of another method; known are {', '.join(STEPS)}")
+        pytest.skip(f"{name}: a trajectory of another method; known are {', '.join(METHODS)}")
     encoder = next((e for e in ENCODERS if e.removeprefix("dinov2_") in name.split("_")), "dinov2_small")
     keys: dict[str, Any] = {k.removeprefix("config/"): v.item() for k, v in numbers.items() if k.startswith("config/")}
     if "ohem" in name:

@@ -15,7 +15,7 @@ from model import build_model
 from model.dropout import combine_factors
 from util.config import Config
 
-STEPS = {"unimatch_v2": unimatch_v2.step, "fixmatch": fixmatch.step, "supervised": supervised.step}
+METHODS = {method.name: method for method in (unimatch_v2.METHOD, fixmatch.METHOD, supervised.METHOD)}
 
 
 def given_batch(inputs: ModuleType, method: str, it: int, width: int) -> Batch:
@@ -39,6 +39,6 @@ def train(
     model.load_state_dict(initial)
     keys: dict[str, Any] = {"crop_size": 70, "epochs": 1, "batch_size": 2, "lr": 5e-6, "lr_multi": 40.0, "conf_thresh": 0.5}
     cfg = Config(dataset="", data_root="", backbone=backbone, **(keys | changes))
-    trainer = Trainer(cfg, model, STEPS[method], steps, semi=method != "supervised")
+    trainer = Trainer(cfg, model, METHODS[method], steps)
     stats = [trainer.update([given_batch(inputs, method, it, model.backbone.channels[0])]) for it in range(steps)]
     return trainer, initial, stats

@@ -131,7 +131,7 @@ def test_a_resumed_run_keeps_nothing_of_the_file(model: Any, authors: Path, ours
 
 def resumed(model: Any, path: Path) -> Trainer:
     cfg = Config(dataset="", data_root="", backbone="dinov2_tiny", crop_size=28, epochs=1, batch_size=1, lr=1.0)
-    trainer = Trainer(cfg, copy.deepcopy(model), unimatch_v2.step, 4)
+    trainer = Trainer(cfg, copy.deepcopy(model), unimatch_v2.METHOD, 4)
     trainer.load_state(checkpoint.load(path, mapped=True), "file")
     return trainer
 
@@ -196,7 +196,7 @@ def test_their_moments_and_rates_reach_the_same_parameters(model: Any, frozen: b
     saved = authors_state(theirs)
     expected = authors_optimizer(theirs)
     cfg = Config(dataset="", data_root="", backbone="dinov2_tiny", crop_size=28, epochs=1, batch_size=1, lr=1.0, lock_backbone=frozen)
-    trainer = Trainer(cfg, ours, unimatch_v2.step, 4)
+    trainer = Trainer(cfg, ours, unimatch_v2.METHOD, 4)
     trainer.load_state(saved, "file")
     assert frozen == (not saved["optimizer"]["param_groups"][0]["params"])
     for (name, mine), their in zip(ours.named_parameters(), theirs.parameters(), strict=True):
@@ -211,7 +211,7 @@ def test_the_next_step_after_their_moments_is_adamw_plainly_written(model: Any) 
     for moments in state["optimizer"]["state"].values():
         moments |= {name: value.contiguous() for name, value in moments.items()}
     cfg = Config(dataset="", data_root="", backbone="dinov2_tiny", crop_size=14, epochs=1, batch_size=1, lr=1e-3, lr_multi=1.0)
-    trainer = Trainer(cfg, copy.deepcopy(model), unimatch_v2.step, 10)
+    trainer = Trainer(cfg, copy.deepcopy(model), unimatch_v2.METHOD, 10)
     trainer.load_state(copy.deepcopy(state), "authors.pth")
     assert all(group["fused"] for group in trainer.optimizer.param_groups), "their groups know of no fused kernel"
     plain = copy.deepcopy(trainer.student)

@@ -64,12 +64,21 @@ def test_the_authors_keys_for_two_data_sets(tmp_path: Path) -> None:
     assert (cfg.dataset, cfg.data_root, cfg.data_root_u) == ("ade20k", "/ade", "/coco")
 
 
+PASCAL = Path(__file__).parents[2] / "configs/pascal.yaml"
+
+
+def test_commands_that_run_no_method_leave_out_its_keys_but_refuse_misspelt_ones() -> None:
+    assert load_config(str(PASCAL), ["feature_dropout=shared"]) == load_config(str(PASCAL))
+    with pytest.raises(UserError, match="eval_mod: no such config key; the nearest is 'eval_mode'"):
+        load_config(str(PASCAL), ["eval_mod=original"])
+
+
 @given(st.sampled_from(sorted(KEYS)), st.text(alphabet="abcdefghijklmnopqrstuvwxyz_", max_size=3))
 def test_a_misspelt_key_is_refused_and_its_neighbour_named(key: str, extra: str) -> None:
     if key + extra in KEYS:
         return
     with pytest.raises(UserError, match="no such config key"):
-        load_config(str(Path(__file__).parents[2] / "configs/pascal.yaml"), [f"{key}{extra}=1"])
+        load_config(str(PASCAL), [f"{key}{extra}=1"], Config)
 
 
 def test_the_authors_command_line(path: str) -> None:

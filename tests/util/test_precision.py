@@ -45,7 +45,7 @@ def trained(steps: int = STEPS, world: World | None = None, **keys: Any) -> tupl
     """A Trainer after some updates, and their losses."""
     torch.manual_seed(0)
     cfg = Config(dataset="", data_root="", backbone="dinov2_tiny", crop_size=SIZE, epochs=1, batch_size=2, lr=1e-5, conf_thresh=0.2, **keys)
-    trainer = Trainer(cfg, build_model("dinov2_tiny", 5), unimatch_v2.step, 100, world=world)
+    trainer = Trainer(cfg, build_model("dinov2_tiny", 5), unimatch_v2.METHOD, 100, world=world)
     return trainer, [float(trainer.update([batch(it)])["loss_all"]) for it in range(steps)]
 
 
@@ -173,7 +173,7 @@ def test_gradients_of_several_shards_are_held_once_where_processes_exchange_them
         places.append({name: p.grad.data_ptr() for name, p in trainer.student.named_parameters() if p.grad is not None})
         return unimatch_v2.step(*args)
 
-    trainer.step = step
+    trainer.method = replace(trainer.method, step=step)
     for _ in range(3):  # DDP makes its buckets anew after the first
         trainer.update([batch(0), batch(1)])
     assert places[4], "those of the second update, zeroed"
@@ -225,7 +225,7 @@ def trained_on_gpu(steps: int, **keys: Any) -> tuple[Trainer, list[float]]:
     """As `trained`, on a GPU, from the same weights and mini-batches."""
     cpu, _ = trained(0, **{key: value for key, value in keys.items() if key != "compile"})
     device = torch.device("cuda")
-    trainer = Trainer(replace(cpu.cfg, **keys), cpu.student, unimatch_v2.step, 100, world=World(device=device))
+    trainer = Trainer(replace(cpu.cfg, **keys), cpu.student, unimatch_v2.METHOD, 100, world=World(device=device))
     losses = []
     with matmul_precision(trainer.cfg.precision, device):
         for it in range(steps):

@@ -34,7 +34,7 @@ def really_saved(cfg: Config, method: str, bf16: bool) -> int:
             saved[storage._cdata] = storage
         return tensor
 
-    teacher = student if spec.teacher == "student" else make_teacher(student)
+    teacher = student if spec.task == "change" else make_teacher(student)
     with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         loss, _ = importlib.import_module(method).step(student, teacher, batch, cfg)
     del loss

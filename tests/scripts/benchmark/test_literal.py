@@ -30,7 +30,7 @@ def test_updates_agree(name: str) -> None:
     cfg = recipe(name, backbone="dinov2_tiny", crop_size=56, batch_size=2, conf_thresh=0.04, lr=1e-5)
     made = Alternatives(cfg, CPU)
     trainer = made.trainer()
-    loop = LiteralLoop(made.cfg, made.model, unimatch_v2.step, 1000, CPU)
+    loop = LiteralLoop(made.cfg, made.model, unimatch_v2.METHOD.step, 1000, CPU)
     batch = make_batch(made.raw, CPU, made.model.backbone, made.drop)
     for _ in range(3):
         found, expected = trainer.update([batch]), loop.update(batch)

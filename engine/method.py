@@ -1,0 +1,71 @@
+"""What a training method is: each method's file says once what the loop, the log, the page, the benchmark and the report ask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataset.batch import Batch, Reads
+from util.config import Config
+
+# step(student, teacher, batch, cfg) -> the scalar loss of a mini-batch, and the stats: detached scalars by their names
+Step = Callable[[Any, Any, Batch, Config], tuple[Tensor, dict[str, Tensor]]]
+# draw(images, channels of the encoder's maps, generator, cfg) -> factors of feature dropout for `Batch.drop`
+Draw = Callable[[int, tuple[int, ...], torch.Generator, Config], Tensor]
+# labels of the stats of `model.loss.semi_loss`, as the published logs print them
+SEMI_LABELS = {"loss_all": "Total loss", "loss_x": "Loss x", "loss_s": "Loss s", "mask_ratio": "Mask ratio"}
+
+WEIGHTS = {"student": "model", "EMA": "model_ema"}  # the models of a run, and where a checkpoint has their weights
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method by its parts. The file that defines it is named like it and calls it METHOD.
+
+    step: computes a mini-batch's loss. What it may read of a mini-batch is `Batch`. reads: which images it gets.
+    labels: the stats that an iteration's log line shows, {name: label}, in order. TensorBoard gets every stat, as train/<name>.
+    teacher: who gives the pseudo labels. "ema": the moving average of the student, which is evaluated too. "student": the student
+        itself, and there is no average. None: nobody, the method reads labelled images alone.
+    draw: draws `Batch.drop` from (seed, step, shard).
+    config: the class of its settings, with the keys of its own.
+    """
+
+    name: str
+    step: Step
+    labels: Mapping[str, str] = field(default_factory=lambda: {"loss_all": "Total loss"})
+    teacher: str | None = "ema"
+    reads: Reads = Reads()
+    draw: Draw | None = None
+    config: type[Config] = Config
+
+    @property
+    def semi(self) -> bool:
+        """Whether it reads unlabelled images."""
+        return self.reads.unlabeled
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that a run evaluates, by their names in log and page."""
+        return ("student", "EMA") if self.teacher == "ema" else ("student",)
+
+    def teacher_of(self, cfg: Config, task: str) -> str | None:
+        """Who gives the pseudo labels in a run: `teacher` of the config, else as published: in change detection the student."""
+        if self.teacher != "ema":
+            return self.teacher
+        return cfg.teacher or ("student" if task == "change" else "ema")
+
+
+def judged(models: tuple[str, ...], task: str) -> int:
+    """Which of `models` the published rule looks at (METHOD.md 4): the EMA where there is one, but the student in change detection."""
+    return models.index("EMA") if "EMA" in models and task != "change" else 0
+
+
+def shard_seed(seed: int, step: int, shard: int) -> int:
+    """The seed of what a shard draws in a step (counted over all epochs), so that any number of processes draws the same."""
+    state = np.random.SeedSequence((seed, step, shard)).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))
