@@ -12,8 +12,10 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dataset.batch import Batch
+from engine.batch_norm import average_buffers_, prepare_batch_norm_
 from engine.ema import Ema, make_teacher
-from engine.method import Method
+from engine.method import Method, shard_seed
+from engine.optimizer import load_optimizer_, make_optimizer, set_rate_
 from engine.schedule import poly
 from model.loss import check_criterion
 from model.segmenter import Segmenter
@@ -23,7 +25,7 @@ from util.dist import World, average_gradients, check_compiler
 from util.error import UserError
 from util.precision import autocast, loss_scaler
 
-FUSED = True  # AdamW as one kernel: the same formula
+_IN_MODEL = 1  # a stream of seeds of its own, beside that of Method.draw
 
 
 class Trainer:
@@ -48,6 +50,7 @@ class Trainer:
         self.student.backbone.checkpointing = cfg.activation_checkpointing
         if cfg.lock_backbone:
             self.student.backbone.requires_grad_(False)
+        self.statistics = prepare_batch_norm_(self.student, cfg.batch_norm, cfg.shards or world.size, world)
         self.teacher = make_teacher(self.student) if method.teacher == "ema" else None
         # the models that are evaluated
         self.models = {"student": self.student} if self.teacher is None else {"student": self.student, "EMA": self.teacher}
@@ -62,11 +65,7 @@ class Trainer:
                 self.teacher.compile_parts()
         # what the method calls: the student, or its wrapper that averages gradients
         self.net = average_gradients(self.student, world, cfg.grad_compression)
-        # all parameters, frozen ones too: the authors' optimiser states count them by place
-        encoder = list(self.student.backbone.parameters())
-        decoder = [p for name, p in self.student.named_parameters() if "backbone" not in name]
-        groups = [{"params": encoder, "lr": cfg.lr}, {"params": decoder, "lr": cfg.lr * cfg.lr_multi}]
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01, fused=FUSED)
+        self.optimizer = make_optimizer(self.student, cfg)
         self.scaler = loss_scaler(cfg.precision, world.device)
 
     def autocast(self) -> AbstractContextManager[None]:
@@ -102,9 +101,12 @@ class Trainer:
         self.student.train()
         # beside the buckets in which the processes exchange them, gradients of several shards would be held twice
         self.optimizer.zero_grad(set_to_none=not isinstance(self.net, DistributedDataParallel))
+        before = [buffer.clone() for buffer in self.statistics]
         all_stats, losses = [], []
         for i, batch in enumerate(batches):
             last = i + 1 == len(batches)
+            # what a model draws for itself (stochastic depth) is the same on any number of processes, and after a resume
+            torch.manual_seed(shard_seed(self.cfg.seed, self.it, self.world.rank * len(batches) + i, _IN_MODEL))
             with self.net.no_sync() if isinstance(self.net, DistributedDataParallel) and not last else nullcontext():
                 with self.autocast():
                     loss, stats = self.method.step(self.net, self.labels_by, batch, self.cfg)
@@ -117,12 +119,15 @@ class Trainer:
         self.scaler.unscale_(self.optimizer)
         if self._agree(stop):
             self.optimizer.step()
+            if self.cfg.batch_norm == "per_shard":
+                average_buffers_(self.statistics, self.world)
             if self.ema is not None:
                 self.ema.update(self.it)
+        else:
+            for buffer, value in zip(self.statistics, before, strict=True):
+                buffer.copy_(value)
         self.scaler.update()
-        rate = poly(self.cfg.lr, self.it, self.total_steps)
-        for group, multiple in zip(self.optimizer.param_groups, (1, self.cfg.lr_multi), strict=True):
-            group["lr"] = rate * multiple
+        set_rate_(self.optimizer, poly(self.cfg.lr, self.it, self.total_steps))
         self.it += 1
         return {name: torch.stack([stats[name] for stats in all_stats]).mean() for name in all_stats[0]}
 
@@ -157,13 +162,6 @@ class Trainer:
         if state.get("scaler"):  # only runs in fp16 have something in it
             self.scaler.load_state_dict(state["scaler"])
         try:
-            groups = [group | {"fused": FUSED, "foreach": None} for group in state["optimizer"]["param_groups"]]
-            if not groups[0]["params"]:  # a frozen encoder's parameters, which the authors leave out: they have no moments
-                groups[0]["params"] = [-1 - i for i in range(len(self.optimizer.param_groups[0]["params"]))]
-            self.optimizer.load_state_dict(state["optimizer"] | {"param_groups": groups})
-            # The fused kernel walks through memory: moments have to lie as their parameter does, which the authors' do not.
-            # The count of steps, too, leaves the checkpoint's memory, which may be a file's.
-            for p, moments in self.optimizer.state.items():
-                moments |= {n: value.clone() if n == "step" else torch.empty_like(p).copy_(value) for n, value in moments.items()}
+            load_optimizer_(self.optimizer, state["optimizer"])
         except (LookupError, ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{source}: its optimiser state does not fit ({error}); {hint}") from error

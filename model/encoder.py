@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint, noop_context_fn
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -29,9 +33,11 @@ class Encoder(nn.Module):
 
     def run(self, block: nn.Module, x: Tensor) -> Tensor:
         """What a block makes of `x`. With `checkpointing`, a pass that gets gradients keeps `x` alone and computes the block again."""
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x, use_reentrant=False, preserve_rng_state=self.draws)
-        return block(x)
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return block(x)
+        layers = [layer for layer in block.modules() if isinstance(layer, _BatchNorm) and layer.training]
+        contexts = (lambda: (nullcontext(), _statistics_kept(layers))) if layers else noop_context_fn
+        return checkpoint(block, x, use_reentrant=False, preserve_rng_state=self.draws, context_fn=contexts)
 
     def grid(self, img: Tensor) -> tuple[int, int]:
         """Rows and columns of `multiple` pixels in an image (B, 3, H, W). Raises ValueError where pixels would be left over."""
@@ -42,3 +48,19 @@ class Encoder(nn.Module):
 
     def make_traceable_(self) -> None:
         """Prepares the encoder, in place, for a graph that takes images of any size (ONNX)."""
+
+
+@contextmanager
+def _statistics_kept(layers: list[_BatchNorm]) -> Iterator[None]:
+    """Inside, BatchNorm layers normalise as before but do not update their running statistics: a block that is computed again has."""
+    counts = [layer.num_batches_tracked for layer in layers if layer.num_batches_tracked is not None]
+    kept, momenta = [count.clone() for count in counts], [layer.momentum for layer in layers]
+    try:
+        for layer in layers:
+            layer.momentum = 0.0
+        yield
+    finally:
+        for layer, momentum in zip(layers, momenta, strict=True):
+            layer.momentum = momentum
+        for count, value in zip(counts, kept, strict=True):
+            count.copy_(value)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from model.encoder import Encoder
 
@@ -21,7 +22,8 @@ class Segmenter(nn.Module):
     and the decoder reads the absolute difference of their maps (METHOD.md 1.4).
     perturb: changes the encoder's maps before the decoder reads them; it may return a larger batch (feature dropout of UniMatch V1).
     to_head: what else the decoder needs.
-    classifier: name of the layer that has an output for each class. A subclass whose decoder has several parts overrides `decode`.
+    classifier: name of the layer that has an output for each class. frozen_statistics: whether BatchNorm layers keep their running
+    statistics in training. A subclass whose decoder has several parts overrides `decode`.
     """
 
     def __init__(self, backbone: Encoder, head: nn.Module, classifier: str, bitemporal: bool = False) -> None:
@@ -30,6 +32,15 @@ class Segmenter(nn.Module):
         self.head = head
         self.classifier = classifier
         self.bitemporal = bitemporal
+        self.frozen_statistics = False
+
+    def train(self, mode: bool = True) -> Segmenter:
+        super().train(mode)
+        if mode and self.frozen_statistics:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
 
     def encode(self, img: Tensor) -> Maps:
         """The maps that the decoder reads."""

@@ -75,7 +75,7 @@ def test_a_run_stopped_between_epochs_ends_like_an_uninterrupted_one(name: str, 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     module.main(tiny.args(whole, *SHORT[name], unlabeled=semi))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("engine.trainer.Run._evaluate", _stop_after(1))
+        patch.setattr("engine.trainer.Run._evaluate", stop_after(1))
         with pytest.raises(KeyboardInterrupt):
             module.main(tiny.args(parts, *SHORT[name], unlabeled=semi))
     module.main(tiny.args(parts, *SHORT[name], unlabeled=semi))
@@ -86,7 +86,7 @@ def test_a_run_stopped_between_epochs_ends_like_an_uninterrupted_one(name: str, 
     assert "Load from checkpoint at epoch 0" in (parts / "train.log").read_text()
 
 
-def _stop_after(evaluations: int):
+def stop_after(evaluations: int):
     """An evaluation that works `evaluations` times and is then interrupted."""
     from engine.trainer import Run
 

@@ -51,6 +51,13 @@ class Config:
     batch_size: int = key(positive=True)  # labelled images, and as many unlabelled ones, of one shard's mini-batch
     lr: float = key(positive=True, most=1)  # of the encoder
     lr_multi: float = key(40.0, positive=True)  # the decoder's rate is lr * lr_multi
+    optimizer: str = key("adamw", choices=("adamw", "sgd"))
+    weight_decay: float | None = key(None)  # null: 0.01 (adamw), 0.0001 (sgd)
+    momentum: float = key(0.9, most=1)  # of sgd
+    # learning rates of parts of the model: {start of parameter names: factor}; the rate is lr * factor, the longest name counts
+    lr_factors: dict = key({})
+    # statistics of BatchNorm layers: sync (over all shards' images; needs a process for each shard) | per_shard | frozen
+    batch_norm: str = key("sync", choices=("sync", "per_shard", "frozen"))
     # labelled loss: CELoss | OHEM
     criterion: dict = key({"name": "CELoss", "kwargs": {"ignore_index": 255}})
     conf_thresh: float = key(0.95, most=1)  # pseudo labels count from this confidence on

@@ -119,7 +119,8 @@ def average_gradients(model: nn.Module, world: World, compression: str = "none")
     if world.size == 1:
         return model
     devices = [world.device] if world.device.type == "cuda" else None
-    wrapped = DistributedDataParallel(model, devices, gradient_as_bucket_view=True)  # the models have no buffers to broadcast
+    # buffers are equal on all processes by the rule for batch statistics (engine/batch_norm.py)
+    wrapped = DistributedDataParallel(model, devices, gradient_as_bucket_view=True, broadcast_buffers=False)
     if compression == "bf16":
         # by a function of our own: PyTorch refuses its name where there is no NCCL, though gloo adds bfloat16 as well
         wrapped.register_comm_hook(None, _as_bf16)

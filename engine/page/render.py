@@ -18,7 +18,6 @@ from dataset.picture import confusion_picture
 from engine.page.chart import chart
 
 HERE = Path(__file__).parent
-_LOSSES = {"loss_all": "total", "loss_x": "labelled", "loss_s": "unlabelled"}
 
 
 @dataclass
@@ -26,8 +25,9 @@ class PageData:
     """What a run has to show. Plain values only, so that it can be kept as JSON between epochs.
 
     settings: config keys as they are in effect. classes, palette: of the data set. score: "mIoU" or "changed IoU".
-    models: names of the evaluated models, the student first. judged: index in `models` of the one the published rule looks at.
-    epochs: a row per epoch: epoch, seconds (training and evaluation), memory (MiB, or None), losses and mask_ratio (means), unless it was
+    labels: of the training scalars that the rows hold, by name. models: names of the evaluated models, the student first.
+    judged: index in `models` of the one the published rule looks at.
+    epochs: a row per epoch: epoch, seconds (training and evaluation), memory (MiB, or None), training scalars (means), unless it was
     resumed after its last step images_per_second, and where it was evaluated: scores, accuracy (per model), iou (per model and class).
     kept: share of pixels with a pseudo label of each class in the last step, percent. confusion: (K, K) counts of the judged model.
     samples: rows of (caption, data URI), each row headed by the name of its image. warnings: lines of the log.
@@ -38,6 +38,7 @@ class PageData:
     classes: list[str]
     palette: list[tuple[int, int, int]]
     score: str
+    labels: dict[str, str]
     models: list[str]
     judged: int
     total_epochs: int
@@ -128,10 +129,11 @@ def _charts(data: PageData) -> str:
 
     scores = {name: [(row["epoch"], row["scores"][i]) for row in data.evaluated] for i, name in enumerate(data.models)}
     figures = [chart(f"{data.score}, %", scores, last, (best["epoch"], f"best: epoch {best['epoch']}") if best else None)]
-    losses = {label: line(data.epochs, key) for key, label in _LOSSES.items()}
+    losses = {label: line(data.epochs, key) for key, label in data.labels.items() if key.startswith("loss")}
     figures.append(chart("Loss, mean of the epoch", losses, last))
-    if any("mask_ratio" in row for row in data.epochs):
-        figures.append(chart("Mask ratio, mean of the epoch", {"mask ratio": line(data.epochs, "mask_ratio")}, last))
+    for key, label in data.labels.items():
+        if not key.startswith("loss"):
+            figures.append(chart(f"{label}, mean of the epoch", {label: line(data.epochs, key)}, last))
     figures.append(chart("Speed", {"images a second": line(data.epochs, "images_per_second")}, last, zero=True))
     return f'<h2>Curves</h2><div class="charts">{"".join(figures)}</div>'
 

@@ -93,6 +93,7 @@ class Watch:
             classes=list(spec.classes),
             palette=list(spec.palette),
             score="changed IoU" if record.change else "mIoU",
+            labels=dict(record.method.labels),
             models=list(record.method.models),
             judged=record.judged,
             total_epochs=cfg.epochs,

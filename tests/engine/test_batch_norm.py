@@ -1,0 +1,99 @@
+"""The rule for batch statistics, with a small encoder that has BatchNorm, on one process and on two."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from engine.update import Trainer
+from model import build_model
+from tests import toy
+from tests.conftest import ROOT, Tiny, command
+from util import checkpoint
+from util.config import Config
+from util.dist import World
+from util.error import UserError
+
+TWO_PROCESSES = """
+import sys, torch
+from torch import nn
+from engine.batch_norm import SyncBatchNorm
+from util.dist import processes
+with processes("cpu") as world:
+    torch.manual_seed(0)
+    x = torch.randn(4, 3, 5, 5, dtype=torch.float64)
+    weights = torch.randn(4, 3, 5, 5, dtype=torch.float64)
+    layer = nn.BatchNorm2d(3).double()
+    with torch.no_grad():
+        layer.weight.uniform_(0.5, 2)
+    if world.size == 2:
+        layer.__class__ = SyncBatchNorm
+    own = slice(world.rank * 4 // world.size, (world.rank + 1) * 4 // world.size)
+    part = x[own].requires_grad_()
+    out = layer(part)
+    (out * weights[own]).sum().backward()
+    found = world.gather([(out.detach(), part.grad)])
+    state = {"out": torch.cat([a for a, _ in found]), "grad": torch.cat([b for _, b in found])}
+    state |= {name: buffer for name, buffer in layer.named_buffers()} | {"weight": world.sum_(layer.weight.grad)}
+    if world.main:
+        torch.save(state, sys.argv[1])
+"""
+
+
+def test_two_processes_share_one_statistic(tmp_path: Path) -> None:
+    """Outputs, gradients and running statistics are those of PyTorch's layer over both mini-batches, in float64."""
+    (tmp_path / "layer.py").write_text(TWO_PROCESSES)
+    states = []
+    for processes in (1, 2):
+        path = tmp_path / f"{processes}.pth"
+        done = command(tmp_path / "layer.py", path, processes=processes, PYTHONPATH=str(ROOT))
+        assert done.returncode == 0, done.stderr
+        states.append(torch.load(path))
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, rtol=1e-12, atol=1e-12, msg=name)
+
+
+def trainer(world: World, **keys: object) -> Trainer:
+    values = {"dataset": "", "data_root": "", "backbone": "toy", "model": "toy", "crop_size": 16, "epochs": 1, "batch_size": 2, "lr": 0.1}
+    return Trainer(toy.ToyConfig(**values | keys), build_model("toy", 3, model="toy"), toy.METHOD, 10, world)  # type: ignore[arg-type]
+
+
+def test_fewer_processes_than_shards_are_refused_with_the_ways_out() -> None:
+    with pytest.raises(UserError, match=r"2 shards need 2 processes, found 1; start 2, or set shards=1 .* batch_norm=frozen or per_shard"):
+        trainer(World(), shards=2)
+    trainer(World(), shards=2, batch_norm="frozen")
+    trainer(World(), shards=2, batch_norm="per_shard")
+
+
+def test_the_key_says_nothing_of_a_model_without_such_layers() -> None:
+    cfg = Config("", "", "dinov2_tiny", 28, 1, 1, 0.1, batch_norm="frozen")
+    with pytest.raises(UserError, match="batch_norm: found frozen, but this model has no batch normalisation"):
+        Trainer(cfg, build_model("dinov2_tiny", 3), toy.METHOD, 10)
+
+
+def test_frozen_statistics_stay_and_weights_learn() -> None:
+    one = trainer(World(), batch_norm="frozen")
+    one.student.train()
+    layer = one.student.backbone.blocks[0].get_submodule("1")
+    assert isinstance(layer, nn.BatchNorm2d)
+    assert not layer.training
+    assert layer.weight.requires_grad
+    assert one.student.backbone.blocks[0].get_submodule("3").training
+
+
+@pytest.mark.parametrize("rule", ["frozen", "sync", "per_shard"])
+def test_a_run_of_two_shards_on_two_processes(rule: str, tiny: Tiny, tmp_path: Path) -> None:
+    """A frozen run is the same on one process; with the other rules all processes evaluate the same model."""
+    args = tiny.args(tmp_path / "two", "backbone=toy", "model=toy", "crop_size=16", "shards=2", "epochs=1", f"batch_norm={rule}")
+    done = command("tests/toy.py", *args, processes=2, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    two = checkpoint.load(tmp_path / "two/latest.pth")
+    counts = [value for name, value in two["model"].items() if name.endswith("num_batches_tracked")]
+    forwards = two["step"] if rule == "frozen" else 2 * (12 // 2 // 2)  # the labelled and the strong images
+    assert {int(value) for value in counts} == {0 if rule == "frozen" else forwards}
+    if rule == "frozen":
+        toy.main(tiny.args(tmp_path / "one", *[word for word in args[args.index("--set") + 1 :: 2] if "=" in word]))
+        one = checkpoint.load(tmp_path / "one/latest.pth")
+        for name, value in one["model"].items():
+            torch.testing.assert_close(two["model"][name], value, rtol=1e-4, atol=1e-5, msg=name)

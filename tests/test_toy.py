@@ -1,0 +1,82 @@
+"""What CONTRIBUTING.md says of adding an encoder, a decoder and a method, tried through the real commands with those of toy.py."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import evaluate
+import predict
+from scripts import export
+from tests import toy
+from tests.conftest import Tiny
+from tests.test_train import stop_after
+from util import checkpoint
+from util.error import UserError
+
+SETTINGS = ("backbone=toy", "model=toy", "crop_size=16", "lr=0.01", "optimizer=sgd", "weight_decay=0")
+
+
+@pytest.fixture(scope="module")
+def trained(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toy") / "run"
+    toy.main(tiny.args(folder, *SETTINGS, "toy_weight=0.25"))
+    return folder
+
+
+def test_its_own_stat_is_in_log_board_and_page(trained: Path) -> None:
+    log = (trained / "train.log").read_text()
+    assert ", Toy: " in log
+    assert ", Toy confidence: 0." in log
+    assert "'toy_weight': 0.25" in log
+    board = EventAccumulator(str(trained))
+    board.Reload()
+    assert len(board.Scalars("train/loss_toy")) == 12
+    page = (trained / "report.html").read_text()
+    assert "Toy confidence, mean of the epoch" in page
+    assert "Toy" in page.replace("Toy confidence", "")
+
+
+@pytest.mark.parametrize("checkpointing", ["false", "true"])
+def test_a_resumed_run_has_the_same_bits(trained: Path, tiny: Tiny, tmp_path: Path, checkpointing: str) -> None:
+    """Dropout inside the encoder, batch statistics and SGD's momentum too; recomputed blocks change nothing."""
+    args = tiny.args(tmp_path, *SETTINGS, "toy_weight=0.25", f"activation_checkpointing={checkpointing}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("engine.trainer.Run._evaluate", stop_after(1))
+        with pytest.raises(KeyboardInterrupt):
+            toy.main(args)
+    toy.main(args)
+    whole, resumed = (checkpoint.load(folder / "latest.pth") for folder in (trained, tmp_path))
+    for which in ("model", "model_ema"):
+        for name, value in whole[which].items():
+            assert torch.equal(resumed[which][name], value), f"{which} {name}"
+
+
+def test_an_own_key_that_changed_is_refused(trained: Path, tiny: Tiny) -> None:
+    with pytest.raises(UserError, match=r"toy_weight: 0\.25, now 0\.5"):
+        toy.main(tiny.args(trained, *SETTINGS))
+
+
+def test_it_is_evaluated_predicted_and_exported(trained: Path, tiny: Tiny, tmp_path: Path) -> None:
+    best = ["--checkpoint", str(trained / "best.pth")]
+    config = ["--config", str(tiny.config), *(word for setting in SETTINGS[:3] for word in ("--set", setting))]
+    evaluate.main([*config, *best, "--json", str(tmp_path / "scores.json")])
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert 0 < scores["miou"] <= 100
+    predict.main([*config, *best, "--out", str(tmp_path / "out"), str(tiny.root / "images/18.jpg")])
+    assert (tmp_path / "out/18.png").exists()
+    export.main([*best, "--format", "torch", "--out", str(tmp_path / "toy.pt")])
+    about = json.loads(torch.load(tmp_path / "toy.pt")["meta"])
+    assert (about["multiple"], about["mean"]) == (8, [0.5, 0.5, 0.5])
+    runtime = pytest.importorskip("onnxruntime", reason="onnxruntime is an extra: pip install -r requirements-extra.txt")
+    export.main([*best, "--format", "onnx", "--out", str(tmp_path / "toy.onnx")])
+    session = runtime.InferenceSession(str(tmp_path / "toy.onnx"), providers=["CPUExecutionProvider"])
+    assert session.run(None, {"image": np.zeros((1, 3, 21, 30), np.float32)})[0].shape == (1, 6, 21, 30)
+
+
+def test_a_crop_that_does_not_fit_is_refused_by_its_multiple(tiny: Tiny, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="crop_size: found 28, expected a multiple of 8 for this backbone; the nearest is 32"):
+        toy.main(tiny.args(tmp_path, *SETTINGS, "crop_size=28"))
