@@ -1,23 +1,23 @@
-"""Strong views (METHOD.md 2.3): parameters are drawn first, then applied to 8-bit tensors, on whatever device these are.
+"""Strong views (METHOD.md 2.3): parameters are drawn first, then applied.
 
-The arithmetic is Pillow's, step by step: the same weights of grey, the same truncation after every adjustment, hue in the 256 steps of
-its HSV, its Gaussian blur of six box blurs in fixed point. So a view is the same to the bit as one made with ImageEnhance and ImageFilter,
-and made several times as fast.
+`strong_view` makes one with Pillow, in the loader's processes, and is the definition. `strong_views` makes those of a mini-batch from 8-bit
+tensors on the training device. Its arithmetic is Pillow's, step by step: the same weights of grey, the same truncation after every
+adjustment, hue in the 256 steps of its HSV, its Gaussian blur of six box blurs in fixed point. So the views are the same to the bit.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
+from PIL import Image, ImageEnhance, ImageFilter
 from torch import Tensor
 
 from util.dist import to_device
 
-BAND = 128  # lines whose hue a CPU turns at a time
 JITTER = ("brightness", "contrast", "saturation", "hue")
+ENHANCE = {"brightness": ImageEnhance.Brightness, "contrast": ImageEnhance.Contrast, "saturation": ImageEnhance.Color}
 Adjust = Callable[[Tensor, Sequence[float]], Tensor]  # uint8 (N, 3, H, W), a number for each image -> the same shape
 
 
@@ -54,6 +54,27 @@ def draw_photometry(rng: np.random.Generator, grey: float) -> Photometry:
     return Photometry(jitter, is_grey, blur)
 
 
+def strong_view(image: Image.Image, view: Photometry) -> Image.Image:
+    """A strong view of an RGB crop, made by Pillow: jitter in the drawn order, greyscale, blur."""
+    for name, factor in view.jitter:
+        image = _turn_hue(image, factor) if name == "hue" else ENHANCE[name](image).enhance(factor)
+    if view.grey:
+        image = image.convert("L").convert("RGB")
+    return image if view.blur is None else image.filter(ImageFilter.GaussianBlur(view.blur))
+
+
+def _turn_hue(image: Image.Image, factor: float) -> Image.Image:
+    """Through Pillow's 8-bit HSV and back."""
+    hue, saturation, value = image.convert("HSV").split()
+    turned = hue.point([(step + hue_steps(factor)) % 256 for step in range(256)])
+    return Image.merge("HSV", (turned, saturation, value)).convert("RGB")
+
+
+def hue_steps(factor: float) -> int:
+    """A turn of the hue in 256 steps of the circle; a factor of 1 is the whole circle."""
+    return int(255 * factor)
+
+
 def strong_views(weak: Tensor, drawn: Tensor) -> Tensor:
     """The strong views of B weak crops: uint8 (B, C, S, S) -> (B, views, C, S, S) on the same device; C is 3 or 6 (two dates).
 
@@ -69,23 +90,13 @@ def apply_photometry(images: Tensor, views: Sequence[Photometry]) -> Tensor:
 
     Each adjustment is made once for all crops that have it at the same place of their order, so a GPU gets few and large pieces of work.
     """
-    crops, adjust = list(images.split(1)), ADJUST | (compiled() if images.device.type == "cpu" else {})
+    crops = list(images.split(1))
     for place in range(len(JITTER)):
         for name in JITTER:
-            _apply(adjust[name], crops, {i: v.jitter[place][1] for i, v in enumerate(views) if v.jitter and v.jitter[place][0] == name})
-    _apply(adjust["grey"], crops, {i: 1.0 for i, view in enumerate(views) if view.grey})
-    _apply(adjust["blur"], crops, {i: view.blur for i, view in enumerate(views) if view.blur is not None})
+            _apply(ADJUST[name], crops, {i: v.jitter[place][1] for i, v in enumerate(views) if v.jitter and v.jitter[place][0] == name})
+    _apply(ADJUST["grey"], crops, {i: 1.0 for i, view in enumerate(views) if view.grey})
+    _apply(ADJUST["blur"], crops, {i: view.blur for i, view in enumerate(views) if view.blur is not None})
     return torch.cat(crops)
-
-
-@cache
-def compiled() -> dict[str, Adjust]:
-    """The adjustments that are compiled for a CPU; none where numba is missing."""
-    try:
-        from dataset.compiled import COMPILED
-    except Exception:  # too old for this numpy, without its LLVM, without a folder to write to: it costs speed and nothing else
-        return {}
-    return COMPILED
 
 
 def _apply(adjust: Adjust, crops: list[Tensor], factors: dict[int, float]) -> None:
@@ -136,20 +147,9 @@ def adjust_saturation(images: Tensor, factors: Sequence[float]) -> Tensor:
     return _blend(_grey(images), images, factors)
 
 
-def hue_steps(factor: float) -> int:
-    """A turn of the hue in 256 steps of the circle; a factor of 1 is the whole circle."""
-    return int(255 * factor)
-
-
 def adjust_hue(images: Tensor, factors: Sequence[float]) -> Tensor:
-    """Through Pillow's 8-bit HSV and back."""
+    """Through Pillow's 8-bit HSV and back, in float32 alone, in an order that rounds to what Pillow gives for each of the 2**24 colours."""
     steps = _each([hue_steps(factor) for factor in factors], images)
-    band = BAND if images.device.type == "cpu" else images.shape[2]  # what is computed on the way stays in a core's cache
-    return torch.cat([_turn_hue(lines, steps) for lines in images.split(band, 2)], 2)
-
-
-def _turn_hue(images: Tensor, steps: Tensor) -> Tensor:
-    """Only float32, in an order that rounds to what Pillow gives for each of the 2**24 colours; steps (N, 1, 1, 1) of 256 a circle."""
     red, green, blue = images.split(1, 1)
     value = torch.maximum(torch.maximum(red, green), blue)
     least = torch.minimum(torch.minimum(red, green), blue)

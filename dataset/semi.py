@@ -16,10 +16,10 @@ from torch.utils.data import Dataset, default_collate
 from dataset.change import date_paths, label_path
 from dataset.lists import Entry, ImageList, inside
 from dataset.look import illegal, is_deep
-from dataset.photometry import compiled, draw_photometry, strong_views
+from dataset.photometry import draw_photometry, strong_view
 from dataset.sampler import Key
 from dataset.spec import IGNORE, DatasetSpec
-from dataset.transform import Geometry, crop_image, crop_mask, cut_image, draw_box, draw_geometry, ignore_map
+from dataset.transform import crop_image, crop_mask, cut_image, draw_box, draw_geometry, ignore_map
 from util.error import UserError, reason
 
 STREAMS = {"x": 0, "u": 1}  # labelled, unlabelled: part of a sample's seed
@@ -205,8 +205,6 @@ class TrainSet(Dataset):
         self.strong_views = strong_views
         self.skip_bad = skip_bad
         self.on_device = on_device
-        if "u" in sources and not on_device:
-            compiled()  # here, once, and not in each of the loader's processes
 
     def __getitem__(self, keys: tuple[Key, ...]) -> dict[str, Any] | UserError:
         bad: list[str] = []
@@ -237,30 +235,30 @@ class TrainSet(Dataset):
         images = source.images(entry)
         mask = source.mask(entry, images[0].size)
         geometry = draw_geometry(rng, *images[0].size, self.crop, source.spec.scale)
-        mask_x = torch.from_numpy(crop_mask(mask, geometry, self.crop, IGNORE))
-        return self._weak("img_x", "x", images, geometry) | {"mask_x": mask_x, "name_x": entry.image}
+        sample = {"mask_x": torch.from_numpy(crop_mask(mask, geometry, self.crop, IGNORE)), "name_x": entry.image}
+        if self.on_device:
+            sample["part_x"], sample["taps_x"] = cut_image(images, geometry, self.crop)
+        else:
+            sample["img_x"] = image_tensor([crop_image(image, geometry, self.crop) for image in images])
+        return sample
 
     def unlabeled(self, source: Source, entry: Entry, rng: np.random.Generator) -> dict[str, Any]:
         images = source.images(entry)
         geometry = draw_geometry(rng, *images[0].size, self.crop, source.spec.scale)
-        sample = self._weak("img_u_w", "u", images, geometry)
-        sample |= {"ignore_u": torch.from_numpy(ignore_map(geometry, self.crop)), "name_u": entry.image}
-        drawn = []
+        sample = {"ignore_u": torch.from_numpy(ignore_map(geometry, self.crop)), "name_u": entry.image}
+        views = []  # of each view, the Photometry of each date
         for view in range(1, self.strong_views + 1):
-            drawn.append([draw_photometry(rng, source.spec.grey).pack() for _ in images])
+            views.append([draw_photometry(rng, source.spec.grey) for _ in images])
             sample[f"box{view}"] = torch.tensor(draw_box(rng, self.crop))
-        photometry = torch.tensor(drawn, dtype=torch.float64)  # (views, dates, 10)
         if self.on_device:
-            return sample | {"photometry": photometry}
-        views = strong_views(sample["img_u_w"][None], photometry[None])[0]
-        return sample | {f"img_u_s{view}": img for view, img in enumerate(views, 1)}
-
-    def _weak(self, name: str, stream: str, images: list[Image.Image], geometry: Geometry) -> dict[str, Any]:
-        """The weak crop, or what it is to be made from."""
-        if self.on_device:
-            part, taps = cut_image(images, geometry, self.crop)
-            return {f"part_{stream}": part, f"taps_{stream}": taps}
-        return {name: torch.cat([crop_image(image, geometry, self.crop) for image in images])}
+            sample["part_u"], sample["taps_u"] = cut_image(images, geometry, self.crop)
+            sample["photometry"] = torch.tensor([[date.pack() for date in dates] for dates in views], dtype=torch.float64)
+            return sample
+        crops = [crop_image(image, geometry, self.crop) for image in images]
+        sample["img_u_w"] = image_tensor(crops)
+        for view, dates in enumerate(views, 1):
+            sample[f"img_u_s{view}"] = image_tensor([strong_view(*pair) for pair in zip(crops, dates, strict=True)])
+        return sample
 
 
 class ValSet(Dataset):

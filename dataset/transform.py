@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-BLOCK = 128  # lines that are resized at a time: their 32-bit sums stay in the core's cache, which halves the time
 Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 
 
@@ -39,21 +38,11 @@ def _visible(geometry: Geometry, crop: int) -> tuple[int, int]:
     return min(crop, geometry.width - geometry.x), min(crop, geometry.height - geometry.y)
 
 
-def crop_image(image: Image.Image, geometry: Geometry, crop: int) -> Tensor:
-    """The weak crop of an RGB image, uint8 (3, crop, crop), padded with 0: to the bit what Pillow's resize of the whole image would give.
-
-    Pillow resizes the lines first and then the columns, each to 8 bits. So is it done here, but only where the crop will be: its own `box`
-    argument rounds to float32, which turns the last bit wherever a value lies half-way between two.
-    """
-    part, (xs, x_weights), (ys, y_weights) = _sources(image, geometry, crop)
-    cols, rows = _visible(geometry, crop)
-    # what is resized comes first, so that whole lines of memory are taken and weighted
-    columns = torch.from_numpy(np.array(part.transpose(Image.Transpose.TRANSPOSE)))  # (width, height, 3)
-    lines = torch.empty((columns.shape[1], 3, cols), dtype=torch.uint8)
-    _weigh(columns, xs, x_weights, lines.permute(2, 0, 1))
-    out = torch.zeros((3, crop, crop), dtype=torch.uint8)
-    _weigh(lines, ys, y_weights, out[:, :rows, _shown(geometry, cols)].permute(1, 0, 2))
-    return out
+def crop_image(image: Image.Image, geometry: Geometry, crop: int) -> Image.Image:
+    """The weak crop of an RGB image, (crop, crop), made by Pillow."""
+    image = image.resize((geometry.width, geometry.height), Image.Resampling.BILINEAR)
+    image = image.crop((geometry.x, geometry.y, geometry.x + crop, geometry.y + crop))  # 0 beyond the image
+    return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if geometry.flip else image
 
 
 def cut_image(images: Sequence[Image.Image], geometry: Geometry, crop: int) -> tuple[Tensor, Tensor]:
@@ -76,7 +65,8 @@ def cut_image(images: Sequence[Image.Image], geometry: Geometry, crop: int) -> t
 def crop_parts(parts: Tensor, taps: Tensor) -> Tensor:
     """`crop_image` for a GPU, in few large operations: uint8 (B, H, W, C) and int32 (B, 2, 2, taps, crop) -> uint8 (B, C, crop, crop).
 
-    Parts and taps are those of `cut_image`, padded to one size with 0.
+    Parts and taps are those of `cut_image`, padded to one size with 0. Pillow resizes the lines first and then the columns, each to 8 bits,
+    with integer weights. So is it done here, but only where the crop will be: to the bit what Pillow makes of the whole image.
     """
     crop = taps.shape[-1]
     for axis, (places, weights) in zip((2, 1), taps.permute(1, 2, 3, 0, 4), strict=True):  # along the lines first, as Pillow
@@ -124,15 +114,6 @@ def _bilinear(source: int, target: int, start: int, count: int) -> tuple[Tensor,
     fixed = (weight / weight.sum(0) * 2**22 + 0.5).astype(np.int32)
     used = fixed.any(1)
     return torch.from_numpy(np.minimum(place, source - 1)[used]), torch.from_numpy(fixed[used])
-
-
-def _weigh(pixels: Tensor, places: Tensor, weights: Tensor, out: Tensor) -> None:
-    """uint8 (source, A, B) -> `out` (count, A, B): the weighted sums of its lines at `places`, (taps, count) as `weights`, rounded."""
-    for lines, at, by in zip(out.split(BLOCK), places.split(BLOCK, 1), weights[..., None, None].split(BLOCK, 1), strict=True):
-        total = pixels.index_select(0, at[0]).int().mul_(by[0]).add_(2**21)
-        for place, weight in zip(at[1:], by[1:], strict=True):
-            total += pixels.index_select(0, place).int().mul_(weight)
-        lines.copy_(total.bitwise_right_shift_(22))
 
 
 def nearest_index(source: int, target: int) -> np.ndarray:

@@ -22,7 +22,6 @@ from typing import Any
 import torch
 
 from dataset.custom import spec_of
-from dataset.photometry import compiled
 from dataset.semi import read_png
 from engine.provenance import versions
 from model.spec import get_encoder
@@ -106,7 +105,7 @@ def machine(device: torch.device) -> dict[str, Any]:
     if info.exists():
         cpu = next((line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), cpu)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    fast = {name: version(name) for name, used in (("kornia-rs", read_png), ("numba", compiled())) if used}
+    fast = {"kornia-rs": version("kornia-rs")} if read_png else {}
     return {"gpu": gpu, "cpu": cpu, "cores": cpu_count(), "threads": torch.get_num_threads(), "versions": versions() | fast}
 
 

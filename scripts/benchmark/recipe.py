@@ -21,9 +21,9 @@ IMAGE_SIZES = {
     "pascal": (375, 500), "cityscapes": (1024, 2048), "ade20k": (512, 683), "coco": (480, 640), "levir": (256, 256), "whu": (256, 256),
     "camvid": (360, 480),
 }  # fmt: skip
-# seconds of one CPU core per million pixels (training-logs/PERFORMANCE.md): Pillow decodes an image; the crop's part is cut out for a
-# GPU; or it is resized to the crop; and two strong views are made
-JPEG, PNG, CUT, CROP, VIEWS = 0.0065, 0.029, 0.002, 0.010, 0.045
+# seconds of one CPU core per million pixels (training-logs/PERFORMANCE.md): Pillow decodes an image and resizes it, at scales from 0.5 to
+# 2; the crop's part is cut out for a GPU; Pillow makes two strong views of a crop
+JPEG, PNG, RESIZE, CUT, VIEWS = 0.0065, 0.029, 0.011, 0.002, 0.075
 PNG_SETS = {"cityscapes", "levir", "whu", "camvid"}
 
 
@@ -80,11 +80,12 @@ class Recipe:
     def sample_seconds(self) -> float:
         """Seconds of one core for a labelled image and, semi-supervised, the unlabelled one that comes with it."""
         read = 2 if self.semi else 1
-        made = read * CUT  # a GPU makes its images itself, unless it is told not to
+        image, crop = self.image[0] * self.image[1], self.cfg.crop_size**2
+        made = read * CUT * crop  # a GPU makes its images itself, unless `views` says otherwise
         if self.cfg.views == "worker":
-            made = read * CROP + (VIEWS if self.semi else 0.0)
+            made = read * RESIZE * image + (VIEWS * crop if self.semi else 0.0)
         decode = PNG if self.cfg.dataset in PNG_SETS else JPEG
-        return self.spec.dates * (read * decode * self.image[0] * self.image[1] + made * self.cfg.crop_size**2) / 1e6
+        return self.spec.dates * (read * decode * image + made) / 1e6
 
     @property
     def files(self) -> int:

@@ -31,21 +31,18 @@ def ignore(size: tuple[int, int], place: Any, crop: int) -> np.ndarray:
     return np.where(padded == 254, 255, 0)
 
 
-def shift_hue(image: Image.Image, factor: float) -> Image.Image:
-    """Hue in HSV's 256 steps, shifted by the whole part of 255 * factor, going round."""
-    hue, saturation, value = image.convert("HSV").split()
-    moved = hue.point([(h + int(255 * factor)) % 256 for h in range(256)])
-    return Image.merge("HSV", (moved, saturation, value)).convert("RGB")
-
-
 def strong(image: Image.Image, view: Any) -> np.ndarray:
-    """Jitter in the drawn order, greyscale, blur. `view` has jitter, grey and blur."""
+    """Jitter in the drawn order, greyscale, blur. `view` has jitter, grey and blur. The hue turns on a circle of 256 steps."""
     enhance = {"brightness": ImageEnhance.Brightness, "contrast": ImageEnhance.Contrast, "saturation": ImageEnhance.Color}
     for name, factor in view.jitter:
-        image = shift_hue(image, factor) if name == "hue" else enhance[name](image).enhance(factor)
+        if name == "hue":
+            hsv = np.array(image.convert("HSV"))
+            hsv[..., 0] = (hsv[..., 0].astype(int) + int(255 * factor)) % 256
+            image = Image.fromarray(hsv, mode="HSV").convert("RGB")
+        else:
+            image = enhance[name](image).enhance(factor)
     if view.grey:
-        grey = image.convert("L")
-        image = Image.merge("RGB", (grey, grey, grey))
+        image = Image.fromarray(np.dstack([np.asarray(image.convert("L"))] * 3))
     if view.blur is not None:
         image = image.filter(ImageFilter.GaussianBlur(radius=view.blur))
     return np.asarray(image)

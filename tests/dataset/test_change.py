@@ -1,18 +1,19 @@
-"""Pairs of two dates: geometry and strong views recomputed literally, and what is wrong with a pair that cannot be used."""
+"""Pairs of two dates: geometry and strong views recomputed by oracle.py, and what is wrong with a pair that cannot be used."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageEnhance, ImageFilter
+from PIL import Image
 
 from dataset.batch import normalize
-from dataset.photometry import Photometry, draw_photometry
+from dataset.photometry import draw_photometry
 from dataset.semi import ImageList, Source, Sources, TrainSet
 from dataset.spec import get_spec
-from dataset.transform import Geometry, crop_mask, draw_box, draw_geometry
+from dataset.transform import crop_mask, draw_box, draw_geometry
 from model.encoder import Encoder
+from tests.dataset import oracle
 from tests.pairs import write_pair
 from util.error import UserError
 
@@ -49,33 +50,6 @@ def read(data: TrainSet, folder: str, index: int) -> Image.Image:
     return Image.open(Path(data.sources["x"].parts[0].root) / folder / f"{index}.png")
 
 
-def literal_crop(image: Image.Image, geometry: Geometry, fill: int, resample: Image.Resampling) -> np.ndarray:
-    """Resize all of the image, pad at the right and below, cut out, flip."""
-    array = np.asarray(image.resize((geometry.width, geometry.height), resample))
-    padding = [(0, max(0, CROP - side)) for side in array.shape[:2]] + [(0, 0)] * (array.ndim - 2)
-    array = np.pad(array, padding, constant_values=fill)
-    array = array[geometry.y : geometry.y + CROP, geometry.x : geometry.x + CROP]
-    return array[:, ::-1] if geometry.flip else array
-
-
-ENHANCE = {"brightness": ImageEnhance.Brightness, "contrast": ImageEnhance.Contrast, "saturation": ImageEnhance.Color}
-
-
-def literal_view(weak: np.ndarray, view: Photometry) -> np.ndarray:
-    """The jitter on PIL in the drawn order (the hue turns on a circle of 256), then PIL's blur."""
-    image = Image.fromarray(weak)
-    for name, factor in view.jitter:
-        if name == "hue":
-            hue, saturation, value = (np.asarray(band) for band in image.convert("HSV").split())
-            turned = ((hue.astype(int) + int(factor * 255)) % 256).astype(np.uint8)
-            image = Image.merge("HSV", [Image.fromarray(band) for band in (turned, saturation, value)]).convert("RGB")
-        else:
-            image = ENHANCE[name](image).enhance(factor)
-    if view.blur is not None:
-        image = image.filter(ImageFilter.GaussianBlur(view.blur))
-    return np.asarray(image)
-
-
 def dates(img: torch.Tensor) -> list[np.ndarray]:
     """(6, S, S) -> date A and date B, (S, S, 3) each."""
     assert img.shape == (6, CROP, CROP)
@@ -92,8 +66,8 @@ def test_one_geometry_for_both_dates_and_the_mask(pairs: TrainSet, index: int, e
     long = max(a.size)
     assert int(0.8 * long) <= max(geometry.width, geometry.height) <= int(1.2 * long)
     for image, crop in zip((a, b), dates(found["img_x"]), strict=True):
-        assert np.array_equal(literal_crop(image, geometry, 0, Image.Resampling.BILINEAR), crop)
-    mask = literal_crop(Image.fromarray(np.asarray(label) // 255), geometry, 255, Image.Resampling.NEAREST)
+        assert np.array_equal(oracle.weak_image(image, geometry, CROP), crop)
+    mask = oracle.weak_mask(np.asarray(label) // 255, geometry, CROP, 255)
     assert np.array_equal(found["mask_x"].numpy(), mask)
     assert set(np.unique(mask)) <= {0, 1, 255}
 
@@ -112,7 +86,7 @@ def test_strong_views_jitter_and_blur_each_date_by_itself(pairs: TrainSet, index
         assert parameters[0] != parameters[1]
         assert tuple(found[f"box{view}"].tolist()) == draw_box(draw, CROP), "one box for both dates"
         for crop, strong, view_parameters in zip(weak, dates(found[f"img_u_s{view}"]), parameters, strict=True):
-            assert np.array_equal(strong, literal_view(crop, view_parameters))
+            assert np.array_equal(strong, oracle.strong(Image.fromarray(crop), view_parameters))
 
 
 def test_strong_views_are_never_grey_and_differ_between_equal_dates(tmp_path: Path) -> None:

@@ -1,34 +1,21 @@
-"""Strong views, made of tensors and compiled, against those that Pillow makes in oracle.py (METHOD.md 2.3): no pixel may differ."""
+"""Strong views made of tensors against those that Pillow makes (METHOD.md 2.3): no pixel may differ."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dataset import photometry
 from dataset.loader import views_on_device
-from dataset.photometry import JITTER, Photometry, adjust_hue, apply_photometry, draw_photometry, strong_views
+from dataset.photometry import JITTER, Photometry, adjust_hue, apply_photometry, draw_photometry, strong_view, strong_views
+from dataset.semi import image_tensor, tensor_images
 from tests.conftest import Tiny
 from tests.dataset import oracle
 from util.config import load_config
 from util.dist import World
-
-
-@pytest.fixture(params=["tensors", "compiled"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways that a CPU has: tensors, and where numba is installed the compiled loops."""
-    adjust = {}
-    if request.param == "compiled":
-        pytest.importorskip("numba", reason="numba is not installed: see requirements-extra.txt")
-        adjust = photometry.compiled()
-        assert adjust, "numba is there, but the loops were not compiled"
-    monkeypatch.setattr(photometry, "compiled", lambda: adjust)
 
 
 def crop(seed: int, side: int = 98) -> Tensor:
@@ -40,15 +27,14 @@ def crop(seed: int, side: int = 98) -> Tensor:
 
 
 def by_pillow(image: Tensor, view: Photometry) -> Tensor:
-    made = oracle.strong(Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()), view)
-    return torch.from_numpy(made.copy()).permute(2, 0, 1)
+    [weak] = tensor_images(image)
+    return image_tensor([strong_view(weak, view)])
 
 
 def draws(count: int, grey: float = 0.2) -> list[Photometry]:
     return [draw_photometry(np.random.default_rng((7, i)), grey) for i in range(count)]
 
 
-@pytest.mark.usefixtures("way")
 def test_random_chains_as_one_mini_batch() -> None:
     """120 chains of drawn adjustments, each with its own order, factors, greyscale and blur. Differing pixels: none."""
     views = draws(120)
@@ -70,20 +56,17 @@ class DividesAsCuda(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.usefixtures("way")
 def test_hue_of_every_colour() -> None:
     """All 2**24 colours, as CUDA divides too; shifts of the whole drawn range, one for each value of red."""
     line = torch.arange(256, dtype=torch.uint8)
     green, blue = torch.meshgrid(line, line, indexing="ij")
-    adjust = photometry.ADJUST | photometry.compiled()
     for red, factor in enumerate(np.linspace(-0.25, 0.25, 256).tolist()):
         colours = torch.stack((torch.full_like(green, red), green, blue))
         with DividesAsCuda():
-            made = adjust["hue"](colours[None], [factor])[0]
+            made = adjust_hue(colours[None], [factor])[0]
         assert torch.equal(made, by_pillow(colours, Photometry((("hue", factor),), False, None)))
 
 
-@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("name", JITTER[:3])
 def test_factors(name: str) -> None:
     """At the ends of what is drawn, at 1, and at factors that fall between two 8-bit values for many pixels."""
@@ -94,7 +77,6 @@ def test_factors(name: str) -> None:
         assert torch.equal(made, by_pillow(image, view))
 
 
-@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("side", [(98, 98), (1, 1), (2, 3), (5, 1), (40, 7)])
 def test_blur(side: tuple[int, int]) -> None:
     """Radii from the smallest to the largest drawn, on crops that are smaller than the blur's reach too; black and white is the extreme."""
@@ -106,34 +88,12 @@ def test_blur(side: tuple[int, int]) -> None:
         assert torch.equal(made, by_pillow(image, view))
 
 
-@pytest.mark.usefixtures("way")
 def test_a_view_does_not_depend_on_its_mini_batch() -> None:
     views = draws(12)
     crops = torch.stack([crop(i, 42) for i in range(12)])
     together = apply_photometry(crops, views)
     for i, view in enumerate(views):
         assert torch.equal(together[i], apply_photometry(crops[i : i + 1], [view])[0])
-
-
-@pytest.mark.parametrize(
-    "mistake",
-    [
-        ImportError("Numba needs NumPy 2.4 or less"),
-        RuntimeError("cannot cache function: no locator available"),
-        OSError("Could not load shared object file: libllvmlite.so"),
-    ],
-)
-def test_without_a_numba_that_works(mistake: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Views are made of tensors then, and nothing fails."""
-
-    class Refuse:
-        def find_spec(self, name: str, *_: object) -> None:
-            if name == "dataset.compiled":
-                raise mistake
-
-    monkeypatch.delitem(sys.modules, "dataset.compiled", raising=False)
-    monkeypatch.setattr(sys, "meta_path", [Refuse(), *sys.meta_path])
-    assert photometry.compiled.__wrapped__() == {}
 
 
 def test_parameters_pass_through_a_tensor_unchanged() -> None:
