@@ -1,6 +1,9 @@
-"""`Batch`: every field a step may read."""
+"""`RawBatch`, a mini-batch as the loader leaves it, and `Batch`, with every field a step may read."""
 
-from dataclasses import dataclass, field
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,6 +28,37 @@ class Reads:
     labeled: int = 1
     unlabeled: bool = True
     strong_views: int = 2
+
+
+@dataclass(frozen=True)
+class RawBatch:
+    """A mini-batch of one shard as a loader process leaves it. B images of each kind, C is 3 or 6 (two dates), crop S x S.
+
+    Crops and strong views are made already (img_*), or are left to the training device (part_*, taps_*, photometry). Supervised training
+    has no unlabelled images. What is absent is empty.
+    """
+
+    mask_x: Tensor = _ABSENT  # (B, S, S) uint8 class ids, 255 is ignored
+    name_x: list[str] = field(default_factory=list)
+    img_x: Tensor = _ABSENT  # (B, C, S, S) uint8: weak crop
+    part_x: Tensor = _ABSENT  # (B, H, W, C) uint8: what a crop is resized from, padded with 0 at the right and below to one size
+    taps_x: Tensor = _ABSENT  # (B, 2, 2, taps, S) int32: where its columns and lines come from, see dataset.transform.cut_image
+    ignore_u: Tensor = _ABSENT  # (B, S, S) uint8: 255 on padding, else 0
+    box1: Tensor = _ABSENT  # (B, 4) int64: x, y, width, height of the CutMix box of view 1 in pixels, zeros for none
+    box2: Tensor = _ABSENT
+    name_u: list[str] = field(default_factory=list)
+    img_u_w: Tensor = _ABSENT  # (B, C, S, S) uint8: weak crop
+    img_u_s1: Tensor = _ABSENT  # (B, C, S, S) uint8: strong view 1
+    img_u_s2: Tensor = _ABSENT  # strong view 2, where the method reads two
+    part_u: Tensor = _ABSENT  # as part_x
+    taps_u: Tensor = _ABSENT  # as taps_x
+    photometry: Tensor = _ABSENT  # (B, views, C / 3, 10) float64: of each view and date, see dataset.photometry.Photometry.pack
+    bad: list[str] = field(default_factory=list)  # of each sample: the files that others replace, one line each (bad_images=skip)
+
+    def pin_memory(self) -> RawBatch:
+        """The mini-batch in page-locked memory, from which a GPU copies while the host goes on. The DataLoader calls this by its name."""
+        pinned: dict[str, Any] = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **pinned)
 
 
 @dataclass(frozen=True)
@@ -75,25 +109,23 @@ def box_map(box: Tensor, size: int) -> Tensor:
     return rows[:, :, None] & cols[:, None, :]
 
 
-def make_batch(raw: dict[str, Any], device: torch.device, encoder: Encoder, drop: Tensor | None = None) -> Batch:
-    """A collated mini-batch of TrainSet samples, moved to the device and normalised there. Images still to be made are made there."""
-    photometry = raw.get("photometry")  # stays on the CPU: what is in it decides what the device is told to do
-    moved = {name: _move(value, device) for name, value in raw.items() if name != "photometry"}
-    for img, stream in (("img_x", "x"), ("img_u_w", "u")):
-        if f"part_{stream}" in moved:
-            moved[img] = crop_parts(moved.pop(f"part_{stream}"), moved.pop(f"taps_{stream}"))
-    if photometry is not None:
-        for number, view in enumerate(strong_views(moved["img_u_w"], photometry).unbind(1), 1):
-            moved[f"img_u_s{number}"] = view
-    for name, value in moved.items():
-        if name.startswith("img"):
-            moved[name] = normalize(value, encoder)
-        elif name.startswith("box"):
-            moved[name] = box_map(value, moved["img_u_w"].shape[-1])
-        elif name == "mask_x":
-            moved[name] = value.long()
-    return Batch(**moved, drop=_ABSENT if drop is None else _move(drop, device))
+def make_batch(raw: RawBatch, device: torch.device, encoder: Encoder, drop: Tensor | None = None) -> Batch:
+    """A mini-batch moved to the device and normalised there. Crops and views that are still to be made are made there."""
+    img_x = normalize(_weak(raw.img_x, raw.part_x, raw.taps_x, device), encoder)
+    drop = _ABSENT if drop is None else to_device(drop, device)
+    labeled = Batch(img_x, to_device(raw.mask_x, device).long(), drop=drop, name_x=raw.name_x)
+    if not len(raw.ignore_u):
+        return labeled
+    img_u_w = _weak(raw.img_u_w, raw.part_u, raw.taps_u, device)
+    strong: Sequence[Tensor] = [to_device(img, device) for img in (raw.img_u_s1, raw.img_u_s2) if len(img)]
+    if len(raw.photometry):  # stays on the CPU: what is in it decides what the device is to do
+        strong = strong_views(img_u_w, raw.photometry).unbind(1)
+    boxes = [box_map(to_device(box, device), img_u_w.shape[-1]) for box in (raw.box1, raw.box2) if len(box)]
+    views: dict[str, Any] = {f"img_u_s{i}": normalize(img, encoder) for i, img in enumerate(strong, 1)}
+    views |= {f"box{i}": box for i, box in enumerate(boxes, 1)}
+    return replace(labeled, img_u_w=normalize(img_u_w, encoder), ignore_u=to_device(raw.ignore_u, device), name_u=raw.name_u, **views)
 
 
-def _move(value: Any, device: torch.device) -> Any:
-    return to_device(value, device) if isinstance(value, Tensor) else value
+def _weak(img: Tensor, part: Tensor, taps: Tensor, device: torch.device) -> Tensor:
+    """The weak crops on the device: as they came, or made there."""
+    return to_device(img, device) if len(img) else crop_parts(to_device(part, device), to_device(taps, device))

@@ -108,7 +108,6 @@ def first_mini_batches(cfg: Config, encoder: Encoder, count: int) -> tuple[list[
     sampler.set_epoch(0)
     out: list[Batch] = []
     for raw in batches(loader):
-        raw.pop("bad", None)  # with bad_images=skip: the files that were replaced
         out.append(make_batch(raw, torch.device("cpu"), encoder))
         if sum(len(batch.img_x) for batch in out) >= count:
             break

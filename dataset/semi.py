@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from dataset.batch import RawBatch
 from dataset.change import date_paths, label_path
 from dataset.lists import Entry, ImageList, inside
 from dataset.look import illegal, is_deep
@@ -188,12 +189,10 @@ TRIES = 10  # files that `skip_bad` looks at for one sample
 class TrainSet(Dataset):
     """Labelled and unlabelled samples by key (see ShardSampler). A user's mistake comes back as the UserError itself.
 
-    skip_bad: a file that cannot be read is replaced by the next one of its list, and told in the sample's `bad`, one line each.
+    skip_bad: a file that cannot be read is replaced by the next one of its list, and told in the sample's `bad`.
 
-    A sample is uint8 tensors: img_x (C, S, S), mask_x (S, S); img_u_w, img_u_s1, img_u_s2 (C, S, S), ignore_u (S, S), box1, box2 (4,)
-    as x, y, width, height; and name_x, name_u. C is 3, or 6 for two dates. With on_device, images are left to the training device: the
-    sample has part_x, taps_x, part_u, taps_u (see dataset.transform.cut_image) and photometry (see dataset.photometry.strong_views)
-    instead. What is drawn is the same, and so are the images.
+    A sample has the fields of a RawBatch by their names, for one image of each kind. on_device: its crops and strong views are left to the
+    training device. What is drawn is the same, and so are the images.
     """
 
     def __init__(
@@ -280,15 +279,20 @@ class ValSet(Dataset):
             return error
 
 
-def collate(samples: list[dict[str, Any] | UserError]) -> dict[str, Any] | UserError:
-    """Stacks samples, parts and taps padded with 0 to the largest of them; the first mistake stands for the whole mini-batch."""
+def collate(samples: list[dict[str, Any] | UserError]) -> RawBatch | UserError:
+    """A mini-batch of TrainSet samples, parts and taps padded with 0 to the largest of them; the first mistake stands for all of it."""
     good: list[dict[str, Any]] = []
     for sample in samples:
         if isinstance(sample, UserError):
             return sample
         good.append(sample)
     sized = {name: _stack([sample.pop(name) for sample in good]) for name in ("part_x", "taps_x", "part_u", "taps_u") if name in good[0]}
-    return default_collate(good) | sized
+    return RawBatch(**(default_collate(good) | sized))
+
+
+def collate_whole(samples: list[dict[str, Any] | UserError]) -> dict[str, Any] | UserError:
+    """A mini-batch of ValSet samples of one size; the first mistake stands for all of it."""
+    return next((sample for sample in samples if isinstance(sample, UserError)), None) or default_collate(samples)
 
 
 def _stack(tensors: list[Tensor]) -> Tensor:
@@ -298,7 +302,7 @@ def _stack(tensors: list[Tensor]) -> Tensor:
     return out
 
 
-def batches(loader: Iterable[Any]) -> Iterator[dict[str, Any]]:
+def batches(loader: Iterable[Any]) -> Iterator[Any]:
     """The loader's mini-batches. A mistake met in a worker is raised here, in the process that can report it."""
     for batch in loader:
         if isinstance(batch, UserError):

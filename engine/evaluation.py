@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from dataset.batch import normalize
 from dataset.loader import WHOLE, with_room
-from dataset.semi import Source, ValSet, batches, collate
+from dataset.semi import Source, ValSet, batches, collate_whole
 from engine import metric
 from model.encoder import Encoder
 from model.segmenter import Segmenter
@@ -98,7 +98,7 @@ def validation_loader(source: Source, world: World, workers: int) -> DataLoader:
     own = range(world.rank, len(source.ids), world.size)
     options: dict[str, Any] = {"worker_init_fn": start_worker, "pin_memory": world.device.type == "cuda"}
     workers = with_room(workers, WHOLE * world.local_size)
-    return DataLoader(ValSet(source), batch_size=1, sampler=list(own), num_workers=workers, collate_fn=collate, **options)
+    return DataLoader(ValSet(source), batch_size=1, sampler=list(own), num_workers=workers, collate_fn=collate_whole, **options)
 
 
 @torch.no_grad()

@@ -21,7 +21,7 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from dataset.batch import make_batch
+from dataset.batch import RawBatch, make_batch
 from dataset.custom import spec_of
 from dataset.lists import ImageList
 from dataset.photometry import Photometry, draw_photometry, strong_views
@@ -143,14 +143,14 @@ def _alternatives(root: Path, crop: int, stream: str) -> dict[str, Callable[[], 
     return {"literal": literal, "device": ours(True), "worker": ours(False), "decode": decode}
 
 
-def host_batch(cfg: Config, on_device: bool = False) -> dict[str, Tensor]:
+def host_batch(cfg: Config, on_device: bool = False) -> RawBatch:
     """A mini-batch as the loader's processes hand it over, of random pixels (seconds do not depend on them); on_device: see TrainSet.
 
-    For change detection, images are pairs. Boxes and shapes are those of TrainSet's samples, collated.
+    For change detection, images are pairs.
     """
     spec, rng = spec_of(cfg), np.random.default_rng(0)
     dates, count, size = spec.dates, cfg.batch_size, cfg.crop_size
-    raw: dict[str, Tensor] = {
+    raw: dict[str, Any] = {
         "mask_x": torch.from_numpy(rng.integers(0, spec.nclass, (count, size, size), np.uint8)),
         "ignore_u": torch.zeros(count, size, size, dtype=torch.uint8),
     }
@@ -164,14 +164,14 @@ def host_batch(cfg: Config, on_device: bool = False) -> dict[str, Tensor]:
     drawn = [[[draw_photometry(rng, spec.grey).pack() for _ in range(dates)] for _ in range(2)] for _ in range(count)]
     photometry = torch.tensor(drawn, dtype=torch.float64)
     if on_device:
-        return raw | {"photometry": photometry}
-    raw["img_u_s1"], raw["img_u_s2"] = strong_views(raw["img_u_w"], photometry).unbind(1)
-    return raw
+        return RawBatch(**raw, photometry=photometry)
+    img_u_s1, img_u_s2 = strong_views(raw["img_u_w"], photometry).unbind(1)
+    return RawBatch(**raw, img_u_s1=img_u_s1, img_u_s2=img_u_s2)
 
 
-def pinned(raw: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+def pinned(raw: RawBatch, device: torch.device) -> RawBatch:
     """The mini-batch where the real loader leaves it for a GPU: in page-locked memory, from which it is copied while the host goes on."""
-    return {name: value.pin_memory() for name, value in raw.items()} if device.type == "cuda" else raw
+    return raw.pin_memory() if device.type == "cuda" else raw
 
 
 def _device_row(cfg: Config, rounds: int, device: torch.device) -> Row:

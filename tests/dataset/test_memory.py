@@ -74,7 +74,8 @@ def test_the_estimate_is_close_to_large_mini_batches(
     sources = {s: Sources([Source(get_spec("pascal"), str(tmp_path), ImageList(listed, "segmentation", s == "x"))]) for s in "xu"}
     data = TrainSet(sources, 84, 0, on_device=on_device)
     mini_batches: list[Any] = [collate([data[(("x", epoch, i, i), ("u", epoch, i, i))] for i in range(4)]) for epoch in range(16)]
-    real = sum(value.nbytes for batch in mini_batches for value in batch.values() if isinstance(value, torch.Tensor)) / len(mini_batches)
+    tensors = [value for batch in mini_batches for value in vars(batch).values() if isinstance(value, torch.Tensor)]
+    real = sum(tensor.nbytes for tensor in tensors) / len(mini_batches)
     cfg = load_config(str(tiny.config), ["crop_size=84"])
     free = 0.0
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=free, f_frsize=1))

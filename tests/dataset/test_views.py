@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dataset import semi
-from dataset.batch import Batch, box_map, make_batch, normalize
+from dataset.batch import Batch, RawBatch, box_map, make_batch, normalize
 from dataset.semi import ImageList, Source, Sources, TrainSet, collate, open_image
 from dataset.spec import DatasetSpec, get_spec
 from dataset.transform import Geometry, crop_image, crop_parts, cut_image, nearest_index
@@ -74,10 +74,16 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
     return record
 
 
-def data_set(root: Path, spec: DatasetSpec, on_device: bool = False) -> tuple[TrainSet, int]:
+def data_set(root: Path, spec: DatasetSpec, on_device: bool = False, strong_views: int = 2) -> tuple[TrainSet, int]:
     path = str(root / ("pairs.txt" if spec.task == "change" else "list.txt"))
     sources = {s: Sources([Source(spec, str(root), ImageList(path, spec.task, masks=s == "x"))]) for s in ("x", "u")}
-    return TrainSet(sources, CROP, seed=0, on_device=on_device), len(sources["x"])
+    return TrainSet(sources, CROP, 0, strong_views, on_device=on_device), len(sources["x"])
+
+
+def collated(samples: list[Any]) -> RawBatch:
+    raw = collate(samples)
+    assert isinstance(raw, RawBatch), raw
+    return raw
 
 
 def hwc(tensor: torch.Tensor) -> np.ndarray:
@@ -172,32 +178,56 @@ def test_a_mini_batch_has_what_the_step_reads(root: Path) -> None:
     data, _ = data_set(root, get_spec("pascal"))
     samples: list[Any] = [data[(("x", 0, i, i), ("u", 0, i + 1, i + 1))] for i in range(3)]
     drop = torch.ones(6, 8)
-    batch = make_batch(collate([dict(s) for s in samples]), torch.device("cpu"), Encoder(), drop)  # type: ignore[arg-type]
+    batch = make_batch(collated([dict(s) for s in samples]), torch.device("cpu"), Encoder(), drop)
     assert batch.mask_x.dtype == torch.long
     assert batch.drop is drop
     assert batch.name_u == ["1.png", "2.png", "3.png"]
     for i, sample in enumerate(samples):
-        assert torch.equal(batch.img_u_s2[i], normalize(sample["img_u_s2"], Encoder()))
+        for name in ("img_x", "img_u_w", "img_u_s1", "img_u_s2"):
+            assert torch.equal(getattr(batch, name)[i], normalize(sample[name], Encoder()))
+        assert torch.equal(batch.mask_x[i], sample["mask_x"].long())
         assert torch.equal(batch.ignore_u[i], sample["ignore_u"])
-        x, y, w, h = sample["box1"].tolist()
-        expected = torch.zeros(CROP, CROP, dtype=torch.bool)
-        expected[y : y + h, x : x + w] = True
-        assert torch.equal(batch.box1[i], expected)
+        for name in ("box1", "box2"):
+            x, y, w, h = sample[name].tolist()
+            expected = torch.zeros(CROP, CROP, dtype=torch.bool)
+            expected[y : y + h, x : x + w] = True
+            assert torch.equal(getattr(batch, name)[i], expected)
 
 
-@pytest.mark.parametrize("name", ["pascal", "levir"])
-def test_views_of_the_device_are_those_of_the_worker(root: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "strong_views"), [("pascal", 2), ("levir", 2), ("pascal", 1)])
+def test_views_of_the_device_are_those_of_the_worker(root: Path, name: str, strong_views: int) -> None:
     """The same draws, the same mini-batch, of images of all sizes; on the way, only what the images are made from."""
     length = data_set(root, get_spec(name))[1]
     keys = [(("x", 1, i, i), ("u", 1, i, i)) for i in range(length)]
-    raws: list[Any] = [collate([data_set(root, get_spec(name), on_device)[0][key] for key in keys]) for on_device in (False, True)]
-    assert set(raws[0]) - set(raws[1]) == {"img_x", "img_u_w", "img_u_s1", "img_u_s2"}
-    assert set(raws[1]) - set(raws[0]) == {"part_x", "taps_x", "part_u", "taps_u", "photometry"}
-    assert raws[1]["photometry"].shape == (length, 2, 2 if name == "levir" else 1, 10)
+    sets = [data_set(root, get_spec(name), on_device, strong_views)[0] for on_device in (False, True)]
+    raws = [collated([data[key] for key in keys]) for data in sets]
+    made, unmade = ({name for name, value in vars(raw).items() if len(value)} for raw in raws)
+    assert made - unmade == {"img_x", "img_u_w", *(f"img_u_s{view}" for view in range(1, strong_views + 1))}
+    assert unmade - made == {"part_x", "taps_x", "part_u", "taps_u", "photometry"}
+    assert raws[1].photometry.shape == (length, strong_views, 2 if name == "levir" else 1, 10)
     by_worker, by_device = (make_batch(raw, torch.device("cpu"), Encoder()) for raw in raws)
     for field in fields(Batch):
         a, b = getattr(by_worker, field.name), getattr(by_device, field.name)
         assert a == b if field.name.startswith("name") else torch.equal(a, b), field.name
+
+
+def test_every_tensor_of_a_mini_batch_is_pinned(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the DataLoader's pin_memory comes to: it calls the method of this name."""
+    pinned: list[torch.Tensor] = []
+
+    def pin(tensor: torch.Tensor) -> torch.Tensor:
+        pinned.append(tensor.clone())
+        return pinned[-1]
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    data, _ = data_set(root, get_spec("pascal"), on_device=True)
+    raw = collated([data[("x", 0, i, i), ("u", 0, i, i)] for i in range(2)])
+    for name, value in vars(raw.pin_memory()).items():
+        if isinstance(value, torch.Tensor):
+            assert any(value is one for one in pinned), name
+            assert torch.equal(value, getattr(raw, name)), name
+        else:
+            assert value == getattr(raw, name)
 
 
 def test_no_box_is_an_empty_map() -> None:
@@ -223,11 +253,11 @@ def test_crops_at_every_border(source: tuple[int, int]) -> None:
 def test_a_gpu_makes_the_mini_batches_of_a_cpu(root: Path, name: str) -> None:
     """The weak crops to the bit; normalised, where a GPU multiplies with 1 / 255, to a small part of an 8-bit level, which is 0.017."""
     data, length = data_set(root, get_spec(name), on_device=True)
-    raw: Any = collate([data[("x", 2, i, i), ("u", 2, i, i)] for i in range(length)])
+    raw = collated([data[("x", 2, i, i), ("u", 2, i, i)] for i in range(length)])
     for stream in ("x", "u"):
-        part, taps = raw[f"part_{stream}"], raw[f"taps_{stream}"]
+        part, taps = getattr(raw, f"part_{stream}"), getattr(raw, f"taps_{stream}")
         assert torch.equal(crop_parts(part.cuda(), taps.cuda()).cpu(), crop_parts(part, taps))
-    made, expected = make_batch(dict(raw), torch.device("cuda"), Encoder()), make_batch(dict(raw), torch.device("cpu"), Encoder())
+    made, expected = make_batch(raw.pin_memory(), torch.device("cuda"), Encoder()), make_batch(raw, torch.device("cpu"), Encoder())
     for field in fields(Batch):
         a, b = getattr(made, field.name), getattr(expected, field.name)
         if field.name.startswith("name"):
