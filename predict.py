@@ -203,7 +203,7 @@ def main(argv: list[str]) -> None:
     cfg = load_config(args.config, args.set, data_root=args.data_root)
     predictor = load(args.config, args.checkpoint, args.which, args.device, args.tile, args.bf16, args.set)
     out = Path(args.out)
-    scenes = find_scenes(args.inputs, args.pair, predictor.trained.spec.task, cfg.data_root, out)
+    scenes = find_scenes(args.inputs, args.pair, predictor.trained.spec, cfg.data_root, out)
     names = output_names(scenes, out, args.confidence)
     check_output("--out", out, folder=True)
     what = "pairs" if predictor.trained.spec.task == "change" else "images"

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
-from dataset.change import date_paths
 from dataset.lists import IMAGE_ENDINGS, Entry, read_list
 from dataset.semi import BadFileError, inside, open_image, open_mask
 from dataset.spec import DatasetSpec
@@ -92,29 +91,31 @@ def find_pairs(a: str, b: str, label: str | None = None) -> list[Pair]:
     return pairs
 
 
-def list_scenes(path: str, root: str, task: str) -> list[Scene]:
+def list_scenes(path: str, root: str, spec: DatasetSpec) -> list[Scene]:
     """The images or pairs of a list, below `root`; masks are not looked at."""
-    entries = read_list(path, task)
-    if task == "change":
-        return [Pair(entry.image, *(Path(inside(root, date)) for date in date_paths(entry.image))) for entry in entries]
-    return [Path(inside(root, entry.image)) for entry in entries]
+    scenes: list[Scene] = []
+    for entry in read_list(path, spec.task):
+        images, _ = spec.files(entry)
+        paths = [Path(inside(root, image)) for image in images]
+        scenes.append(Pair(entry.image, *paths) if len(paths) == 2 else paths[0])
+    return scenes
 
 
-def find_scenes(inputs: Sequence[str], pair: Sequence[str] | None, task: str, root: str, out: Path) -> list[Scene]:
+def find_scenes(inputs: Sequence[str], pair: Sequence[str] | None, spec: DatasetSpec, root: str, out: Path) -> list[Scene]:
     """What a command line names, each once; images below `out` are left out of folders.
 
     Raises UserError where there is nothing, or something of another task.
     """
     lists = [text for text in inputs if text.endswith(".txt")]
     if pair:
-        if task != "change":
+        if spec.task != "change":
             raise UserError("--pair: the config is for single images; give images, or the config of a change detection run")
         return list(find_pairs(pair[0], pair[1]))
-    if task == "change" and len(lists) < len(inputs):
+    if spec.task == "change" and len(lists) < len(inputs):
         raise UserError(f"{inputs[0]}: the config is for pairs of two dates; give --pair A B (images or folders), or a list of pairs")
     scenes: list[Scene] = []
     for text in inputs:
-        scenes += list_scenes(text, root, task) if text in lists else find_images(text, out)
+        scenes += list_scenes(text, root, spec) if text in lists else find_images(text, out)
     return list(dict.fromkeys(scenes))
 
 

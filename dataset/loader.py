@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from torch.utils.data import DataLoader
 
 from dataset.batch import Reads
-from dataset.change import date_paths, label_path
 from dataset.custom import spec_of, unlabeled_places
 from dataset.demo.sets import draw_at_first_use
 from dataset.lists import ImageList, missing_validation
@@ -73,21 +72,19 @@ def validation_source(cfg: Config, spec: DatasetSpec) -> Source:
     return Source(spec, cfg.data_root, ImageList(path, spec.task, masks=True))
 
 
-def needed(ids: ImageList, masks: bool) -> Iterator[str]:
+def needed(source: Source, masks: bool) -> Iterator[str]:
     """The paths that a list's images, and masks where they are read, have below the data root."""
-    for entry in (ids[i] for i in range(len(ids))):
-        if ids.task == "change":
-            yield from date_paths(entry.image)
-        else:
-            yield entry.image
-        if masks:
-            yield label_path(entry.image) if ids.task == "change" else str(entry.mask)
+    for i in range(len(source.ids)):
+        images, mask = source.spec.files(source.ids[i])
+        yield from images
+        if masks and mask is not None:
+            yield mask
 
 
 def check_files(source: Source) -> None:
     """Raises UserError where an image or mask of a list is missing, or the first ones cannot be used: before hours of training."""
     with ThreadPoolExecutor(16) as pool:  # a shared file system takes its time for each of them
-        for _ in pool.map(lambda path: find_file(source.root, path), needed(source.ids, masks=True)):
+        for _ in pool.map(lambda path: find_file(source.root, path), needed(source, masks=True)):
             pass
     first = ValSet(source)[0]
     if isinstance(first, UserError):
@@ -150,7 +147,7 @@ def check_shared_memory(
     """
     if workers == 0 or not os.path.isdir(folder):
         return
-    channels = 6 if spec_of(cfg).task == "change" else 3
+    channels = 3 * spec_of(cfg).dates
     # bytes for a pixel of the crop: labelled, weak and strong images, mask and ignore map
     image = PART * channels if on_device else channels
     pixel = (2 if on_device else 2 + reads.strong_views) * image + 2 if reads.unlabeled else image + 1

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from dataset.change import date_paths
 from dataset.lists import inside
 from dataset.spec import IGNORE, DatasetSpec
 from util.error import UserError
@@ -21,19 +20,17 @@ def is_deep(image: Image.Image) -> bool:
 
 
 class Job(NamedTuple):
-    """An image to look at. masks: whether the mask must exist and is read. decode: read the image's pixels too, not only its head."""
+    """An image, or both dates of a pair, to look at. mask: None where none is read. decode: read the pixels too, not only the head."""
 
     root: str
-    image: str
+    paths: tuple[str, ...]
     mask: str | None
-    task: str
     decode: bool = False
 
     @property
     def images(self) -> list[str]:
-        """The files that hold the image, or the two dates of a pair."""
-        names = date_paths(self.image) if self.task == "change" else [self.image]
-        return [os.path.join(self.root, name) for name in names]
+        """The full paths of the image, or of both dates."""
+        return [os.path.join(self.root, path) for path in self.paths]
 
     @property
     def label(self) -> str | None:

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from dataset.batch import RawBatch
-from dataset.change import date_paths, label_path
 from dataset.lists import Entry, ImageList, inside
 from dataset.look import illegal, is_deep
 from dataset.photometry import draw_photometry, strong_view
@@ -47,7 +46,7 @@ class Source:
 
     def images(self, entry: Entry) -> list[Image.Image]:
         """The image of an entry, or its two dates, RGB. Raises UserError where the dates differ in size."""
-        paths = date_paths(entry.image) if self.spec.task == "change" else [entry.image]
+        paths, _ = self.spec.files(entry)
         images = [open_image(self.root, path) for path in paths]
         for path, image in zip(paths[1:], images[1:], strict=True):
             if image.size != images[0].size:
@@ -57,7 +56,8 @@ class Source:
 
     def mask(self, entry: Entry, size: tuple[int, int]) -> np.ndarray:
         """Class ids (H, W) uint8 of an entry's mask, 255 where ignored; `size` is its image's (width, height)."""
-        path = label_path(entry.image) if self.spec.task == "change" else str(entry.mask)
+        _, path = self.spec.files(entry)
+        assert path is not None, "the list was read with masks=True"
         return open_mask(self.spec, self.root, path, size)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from dataset.lists import Entry
 from util.error import UserError
 
 IGNORE = 255  # ignore label inside the program, whatever the files have
@@ -68,6 +69,15 @@ class DatasetSpec:
         named = [f"{v} ({'ignored' if label == IGNORE else self.classes[label]})" for v, label in sorted(self.label_map.items())]
         listed = ", ".join(named if len(named) <= 8 else [*named[:8], "..."])
         return listed if self.ignore_index in self.label_map else f"{listed} or {ignored}"
+
+    def files(self, entry: Entry) -> tuple[tuple[str, ...], str | None]:
+        """The paths of a list's line below the data root: of its image, or of both dates, and of its mask (None where it names none).
+
+        A pair has the path of its label always; the file of an unlabelled one may be missing.
+        """
+        if self.task == "change":
+            return (f"A/{entry.image}", f"B/{entry.image}"), f"label/{entry.image}"
+        return (entry.image,), entry.mask
 
     def list_path(self, split: str, name: str) -> str:
         """Path of a list below the project: `split` is "1_8" and so on, `name` is "labeled" or "unlabeled"."""

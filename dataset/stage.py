@@ -50,7 +50,7 @@ def stage(cfg: Config, folder: Path) -> list[str]:
     for part in unlabeled:
         places.setdefault(part.root, folder / f"unlabeled{len(places)}")
     parts = [(part, True) for part in with_masks] + [(part, False) for part in unlabeled]
-    jobs = sorted({(part.root, path) for part, masks in parts for path in needed(part.ids, masks)})
+    jobs = sorted({(part.root, path) for part, masks in parts for path in needed(part, masks)})
     with ThreadPoolExecutor(THREADS) as pool:
         sizes = list(pool.map(lambda job: copy(Path(find_file(*job)), Path(inside(str(places[job[0]]), job[1]))), jobs))
     copied = [size for size in sizes if size]

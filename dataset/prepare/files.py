@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from dataset.change import date_paths, label_path
 from dataset.lists import read_list
 from dataset.spec import get_spec
 from util.error import UserError
@@ -158,10 +157,8 @@ def compare(dataset: str, dst: Path) -> str:
     names: set[str] = set()
     for path in sorted(Path("splits", dataset).rglob("*.txt")):
         for entry in read_list(path, spec.task):
-            if spec.task == "change":
-                names |= {*date_paths(entry.image), label_path(entry.image)}
-            else:
-                names |= {entry.image} | ({entry.mask} if entry.mask else set())
+            images, mask = spec.files(entry)
+            names |= {*images, *([mask] if mask else [])}
     if not names:
         return f"no lists in splits/{dataset} to compare with: `python -m dataset.splits fetch {dataset}`"
     missing = sorted(name for name in names if not (dst / name).is_file())

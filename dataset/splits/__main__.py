@@ -13,7 +13,6 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-from dataset.change import label_path
 from dataset.custom import spec_of, unlabeled_places
 from dataset.lists import Entry, format_line, missing_validation, parse_line, read_lines, write_lines
 from dataset.spec import SPECS, DatasetSpec
@@ -125,7 +124,7 @@ def _make_pair(args: argparse.Namespace, source: Path, made: Made) -> None:
     if len(set(lines)) < len(lines):
         raise UserError(f"{source}: found {len(lines) - len(set(lines))} lines twice, expected every image once")
     entries = [parse_line(line, f"{source}:{number}", task) for number, line in enumerate(lines, 1)]
-    able = _able(args, entries, task)
+    able = _able(args, entries)
     count, folder = _share(args, len(able))
     if not 0 < count <= len(able) or count == len(lines):
         raise UserError(
@@ -142,12 +141,12 @@ def _make_pair(args: argparse.Namespace, source: Path, made: Made) -> None:
     made.notes.append(f"{target}: {count} labelled, {len(lines) - count} unlabelled{bare}, from {source} with seed {args.seed}")
 
 
-def _able(args: argparse.Namespace, entries: list[Entry], task: str) -> list[int]:
+def _able(args: argparse.Namespace, entries: list[Entry]) -> list[int]:
     """Which entries can be labelled: images with a mask, pairs whose label file is there (all pairs where no label is on this machine)."""
-    if task != "change":
+    if args.spec is None or args.spec.task != "change":
         return [i for i, entry in enumerate(entries) if entry.mask is not None]
     root = Path(args.data_root or f"data/{args.dataset}")
-    there = [i for i, entry in enumerate(entries) if (root / label_path(entry.image)).is_file()]
+    there = [i for i, entry in enumerate(entries) if (root / args.spec.files(entry)[1]).is_file()]
     return there or list(range(len(entries)))
 
 

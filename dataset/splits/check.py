@@ -7,7 +7,6 @@ from functools import cached_property
 from os.path import isfile, join, normpath
 from pathlib import Path
 
-from dataset.change import label_path
 from dataset.lists import Entry, missing_validation, read_list
 from dataset.look import Found, Job, class_of, illegal, inspect
 from dataset.spec import IGNORE, SPECS, DatasetSpec
@@ -62,10 +61,7 @@ def find_lists(spec: DatasetSpec, splits: Sequence[str], root: str, root_u: str 
 
 def open_list(spec: DatasetSpec, path: Path, role: str, root: str, pair: str) -> Checked:
     """A list that has not been checked yet."""
-    entries = read_list(path, spec.task)
-    if spec.task == "change" and role != "unlabeled":
-        entries = [Entry(entry.image, label_path(entry.image)) for entry in entries]
-    return Checked(path, role, root, entries, pair=pair)
+    return Checked(path, role, root, read_list(path, spec.task), pair=pair)
 
 
 def open_validation(spec: DatasetSpec, val: str | None, root: str) -> Checked:
@@ -99,7 +95,8 @@ def check(spec: DatasetSpec, lists: list[Checked], decode: bool = False) -> list
 
 
 def _job(spec: DatasetSpec, one: Checked, entry: Entry, decode: bool) -> Job:
-    return Job(one.root, entry.image, None if one.role == "unlabeled" else entry.mask, spec.task, decode)
+    images, mask = spec.files(entry)
+    return Job(one.root, images, None if one.role == "unlabeled" else mask, decode)
 
 
 def _add(one: Checked, spec: DatasetSpec, job: Job, found: Found) -> None:
@@ -224,8 +221,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
 
 def classes_in(spec: DatasetSpec | None, root: str, entries: list[Entry]) -> list[frozenset[int]]:
     """The classes in each mask; without a DatasetSpec every value but 255. Raises UserError at the first broken mask."""
-    task = spec.task if spec else "segmentation"
-    jobs = [Job(root, e.image, label_path(e.image) if task == "change" else e.mask, task) for e in entries]
+    jobs = [Job(root, *(spec.files(entry) if spec else ((entry.image,), entry.mask))) for entry in entries]
     classes = []
     for found in parallel(inspect, jobs, "read masks"):
         if found.problem:

@@ -151,7 +151,7 @@ def test_a_gif_is_no_mask(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 5], [5, 255]], np.uint8)).save(tmp_path / "x.gif")
     with pytest.raises(UserError, match=r"x\.gif: found a GIF, whose values are renumbered"):
         open_mask(get_spec("pascal"), str(tmp_path), "x.gif", (2, 2))
-    assert inspect(Job(str(tmp_path), "x.gif", "x.gif", "segmentation")).problem.endswith("expected PNG")
+    assert inspect(Job(str(tmp_path), ("x.gif",), "x.gif")).problem.endswith("expected PNG")
 
 
 @pytest.mark.parametrize("name", ["pascal", "levir"])
