@@ -1,0 +1,227 @@
+"""Encoder weights as other programs keep them: a layout is recognised by its names and converted, whole or not at all.
+
+A `Format` says under which names a program keeps each of our tensors. `unwrap` first takes off what is around the weights.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.backbone.dinov2 import DINOv2
+from model.backbone.dinov3 import DINOv3
+from model.backbone.dinov3_convnext import DINOv3ConvNeXt
+
+State = dict[str, Tensor]
+
+_WRAPPERS = ("state_dict", "teacher", "model_ema", "model", "student", "module")  # of several, the first
+_PREFIXES = ("module.", "teacher.", "student.", "model.", "_model.", "backbone.", "dinov2.", "dinov2_with_registers.")
+# what may stand beside a prefix: heads of another task, and the student of a teacher
+_OTHER_PARTS = re.compile(r"(dino_head|ibot_head|head|decode_head|classifier|student)\.")
+
+
+class OtherFormatError(Exception):
+    """The weights are not of this format and encoder; the message is the first difference, in their own names."""
+
+
+def unwrap(state: dict[str, Any]) -> State:
+    """The tensors of a checkpoint without wrappers such as `state_dict`, prefixes such as `module.`, and heads beside a prefix.
+
+    A teacher is preferred to its student. Names of blocks in chunks (`blocks.1.6.`) become plain (`blocks.6.`).
+    """
+    while not all(isinstance(value, Tensor) for value in state.values()):
+        inner = next((state[key] for key in _WRAPPERS if isinstance(state.get(key), dict)), None)
+        if inner is None:
+            raise OtherFormatError(f"it has no weights, only {', '.join(map(str, state))}")
+        state = inner
+    state = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
+    while prefix := next((prefix for prefix in _PREFIXES if _is_prefix(prefix, state)), None):
+        state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    return {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): value for name, value in state.items()}
+
+
+def _is_prefix(prefix: str, state: State) -> bool:
+    others = [name for name in state if not name.startswith(prefix)]
+    return len(others) < len(state) and all(_OTHER_PARTS.match(name) for name in others)
+
+
+@dataclass(frozen=True)
+class Format:
+    """title: whose names these are. rules: (pattern of our name, name there), of which the first that fits counts; `A + B` is A and
+    B one after the other, `0` zeros; a name without a rule is the same there. beside: tensors that a file may hold besides, which are
+    not loaded: by name, the value that they must have (None for any).
+    """
+
+    title: str
+    rules: tuple[tuple[str, str], ...] = ()
+    beside: Callable[[Any, State], dict[str, Tensor | None]] = lambda encoder, state: {}
+
+    def parts(self, name: str) -> list[str]:
+        """The names there of the tensors that make up our tensor `name`."""
+        for pattern, there in self.rules:
+            if found := re.fullmatch(pattern, name):
+                return found.expand(there).split(" + ")
+        return [name]
+
+    def likeness(self, encoder: nn.Module, state: State) -> int:
+        """How many names of the file this format knows."""
+        return len({part for name in encoder.state_dict() for part in self.parts(name)} & set(state))
+
+    def convert(self, encoder: nn.Module, state: State) -> State:
+        """The file's tensors under our names. Raises OtherFormatError unless every tensor of either side has its counterpart."""
+        converted: State = {}
+        used: set[str] = set()
+        for name, own in encoder.state_dict().items():
+            parts = self.parts(name)
+            used.update(parts)
+            converted[name] = _join(name, own, parts, state)
+        beside = self.beside(encoder, state)
+        for name in (name for name in state if name not in used):
+            if name not in beside:
+                raise OtherFormatError(f"{name!r} in it is unknown")
+            if not _agrees(state[name], beside[name]):
+                raise OtherFormatError(f"its {name!r} has not the values that it has in every such file")
+        return converted
+
+
+def _agrees(found: Tensor, constant: Tensor | None) -> bool:
+    """Whether a tensor that is not loaded has the value that it must have; of a tensor without data, the shape."""
+    if constant is None or found.is_meta:
+        return constant is None or found.shape == constant.shape
+    return found.shape == constant.shape and torch.allclose(found.float(), constant.float(), rtol=1e-5)
+
+
+def _join(name: str, own: Tensor, parts: list[str], state: State) -> Tensor:
+    """Our tensor `name`, shaped as `own`, from its parts: equal shares, or the class token's position and those of the patches."""
+    axis = 1 if name == "pos_embed" else 0
+    count = own.shape[axis]
+    sizes = [1, count - 1] if axis == 1 and len(parts) == 2 else [count // len(parts)] * len(parts)
+    tensors = []
+    for part, size in zip(parts, sizes, strict=True):
+        shape = [*own.shape[:axis], size, *own.shape[axis + 1 :]]
+        if part != "0" and part not in state:
+            raise OtherFormatError(f"it has no {part!r}")
+        tensor = own.new_zeros(shape) if part == "0" else state[part]
+        if [n for n in tensor.shape if n > 1] != [n for n in shape if n > 1]:  # (1, 1, C) for (1, C) is the same
+            raise OtherFormatError(f"its {part!r} is {tuple(tensor.shape)}, expected {tuple(shape)}")
+        tensors.append(tensor.reshape(shape))
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=axis)
+
+
+def _metas_vit(encoder: DINOv3, state: State) -> dict[str, Tensor | None]:
+    """Constants that DINOv3's files hold for each layer; a norm for local crops that only the pretraining of some has used."""
+    return {**encoder.constants(), **dict.fromkeys(encoder.unused)}
+
+
+def _metas_convnext(encoder: nn.Module, state: State) -> dict[str, Tensor | None]:
+    """The final norm stands in Meta's files under a second name."""
+    return {f"norms.3.{leaf}": state.get(f"norm.{leaf}") for leaf in ("weight", "bias")}
+
+
+def _hugging_face_dinov2(attention: str, project: str, swiglu: str, out: str) -> tuple[tuple[str, str], ...]:
+    """Rules of Transformers, whose version 5 calls the tensors of a block otherwise than the published files do."""
+    qkv = " + ".join(rf"encoder.layer.\1.attention.{part}.\2" for part in attention.split())
+    halves = " + ".join(rf"encoder.layer.\1.mlp.{part}.\2" for part in swiglu.split())
+    return (
+        (r"cls_token|mask_token|register_tokens", r"embeddings.\g<0>"),
+        (r"pos_embed", "embeddings.position_embeddings"),
+        (r"patch_embed\.proj\.(\w+)", r"embeddings.patch_embeddings.projection.\1"),
+        (r"blocks\.(\d+)\.attn\.qkv\.(\w+)", qkv),
+        (r"blocks\.(\d+)\.attn\.proj\.(\w+)", rf"encoder.layer.\1.attention.{project}.\2"),
+        (r"blocks\.(\d+)\.ls(\d)\.gamma", r"encoder.layer.\1.layer_scale\2.lambda1"),
+        (r"blocks\.(\d+)\.mlp\.w12\.(\w+)", halves),
+        (r"blocks\.(\d+)\.mlp\.w3\.(\w+)", rf"encoder.layer.\1.mlp.{out}.\2"),
+        (r"blocks\.(.+)", r"encoder.layer.\1"),
+        (r"norm\.(\w+)", r"layernorm.\1"),
+    )
+
+
+def _hugging_face_dinov3(start: str) -> tuple[tuple[str, str], ...]:
+    """The same of DINOv3; the names of its blocks begin with `start` (empty in the published files). Keys have no bias."""
+    layer = rf"{start}layer.\1."
+    return (
+        (r"cls_token|mask_token", r"embeddings.\g<0>"),
+        (r"storage_tokens", "embeddings.register_tokens"),
+        (r"patch_embed\.proj\.(\w+)", r"embeddings.patch_embeddings.\1"),
+        (r"blocks\.(\d+)\.attn\.qkv\.weight", " + ".join(f"{layer}attention.{part}_proj.weight" for part in "qkv")),
+        (r"blocks\.(\d+)\.attn\.qkv\.bias", f"{layer}attention.q_proj.bias + 0 + {layer}attention.v_proj.bias"),
+        (r"blocks\.(\d+)\.attn\.proj\.(\w+)", rf"{layer}attention.o_proj.\2"),
+        (r"blocks\.(\d+)\.ls(\d)\.gamma", rf"{layer}layer_scale\2.lambda1"),
+        (r"blocks\.(\d+)\.mlp\.w1\.(\w+)", rf"{layer}mlp.gate_proj.\2"),
+        (r"blocks\.(\d+)\.mlp\.(?:w2|fc1)\.(\w+)", rf"{layer}mlp.up_proj.\2"),
+        (r"blocks\.(\d+)\.mlp\.(?:w3|fc2)\.(\w+)", rf"{layer}mlp.down_proj.\2"),
+        (r"blocks\.(\d+)\.(.+)", rf"{layer}\2"),
+    )
+
+
+def _hugging_face_convnext(start: str) -> tuple[tuple[str, str], ...]:
+    layer = rf"{start}stages.\1.layers.\2."
+    return (
+        (r"downsample_layers\.(\d)\.(.+)", rf"{start}stages.\1.downsample_layers.\2"),
+        (r"stages\.(\d)\.(\d+)\.dwconv\.(\w+)", rf"{layer}depthwise_conv.\3"),
+        (r"stages\.(\d)\.(\d+)\.norm\.(\w+)", rf"{layer}layer_norm.\3"),
+        (r"stages\.(\d)\.(\d+)\.pwconv(.+)", rf"{layer}pointwise_conv\3"),
+        (r"stages\.(\d)\.(\d+)\.gamma", f"{layer}gamma"),
+        (r"norm\.(\w+)", r"layer_norm.\1"),
+    )
+
+
+_TIMM_VIT = (
+    (r"mask_token", "0"),
+    (r"register_tokens|storage_tokens", "reg_token"),
+    (r"blocks\.(\d+)\.mlp\.w12\.(\w+)", r"blocks.\1.mlp.fc1.\2"),
+    (r"blocks\.(\d+)\.mlp\.w1\.(\w+)", r"blocks.\1.mlp.fc1_g.\2"),
+    (r"blocks\.(\d+)\.mlp\.w2\.(\w+)", r"blocks.\1.mlp.fc1_x.\2"),
+    (r"blocks\.(\d+)\.mlp\.w3\.(\w+)", r"blocks.\1.mlp.fc2.\2"),
+)
+_TIMM_DINOV3 = (*_TIMM_VIT, (r"blocks\.(\d+)\.ls(\d)\.gamma", r"blocks.\1.gamma_\2"))
+_TIMM_CONVNEXT = (
+    (r"downsample_layers\.0\.(.+)", r"stem.\1"),
+    (r"downsample_layers\.(\d)\.(.+)", r"stages.\1.downsample.\2"),
+    (r"stages\.(\d)\.(\d+)\.dwconv\.(\w+)", r"stages.\1.blocks.\2.conv_dw.\3"),
+    (r"stages\.(\d)\.(\d+)\.pwconv(.+)", r"stages.\1.blocks.\2.mlp.fc\3"),
+    (r"stages\.(\d)\.(\d+)\.(.+)", r"stages.\1.blocks.\2.\3"),
+    (r"norm\.(\w+)", r"head.norm.\1"),
+)
+
+FORMATS: dict[type[nn.Module], tuple[Format, ...]] = {
+    DINOv2: (
+        Format("Meta's DINOv2"),
+        Format("Hugging Face's DINOv2", _hugging_face_dinov2(
+            "attention.query attention.key attention.value", "output.dense", "weights_in", "weights_out")),
+        Format("Transformers 5's DINOv2", _hugging_face_dinov2("q_proj k_proj v_proj", "o_proj", "gate_proj up_proj", "down_proj")),
+        Format("timm's DINOv2", _TIMM_VIT),
+        # its class token includes the position
+        Format("timm's DINOv2 with registers", ((r"pos_embed", "0 + pos_embed"), *_TIMM_VIT)),
+    ),
+    DINOv3: (
+        Format("Meta's DINOv3", beside=_metas_vit),
+        Format("Hugging Face's DINOv3", _hugging_face_dinov3("")),
+        Format("Transformers 5's DINOv3", _hugging_face_dinov3("model.")),
+        Format("timm's DINOv3 with biases (qkvb)", (
+            (r"blocks\.(\d+)\.attn\.qkv\.bias", r"blocks.\1.attn.q_bias + 0 + blocks.\1.attn.v_bias"), *_TIMM_DINOV3)),
+        Format("timm's DINOv3", ((r"blocks\.(\d+)\.attn\.qkv\.bias", "0"), *_TIMM_DINOV3)),
+    ),
+    DINOv3ConvNeXt: (
+        Format("Meta's DINOv3 ConvNeXt", beside=_metas_convnext),
+        Format("Hugging Face's DINOv3 ConvNeXt", _hugging_face_convnext("")),
+        Format("Transformers 5's DINOv3 ConvNeXt", _hugging_face_convnext("model.")),
+        Format("timm's ConvNeXt", _TIMM_CONVNEXT),
+    ),
+}  # fmt: skip
+
+
+def recognise(encoder: nn.Module, state: dict[str, Any]) -> tuple[Format, State]:
+    """The format of a checkpoint and its tensors under our names. Raises OtherFormatError: the nearest format and what differs first."""
+    weights = unwrap(state)
+    formats = sorted(FORMATS[type(encoder)], key=lambda known: known.likeness(encoder, weights), reverse=True)
+    differences = []
+    for known in formats:
+        try:
+            return known, known.convert(encoder, weights)
+        except OtherFormatError as error:
+            differences.append(error)
+    raise OtherFormatError(f"nearest are {formats[0].title} names, but {differences[0]}")
