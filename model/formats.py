@@ -67,8 +67,9 @@ class Format:
         return [name]
 
     def likeness(self, encoder: nn.Module, state: State) -> int:
-        """How many names of the file this format knows."""
-        return len({part for name in encoder.state_dict() for part in self.parts(name)} & set(state))
+        """How many of this format's names the file has, less those that it has not."""
+        names = {part for name in encoder.state_dict() for part in self.parts(name)} - {"0"}
+        return len(names & set(state)) - len(names - set(state))
 
     def convert(self, encoder: nn.Module, state: State) -> State:
         """The file's tensors under our names. Raises OtherFormatError unless every tensor of either side has its counterpart."""
@@ -224,4 +225,4 @@ def recognise(encoder: nn.Module, state: dict[str, Any]) -> tuple[Format, State]
             return known, known.convert(encoder, weights)
         except OtherFormatError as error:
             differences.append(error)
-    raise OtherFormatError(f"nearest are {formats[0].title} names, but {differences[0]}")
+    raise OtherFormatError(f"nearest format: {formats[0].title}, but {differences[0]}")
