@@ -31,13 +31,13 @@ class Encoder(nn.Module):
     draws = False
     checkpointing = False
 
-    def run(self, block: nn.Module, x: Tensor) -> Tensor:
-        """What a block makes of `x`. With `checkpointing`, a pass that gets gradients keeps `x` alone and computes the block again."""
+    def run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
+        """What a block makes of its inputs. With `checkpointing`, a pass that gets gradients keeps these alone and computes it again."""
         if not (self.checkpointing and torch.is_grad_enabled()):
-            return block(x)
+            return block(*inputs)
         layers = [layer for layer in block.modules() if isinstance(layer, _BatchNorm) and layer.training]
         contexts = (lambda: (nullcontext(), _statistics_kept(layers))) if layers else noop_context_fn
-        return checkpoint(block, x, use_reentrant=False, preserve_rng_state=self.draws, context_fn=contexts)
+        return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=self.draws, context_fn=contexts)
 
     def grid(self, img: Tensor) -> tuple[int, int]:
         """Rows and columns of `multiple` pixels in an image (B, 3, H, W). Raises ValueError where pixels would be left over."""

@@ -3,10 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 
 from model.backbone.dinov2 import DINOv2
+from model.backbone.dinov3 import DINOv3
+from model.backbone.dinov3_convnext import DINOv3ConvNeXt
 from model.encoder import Encoder
 from util.error import UserError
 
@@ -16,14 +19,19 @@ class EncoderSpec:
     """An encoder and the decoder widths that go with it.
 
     build: makes the encoder with random weights. fusion, widths: of the DPT decoder, channels inside it and of each map after its
-    1x1 convolution. file: name of the published weights file, empty where none was published.
+    1x1 convolution (empty: it has none). file: name of the published weights file, empty where none was published.
     """
 
     name: str
     build: Callable[[], Encoder]
     fusion: int
-    widths: tuple[int, int, int, int]
+    widths: tuple[int, ...]
     file: str = ""
+
+    @property
+    def license(self) -> str:
+        """Of the published weights."""
+        return {"dinov2": "Apache-2.0", "dinov3": "DINOv3 License"}[self.name.split("_")[0]] if self.file else "unknown"
 
     def facts(self) -> Encoder:
         """The encoder without memory for its weights: `multiple`, `channels`, `mean` and so on can be read from it."""
@@ -31,28 +39,65 @@ class EncoderSpec:
             return self.build()
 
 
-_DINOV2 = {
-    # not a published model: small enough to train from random weights on two CPU cores (demo, tests)
-    "tiny": EncoderSpec("dinov2_tiny", partial(DINOv2, 192, 4, 3, (0, 1, 2, 3)), 32, (24, 48, 96, 192)),
-    "small": EncoderSpec("dinov2_small", partial(DINOv2, 384, 12, 6, (2, 5, 8, 11)), 64, (48, 96, 192, 384), "dinov2_vits14_pretrain.pth"),
-    "base": EncoderSpec("dinov2_base", partial(DINOv2, 768, 12, 12, (2, 5, 8, 11)), 128, (96, 192, 384, 768), "dinov2_vitb14_pretrain.pth"),
-    "large": EncoderSpec(
-        "dinov2_large", partial(DINOv2, 1024, 24, 16, (4, 11, 17, 23)), 256, (256, 512, 1024, 1024), "dinov2_vitl14_pretrain.pth"
-    ),
-    "giant": EncoderSpec(
-        "dinov2_giant", partial(DINOv2, 1536, 40, 24, (9, 19, 29, 39), 4096), 384, (1536,) * 4, "dinov2_vitg14_pretrain.pth"
-    ),
+_SATELLITE = {"mean": (0.430, 0.411, 0.296), "std": (0.213, 0.156, 0.143)}  # of the SAT-493M images
+_UNUSED = ("local_cls_norm.weight", "local_cls_norm.bias")  # a norm that only the pretraining of some used
+_EVENLY = (2, 5, 8, 11)  # of twelve blocks
+_SMALL, _BASE, _LARGE = (64, (48, 96, 192, 384)), (128, (96, 192, 384, 768)), (256, (256, 512, 1024, 1024))  # decoders
+
+
+def _dinov2(size: str, file: str, decoder: tuple[int, tuple[int, ...]], *shape: Any) -> tuple[EncoderSpec, EncoderSpec]:
+    """Without and with registers."""
+    return (
+        EncoderSpec(f"dinov2_{size}", partial(DINOv2, *shape), *decoder, f"{file}_pretrain.pth"),
+        EncoderSpec(f"dinov2_{size}_reg", partial(DINOv2, *shape, registers=4), *decoder, f"{file}_reg4_pretrain.pth"),
+    )
+
+
+def _dinov3(name: str, file: str, decoder: tuple[int, tuple[int, ...]], *shape: Any, **more: Any) -> EncoderSpec:
+    return EncoderSpec(f"dinov3_{name}", partial(DINOv3, *shape, **more), *decoder, f"dinov3_{file}.pth")
+
+
+def _convnext(size: str, digest: str, fusion: int, depths: tuple[int, ...], widths: tuple[int, ...]) -> EncoderSpec:
+    file = f"dinov3_convnext_{size}_pretrain_lvd1689m-{digest}.pth"
+    return EncoderSpec(f"dinov3_convnext_{size}", partial(DINOv3ConvNeXt, widths, depths), fusion, (), file)
+
+
+_VITL = (1024, 24, 16, (4, 11, 17, 23))
+_VIT7B = (4096, 40, 32, (9, 19, 29, 39), 8192, False)
+ENCODERS: dict[str, EncoderSpec] = {
+    spec.name: spec
+    for spec in (
+        # not a published model: small enough to train from random weights on two CPU cores (demo, tests)
+        EncoderSpec("dinov2_tiny", partial(DINOv2, 192, 4, 3, (0, 1, 2, 3)), 32, (24, 48, 96, 192)),
+        *_dinov2("small", "dinov2_vits14", _SMALL, 384, 12, 6, _EVENLY),
+        *_dinov2("base", "dinov2_vitb14", _BASE, 768, 12, 12, _EVENLY),
+        *_dinov2("large", "dinov2_vitl14", _LARGE, *_VITL),
+        *_dinov2("giant", "dinov2_vitg14", (384, (1536,) * 4), 1536, 40, 24, (9, 19, 29, 39), 4096),
+        _dinov3("small", "vits16_pretrain_lvd1689m-08c60483", _SMALL, 384, 12, 6, _EVENLY),
+        _dinov3("small_plus", "vits16plus_pretrain_lvd1689m-4057cbaa", _SMALL, 384, 12, 6, _EVENLY, 1536),
+        _dinov3("base", "vitb16_pretrain_lvd1689m-73cec8be", _BASE, 768, 12, 12, _EVENLY),
+        _dinov3("large", "vitl16_pretrain_lvd1689m-8aa4cbdd", _LARGE, *_VITL),
+        _dinov3("large_sat", "vitl16_pretrain_sat493m-eadcf0ff", _LARGE, *_VITL, **_SATELLITE, unused=_UNUSED),
+        _dinov3("huge_plus", "vith16plus_pretrain_lvd1689m-7c1da9a5", (384, (1280,) * 4), 1280, 32, 20, (7, 15, 23, 31), 5120),
+        _dinov3("7b", "vit7b16_pretrain_lvd1689m-a955f4ea", (512, (2048,) * 4), *_VIT7B, unused=_UNUSED),
+        _dinov3("7b_sat", "vit7b16_pretrain_sat493m-a6675841", (512, (2048,) * 4), *_VIT7B, **_SATELLITE, unused=_UNUSED),
+        _convnext("tiny", "21b726bb", 64, (3, 3, 9, 3), (96, 192, 384, 768)),
+        _convnext("small", "296db49d", 64, (3, 3, 27, 3), (96, 192, 384, 768)),
+        _convnext("base", "801f2ba9", 128, (3, 3, 27, 3), (128, 256, 512, 1024)),
+        _convnext("large", "61fa432d", 256, (3, 3, 27, 3), (192, 384, 768, 1536)),
+    )
 }
-ENCODERS: dict[str, EncoderSpec] = {spec.name: spec for spec in _DINOV2.values()}
+_FAMILIES = ("dinov3_convnext", "dinov3", "dinov2")
 
 
 def get_encoder(name: str) -> EncoderSpec:
     """The EncoderSpec of a `backbone` value; of other weights, as `dinov2_mine_small`, the last part says the size. Raises UserError."""
     if name in ENCODERS:
         return ENCODERS[name]
-    size = name.rsplit("_", 1)[-1]
-    if name.startswith("dinov2_") and size in _DINOV2:
-        return replace(_DINOV2[size], name=name, file="")
+    family = next((family for family in _FAMILIES if name.startswith(f"{family}_")), "")
+    sizes = [spec for spec in ENCODERS.values() if spec.name.startswith(f"{family}_") and name.endswith(spec.name.removeprefix(family))]
+    if family and sizes:
+        return replace(max(sizes, key=lambda spec: len(spec.name)), name=name, file="")  # the longest: `small_reg`, `small_plus`
     raise UserError(f"backbone: found {name!r}, expected one of {', '.join(ENCODERS)}; correct `backbone` in the config")
 
 

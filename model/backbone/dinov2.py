@@ -97,17 +97,24 @@ class DINOv2(Encoder):
     """The encoder: four maps of the patches' grid, after the blocks `out_indices` (0-based) and the last norm.
 
     swiglu_hidden: hidden width of a SwiGLU feed-forward, 0 for the MLP of four times the width.
+    registers: tokens after the class token, without a position. The checkpoints that have them resize positions with antialiasing, to
+    the grid's exact size.
     """
 
     multiple = PATCH
 
-    def __init__(self, width: int, depth: int, heads: int, out_indices: tuple[int, ...], swiglu_hidden: int = 0) -> None:
+    def __init__(
+        self, width: int, depth: int, heads: int, out_indices: tuple[int, ...], swiglu_hidden: int = 0, *, registers: int = 0
+    ) -> None:
         super().__init__()
         self.out_indices = out_indices
         self.channels = (width,) * len(out_indices)
         self.strides = (PATCH,) * len(out_indices)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + GRID * GRID, width))
+        if registers:
+            self.register_tokens = nn.Parameter(torch.zeros(1, registers, width))
+        self.registers = registers
         # only in the checkpoints, never used: frozen, so that DDP needs no search for unused parameters
         self.mask_token = nn.Parameter(torch.zeros(1, width), requires_grad=False)
         self.patch_embed = PatchEmbed(width)
@@ -116,11 +123,15 @@ class DINOv2(Encoder):
         self.apply(_init_linear)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.normal_(self.cls_token, std=1e-6)
+        if registers:
+            nn.init.normal_(self.register_tokens, std=1e-6)
 
     def position(self, rows: int, cols: int) -> Tensor:
         """Position embedding of a grid, (1, 1 + rows * cols, width): the class token's entry, then the resized 37 x 37 part."""
         if rows == cols == GRID:
             return self.pos_embed
+        if self.registers:
+            return self._position_antialiased(rows, cols)
         cls_pos, patch_pos = self.pos_embed.float().split([1, GRID * GRID], dim=1)
         patch_pos = patch_pos.reshape(1, GRID, GRID, -1).permute(0, 3, 1, 2)
         # The checkpoints were trained with these factors, 0.1 included, as the interpolation's own coordinates.
@@ -132,26 +143,48 @@ class DINOv2(Encoder):
         rows, cols = self.grid(img)
         x = self.patch_embed(img)
         x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + self.position(rows, cols)
+        if self.registers:
+            x = torch.cat((x[:, :1], self.register_tokens.expand(x.shape[0], -1, -1), x[:, 1:]), dim=1)
         maps = []
         for i, block in enumerate(self.blocks):
             x = self.run(block, x)
             if i in self.out_indices:
                 # a view whose channels lie last in memory; not unflatten, which would make rows and columns constants of an ONNX graph
-                maps.append(self.norm(x)[:, 1:].transpose(1, 2).reshape(img.shape[0], -1, rows, cols))
+                maps.append(self.norm(x)[:, 1 + self.registers :].transpose(1, 2).reshape(img.shape[0], -1, rows, cols))
         return maps
 
     def make_traceable_(self) -> None:
-        self.position = self._position_by_matrices  # type: ignore[method-assign]
+        self.position = self._position_antialiased if self.registers else self._position_by_matrices  # type: ignore[method-assign]
 
     def _position_by_matrices(self, rows: int, cols: int) -> Tensor:
         """`position` as matrix products, up to rounding: ONNX has no interpolation whose scale depends on the input's size."""
-        pos = self.pos_embed
-        counts = [torch.ones(count, device=pos.device).sum() for count in (rows, cols)]
+        device = self.pos_embed.device
+        counts = [torch.ones(count, device=device).sum() for count in (rows, cols)]
         native = (counts[0] == GRID) & (counts[1] == GRID)  # used as it is: a factor of 1 gives the identity
         factors = [torch.where(native, count, count + 0.1) / GRID for count in counts]
-        y, x = (_cubic_matrix(count, factor, pos.device) for count, factor in zip((rows, cols), factors, strict=True))
-        resized = torch.einsum("yi,ijc,xj->yxc", y, pos[0, 1:].reshape(GRID, GRID, -1), x)
-        return torch.cat((pos[:, :1], resized.flatten(0, 1)[None]), dim=1)
+        return self._resized(*(_cubic_matrix(count, factor, device) for count, factor in zip((rows, cols), factors, strict=True)))
+
+    def _position_antialiased(self, rows: int, cols: int) -> Tensor:
+        """The positions of a grid where there are registers. For 37 x 37 too they are matrix products, with the identity."""
+        return self._resized(*(_antialiased_matrix(count, self.pos_embed.device) for count in (rows, cols)))
+
+    def _resized(self, vertical: Tensor, horizontal: Tensor) -> Tensor:
+        """Positions whose grid is resized by matrices (rows, GRID) and (cols, GRID), in float32."""
+        pos = self.pos_embed.float()
+        with torch.autocast(pos.device.type, enabled=False):
+            grid = torch.einsum("yi,ijc,xj->yxc", vertical, pos[0, 1:].reshape(GRID, GRID, -1), horizontal)
+        return torch.cat((pos[:, :1], grid.flatten(0, 1)[None]), dim=1).to(self.pos_embed.dtype)
+
+
+def _antialiased_matrix(count: int, device: torch.device) -> Tensor:
+    """Bicubic resizing (a = -0.5) of GRID values to `count`, averaged over what an output covers, as a matrix (count, GRID)."""
+    scale = GRID / torch.ones(count, device=device).sum()
+    centre = (torch.arange(count, device=device) + 0.5) * scale
+    distance = (centre[:, None] - torch.arange(GRID, device=device) - 0.5).abs() / scale.clamp(min=1)
+    near = 1.5 * distance**3 - 2.5 * distance**2 + 1
+    far = -0.5 * distance**3 + 2.5 * distance**2 - 4 * distance + 2
+    weight = torch.where(distance <= 1, near, torch.where(distance < 2, far, torch.zeros_like(far)))
+    return weight / weight.sum(dim=1, keepdim=True)
 
 
 def _cubic_matrix(count: int, factor: Tensor, device: torch.device) -> Tensor:

@@ -1,42 +1,18 @@
 """DINOv3 vision transformer with patch size 16 (METHOD.md 1.5). Parameter names are those of the published weights."""
 
 import math
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from model.backbone.dinov2 import LayerScale, Mlp, attend
+from model.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder
 
 PATCH = 16
 STORAGE = 4  # storage tokens, which others call registers
 BASE = 100.0  # of the rotary periods
 LAYER_SCALE = 1e-5  # initial value
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation of the images that the LVD-1689M weights are for
-SATELLITE = (0.430, 0.411, 0.296), (0.213, 0.156, 0.143)  # of the SAT-493M weights
-
-
-@dataclass(frozen=True)
-class DINOv3Spec:
-    """Shape of a DINOv3 vision transformer; the fields that `EncoderSpec` has too mean the same.
-
-    normalise: mean and deviation of its images. unused: tensors of the published file that no forward pass reads.
-    """
-
-    name: str
-    width: int
-    depth: int
-    heads: int
-    taps: tuple[int, int, int, int]
-    fusion: int
-    projections: tuple[int, int, int, int]
-    swiglu_hidden: int = 0
-    qkv_bias: bool = True
-    unused: tuple[str, ...] = ()
-    normalise: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
-    file: str = ""
 
 
 def periods(count: int, device: torch.device | None = None) -> Tensor:
@@ -60,7 +36,7 @@ def rotary(rows: int, cols: int, head: int, device: torch.device | None = None) 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turns the patch tokens of queries or keys (B, heads, tokens, D), in float32; the tokens before them have no position."""
-    prefix, patches = x[:, :, : -len(cos)], x[:, :, -len(cos) :].float()
+    prefix, patches = x[:, :, : 1 + STORAGE], x[:, :, 1 + STORAGE :].float()
     first, second = patches.chunk(2, dim=-1)
     turned = patches * cos + torch.cat((-second, first), dim=-1) * sin
     return torch.cat((prefix, turned.to(x.dtype)), dim=2)
@@ -75,11 +51,11 @@ class MaskedQkv(nn.Linear):
 
 
 class Attention(nn.Module):
-    def __init__(self, spec: DINOv3Spec) -> None:
+    def __init__(self, width: int, heads: int, qkv_bias: bool) -> None:
         super().__init__()
-        self.heads = spec.heads
-        self.qkv = MaskedQkv(spec.width, 3 * spec.width) if spec.qkv_bias else nn.Linear(spec.width, 3 * spec.width, bias=False)
-        self.proj = nn.Linear(spec.width, spec.width)
+        self.heads = heads
+        self.qkv = MaskedQkv(width, 3 * width) if qkv_bias else nn.Linear(width, 3 * width, bias=False)
+        self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         batch, tokens, width = x.shape
@@ -100,14 +76,14 @@ class SwiGlu(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, spec: DINOv3Spec) -> None:
+    def __init__(self, width: int, heads: int, swiglu_hidden: int, qkv_bias: bool) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(spec.width, eps=1e-5)
-        self.attn = Attention(spec)
-        self.ls1 = LayerScale(spec.width)
-        self.norm2 = nn.LayerNorm(spec.width, eps=1e-5)
-        self.mlp = SwiGlu(spec.width, spec.swiglu_hidden) if spec.swiglu_hidden else Mlp(spec.width)
-        self.ls2 = LayerScale(spec.width)
+        self.norm1 = nn.LayerNorm(width, eps=1e-5)
+        self.attn = Attention(width, heads, qkv_bias)
+        self.ls1 = LayerScale(width)
+        self.norm2 = nn.LayerNorm(width, eps=1e-5)
+        self.mlp = SwiGlu(width, swiglu_hidden) if swiglu_hidden else Mlp(width)
+        self.ls2 = LayerScale(width)
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x = x + self.ls1(self.attn(self.norm1(x), cos, sin))
@@ -123,30 +99,41 @@ class PatchEmbed(nn.Module):
         return self.proj(img).flatten(2).transpose(1, 2)  # (B, N, width), patches row by row
 
 
-class DINOv3(nn.Module):
-    """The encoder. forward: (B, 3, H, W) float, H and W multiples of 16 -> four maps (B, width, H / 16, W / 16).
+class DINOv3(Encoder):
+    """The encoder: four maps of the patches' grid, after the blocks `out_indices` (0-based) and the last norm.
 
-    checkpointing: a pass that gets gradients keeps only the input of each block and computes the block again for its gradient.
+    swiglu_hidden: hidden width of a SwiGLU feed-forward, 0 for the MLP of four times the width.
+    unused: tensors of the published file that no forward pass reads, and that the encoder does not have.
     """
 
     multiple = PATCH
 
-    def __init__(self, spec: DINOv3Spec) -> None:
+    def __init__(
+        self,
+        width: int,
+        depth: int,
+        heads: int,
+        out_indices: tuple[int, ...],
+        swiglu_hidden: int = 0,
+        qkv_bias: bool = True,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+        unused: tuple[str, ...] = (),
+    ) -> None:
         super().__init__()
-        self.taps = spec.taps
-        self.channels = (spec.width,) * 4
-        self.strides = (PATCH,) * 4
-        self.mean, self.std = spec.normalise
-        self.unused = spec.unused
-        self.head_width = spec.width // spec.heads
-        self.checkpointing = False
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, spec.width))
-        self.storage_tokens = nn.Parameter(torch.zeros(1, STORAGE, spec.width))
+        self.out_indices = out_indices
+        self.channels = (width,) * len(out_indices)
+        self.strides = (PATCH,) * len(out_indices)
+        self.mean, self.std = mean, std
+        self.unused = unused
+        self.head_width = width // heads
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.storage_tokens = nn.Parameter(torch.zeros(1, STORAGE, width))
         # only in the checkpoints, never used: frozen, so that DDP needs no search for unused parameters
-        self.mask_token = nn.Parameter(torch.zeros(1, spec.width), requires_grad=False)
-        self.patch_embed = PatchEmbed(spec.width)
-        self.blocks = nn.ModuleList(Block(spec) for _ in range(spec.depth))
-        self.norm = nn.LayerNorm(spec.width, eps=1e-5)
+        self.mask_token = nn.Parameter(torch.zeros(1, width), requires_grad=False)
+        self.patch_embed = PatchEmbed(width)
+        self.blocks = nn.ModuleList(Block(width, heads, swiglu_hidden, qkv_bias) for _ in range(depth))
+        self.norm = nn.LayerNorm(width, eps=1e-5)
         self.apply(_init)
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.storage_tokens, std=0.02)
@@ -161,18 +148,16 @@ class DINOv3(nn.Module):
         return {"rope_embed.periods": periods(self.head_width // 4), **masks}
 
     def forward(self, img: Tensor) -> list[Tensor]:
-        rows, cols = img.shape[-2] // PATCH, img.shape[-1] // PATCH
+        rows, cols = self.grid(img)
         x = self.patch_embed(img)
-        x = torch.cat((self.cls_token.expand(len(x), -1, -1), self.storage_tokens.expand(len(x), -1, -1), x), dim=1)
+        x = torch.cat((self.cls_token.expand(x.shape[0], -1, -1), self.storage_tokens.expand(x.shape[0], -1, -1), x), dim=1)
         cos, sin = rotary(rows, cols, self.head_width, img.device)
         maps = []
         for i, block in enumerate(self.blocks):
-            if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, cos, sin, use_reentrant=False, preserve_rng_state=False)  # blocks draw nothing
-            else:
-                x = block(x, cos, sin)
-            if i in self.taps:
-                maps.append(self.norm(x)[:, 1 + STORAGE :].transpose(1, 2).unflatten(2, (rows, cols)))
+            x = self.run(block, x, cos, sin)
+            if i in self.out_indices:
+                # a view whose channels lie last in memory; not unflatten, which would make rows and columns constants of an ONNX graph
+                maps.append(self.norm(x)[:, 1 + STORAGE :].transpose(1, 2).reshape(img.shape[0], -1, rows, cols))
         return maps
 
 

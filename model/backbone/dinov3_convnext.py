@@ -1,26 +1,15 @@
 """DINOv3 ConvNeXt (METHOD.md 1.5): four maps at strides 4, 8, 16 and 32. Parameter names are those of the published weights."""
 
-from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from model.backbone.dinov3 import IMAGENET
+from model.encoder import Encoder
 
 EPS = 1e-6  # of every LayerNorm
 LAYER_SCALE = 1e-6  # initial value of gamma
-
-
-@dataclass(frozen=True)
-class DINOv3ConvNeXtSpec:
-    name: str
-    widths: tuple[int, int, int, int]
-    depths: tuple[int, int, int, int]
-    fusion: int
-    normalise: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET
-    file: str = ""
 
 
 class ChannelNorm(nn.LayerNorm):
@@ -47,45 +36,38 @@ class Block(nn.Module):
         return x + branch.permute(0, 3, 1, 2)
 
 
-class DINOv3ConvNeXt(nn.Module):
-    """The encoder. forward: (B, 3, H, W) float, H and W multiples of 32 -> maps (B, widths[i], H / s, W / s), s = 4, 8, 16, 32.
+class DINOv3ConvNeXt(Encoder):
+    """The encoder: a map of each stage; only the last passes the final norm.
 
-    Only the last map passes the final norm. checkpointing: as in `DINOv3`.
+    widths, depths: channels and number of blocks of each stage.
     """
 
     multiple = 32
     strides = (4, 8, 16, 32)
 
-    def __init__(self, spec: DINOv3ConvNeXtSpec) -> None:
+    def __init__(self, widths: tuple[int, ...], depths: tuple[int, ...]) -> None:
         super().__init__()
-        self.channels = spec.widths
-        self.mean, self.std = spec.normalise
-        self.checkpointing = False
-        stem = nn.Sequential(nn.Conv2d(3, spec.widths[0], 4, 4), ChannelNorm(spec.widths[0], eps=EPS))
-        halve = [
-            nn.Sequential(ChannelNorm(fine, eps=EPS), nn.Conv2d(fine, coarse, 2, 2))
-            for fine, coarse in zip(spec.widths, spec.widths[1:], strict=False)
-        ]
-        self.downsample_layers = nn.ModuleList((stem, *halve))
-        stages = (nn.Sequential(*(Block(width) for _ in range(depth))) for width, depth in zip(spec.widths, spec.depths, strict=True))
+        self.channels = widths
+        downsample = [nn.Sequential(nn.Conv2d(3, widths[0], 4, 4), ChannelNorm(widths[0], eps=EPS))]
+        for fine, coarse in pairwise(widths):
+            downsample.append(nn.Sequential(ChannelNorm(fine, eps=EPS), nn.Conv2d(fine, coarse, 2, 2)))
+        self.downsample_layers = nn.ModuleList(downsample)
+        stages = (nn.Sequential(*(Block(width) for _ in range(depth))) for width, depth in zip(widths, depths, strict=True))
         self.stages = nn.ModuleList(stages)
-        self.norm = ChannelNorm(spec.widths[-1], eps=EPS)
+        self.norm = ChannelNorm(widths[-1], eps=EPS)
         self.apply(_init)
 
     @property
-    def blocks(self) -> list[nn.Module]:
-        """All blocks, from the finest stage to the coarsest."""
-        return [block for stage in self.stages for block in stage.children()]
+    def blocks(self) -> nn.ModuleList:  # type: ignore[override]
+        return nn.ModuleList(block for stage in self.stages for block in stage.children())
 
     def forward(self, img: Tensor) -> list[Tensor]:
+        self.grid(img)  # raises where a side does not fit
         x, maps = img, []
         for downsample, stage in zip(self.downsample_layers, self.stages, strict=True):
             x = downsample(x)
             for block in stage.children():
-                if self.checkpointing and torch.is_grad_enabled():
-                    x = checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)  # blocks draw nothing
-                else:
-                    x = block(x)
+                x = self.run(block, x)
             maps.append(x)
         maps[-1] = self.norm(x)
         return maps

@@ -63,31 +63,40 @@ class Scratch(nn.Module):
 
 
 class DPTHead(nn.Module):
-    """forward: four maps (B, C, h, w) of one grid -> logits (B, K, 8 h, 8 w).
+    """forward: four maps -> logits (B, K, h, w). Maps of one grid become four resolutions first, and h is 8 times the grid's rows;
+    maps that halve from one to the next go straight into the fusion, and h is twice the rows of the finest.
 
-    widths: channels of each map after its 1x1 convolution. fusion: channels inside the decoder.
+    widths: channels of each map after a 1x1 convolution, empty for none. fusion: channels inside the decoder.
     """
 
-    def __init__(self, channels: tuple[int, ...], widths: tuple[int, ...], fusion: int, nclass: int) -> None:
+    def __init__(self, backbone: Encoder, widths: tuple[int, ...], fusion: int, nclass: int) -> None:
         super().__init__()
-        self.projects = nn.ModuleList(nn.Conv2d(own, width, 1) for own, width in zip(channels, widths, strict=True))
-        self.resize_layers = nn.ModuleList(
-            [
-                nn.ConvTranspose2d(widths[0], widths[0], 4, 4),
-                nn.ConvTranspose2d(widths[1], widths[1], 2, 2),
-                nn.Identity(),
-                nn.Conv2d(widths[3], widths[3], 3, 2, padding=1),
-            ]
-        )
-        self.scratch = Scratch(widths, fusion, nclass)
+        out = widths or backbone.channels
+        project = [nn.Conv2d(own, width, 1) for own, width in zip(backbone.channels, widths, strict=True)] if widths else []
+        resize = _reassembling(out) if len(set(backbone.strides)) == 1 else []
+        self.projects = nn.ModuleList(project)
+        self.resize_layers = nn.ModuleList(resize)
+        self.scratch = Scratch(out, fusion, nclass)
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        return self.scratch([resize(project(x)) for x, project, resize in zip(maps, self.projects, self.resize_layers, strict=True)])
+        for layers in (self.projects, self.resize_layers):
+            maps = [layer(x) for layer, x in zip(layers, maps, strict=True)] if layers else maps
+        return self.scratch(maps)
+
+
+def _reassembling(widths: tuple[int, ...]) -> list[nn.Module]:
+    """4, 2, 1 and 1/2 times the resolution of a plain vision transformer's maps."""
+    return [
+        nn.ConvTranspose2d(widths[0], widths[0], 4, 4),
+        nn.ConvTranspose2d(widths[1], widths[1], 2, 2),
+        nn.Identity(),
+        nn.Conv2d(widths[3], widths[3], 3, 2, padding=1),
+    ]
 
 
 def build_dpt(backbone: Encoder, widths: tuple[int, ...], fusion: int, nclass: int, bitemporal: bool) -> Segmenter:
     """An encoder with a DPT decoder, which starts from PyTorch's default initialisation."""
-    head = DPTHead(backbone.channels, widths, fusion, nclass)
+    head = DPTHead(backbone, widths, fusion, nclass)
     # a plain vision transformer's maps lie channels last: convolutions that do too need not turn them round
     layout: Any = {"memory_format": torch.channels_last}  # Any: not every PyTorch's type hints have this argument
     return Segmenter(backbone, head.to(**layout), "head.scratch.output_conv.2", bitemporal)

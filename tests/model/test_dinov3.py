@@ -1,25 +1,29 @@
 """The DINOv3 encoders against a second writing in float64, and what is particular about them (METHOD.md 1.5)."""
 
 import math
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from model.backbone.dinov3 import DINOv3, DINOv3Spec, periods, rotary, rotate
-from model.backbone.dinov3_convnext import DINOv3ConvNeXt, DINOv3ConvNeXtSpec
+from model.backbone.dinov3 import DINOv3, periods, rotary, rotate
+from model.backbone.dinov3_convnext import DINOv3ConvNeXt
+from model.encoder import Encoder
 
 VITS = {
-    "mlp": DINOv3Spec("dinov3_x", 64, 5, 2, (0, 1, 3, 4), 8, (8,) * 4),
-    "swiglu": DINOv3Spec("dinov3_x", 64, 4, 2, (0, 1, 2, 3), 8, (8,) * 4, swiglu_hidden=100),
-    "no bias": DINOv3Spec("dinov3_x", 64, 4, 1, (0, 1, 2, 3), 8, (8,) * 4, swiglu_hidden=96, qkv_bias=False),
+    "mlp": partial(DINOv3, 64, 5, 2, (0, 1, 3, 4)),
+    "swiglu": partial(DINOv3, 64, 4, 2, (0, 1, 2, 3), 100),
+    "no bias": partial(DINOv3, 64, 4, 1, (0, 1, 2, 3), 96, False),
 }
-CONVNEXT = DINOv3ConvNeXtSpec("dinov3_convnext_x", (8, 16, 24, 32), (1, 2, 2, 1), 8)
+DEPTHS = (1, 2, 2, 1)
+CONVNEXT = partial(DINOv3ConvNeXt, (8, 16, 24, 32), DEPTHS)
 SIZES = [(64, 64), (96, 160), (160, 32)]
 
 
-def random_(encoder: nn.Module) -> nn.Module:
+def random_(encoder: Encoder) -> Encoder:
     """Gives every parameter a random value of sensible size, so that none is hidden behind a zero or a one."""
     generator = torch.Generator().manual_seed(7)
     for name, parameter in encoder.named_parameters():
@@ -67,7 +71,7 @@ def attention(x: Tensor, w: dict[str, Tensor], heads: int, rows: int, cols: int)
     return linear(torch.cat(out, dim=1), w, "proj")
 
 
-def vit(state: dict[str, Tensor], spec: DINOv3Spec, img: Tensor) -> list[Tensor]:
+def vit(state: dict[str, Tensor], img: Tensor, heads: int, out_indices: tuple[int, ...]) -> list[Tensor]:
     """The maps (width, rows, cols) of one image (3, H, W)."""
     w = {name: value.double() for name, value in state.items()}
     rows, cols = img.shape[1] // 16, img.shape[2] // 16
@@ -75,22 +79,22 @@ def vit(state: dict[str, Tensor], spec: DINOv3Spec, img: Tensor) -> list[Tensor]
     x = patches @ w["patch_embed.proj.weight"].flatten(1).T + w["patch_embed.proj.bias"]
     x = torch.cat((w["cls_token"][0], w["storage_tokens"][0], x))
     maps = []
-    for i in range(spec.depth):
+    for i in range(1 + out_indices[-1]):
         b = {name.removeprefix(f"blocks.{i}."): value for name, value in w.items() if name.startswith(f"blocks.{i}.")}
         attn = {name.removeprefix("attn."): value for name, value in b.items() if name.startswith("attn.")}
-        x = x + b["ls1.gamma"] * attention(norm(x, b, "norm1", 1e-5), attn, spec.heads, rows, cols)
+        x = x + b["ls1.gamma"] * attention(norm(x, b, "norm1", 1e-5), attn, heads, rows, cols)
         h = norm(x, b, "norm2", 1e-5)
-        if spec.swiglu_hidden:
+        if "mlp.w1.weight" in b:
             h = linear(F.silu(linear(h, b, "mlp.w1")) * linear(h, b, "mlp.w2"), b, "mlp.w3")
         else:
             h = linear(F.gelu(linear(h, b, "mlp.fc1")), b, "mlp.fc2")
         x = x + b["ls2.gamma"] * h
-        if i in spec.taps:
+        if i in out_indices:
             maps.append(norm(x, w, "norm", 1e-5)[5:].T.reshape(-1, rows, cols))
     return maps
 
 
-def convnext(state: dict[str, Tensor], spec: DINOv3ConvNeXtSpec, img: Tensor) -> list[Tensor]:
+def convnext(state: dict[str, Tensor], img: Tensor) -> list[Tensor]:
     """The maps (1, width, H, W) of images (1, 3, H, W); channels are the last dimension between convolutions."""
     w = {name: value.double() for name, value in state.items()}
 
@@ -99,7 +103,7 @@ def convnext(state: dict[str, Tensor], spec: DINOv3ConvNeXtSpec, img: Tensor) ->
         return x.movedim(1, -1)
 
     x, maps = img.double().movedim(1, -1), []
-    for stage, depth in enumerate(spec.depths):
+    for stage, depth in enumerate(DEPTHS):
         if stage == 0:
             x = norm(conv(x, "downsample_layers.0.0", stride=4), w, "downsample_layers.0.1", 1e-6)
         else:
@@ -121,9 +125,8 @@ def distance(found: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("kind", VITS)
 @torch.no_grad()
 def test_vision_transformer(kind: str, size: tuple[int, int]) -> None:
-    spec = VITS[kind]
-    encoder, img = random_(DINOv3(spec)), image(*size)
-    expected = [vit(encoder.state_dict(), spec, one) for one in img]
+    encoder, img = random_(VITS[kind]()), image(*size)
+    expected = [vit(encoder.state_dict(), one, *VITS[kind].args[2:4]) for one in img]
     for x, *ones in zip(encoder(img), *expected, strict=True):
         assert distance(x, torch.stack(ones)) < 1e-6
 
@@ -131,11 +134,9 @@ def test_vision_transformer(kind: str, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("size", SIZES)
 @torch.no_grad()
 def test_convnext(size: tuple[int, int]) -> None:
-    encoder, img = random_(DINOv3ConvNeXt(CONVNEXT)), image(*size)
+    encoder, img = random_(CONVNEXT()), image(*size)
     maps = encoder(img)
-    for x, expected, stride, channels in zip(
-        maps, convnext(encoder.state_dict(), CONVNEXT, img), (4, 8, 16, 32), CONVNEXT.widths, strict=True
-    ):
+    for x, expected, stride, channels in zip(maps, convnext(encoder.state_dict(), img), (4, 8, 16, 32), encoder.channels, strict=True):
         assert x.shape == (2, channels, size[0] // stride, size[1] // stride)
         assert distance(x, expected) < 1e-6
 
@@ -145,11 +146,11 @@ def test_periods() -> None:
     assert float(periods(16)[-1]) == pytest.approx(74.989, abs=1e-3)
 
 
-@pytest.mark.parametrize("encoder", [DINOv3(VITS["mlp"]), DINOv3ConvNeXt(CONVNEXT)], ids=["vit", "convnext"])
-def test_training_mode_draws_nothing_and_checkpointing_changes_no_gradient(encoder: nn.Module) -> None:
+@pytest.mark.parametrize("encoder", [VITS["mlp"](), CONVNEXT()], ids=["vit", "convnext"])
+def test_training_mode_draws_nothing_and_checkpointing_changes_no_gradient(encoder: Encoder) -> None:
     img = image(64, 96)
     expected = random_(encoder)(img)
-    gradients = []
+    gradients: list[list[Any]] = []
     for checkpointing in (False, True):
         encoder.train().zero_grad()
         encoder.checkpointing = checkpointing
@@ -163,10 +164,11 @@ def test_training_mode_draws_nothing_and_checkpointing_changes_no_gradient(encod
 
 @torch.no_grad()
 def test_the_bias_of_keys_counts_as_zero() -> None:
-    encoder, img = random_(DINOv3(VITS["mlp"])), image(64, 64)
+    encoder, img = random_(VITS["mlp"]()), image(64, 64)
     before = encoder(img)
-    for block in encoder.blocks:
-        block.attn.qkv.bias[64:128] += 1
+    for name, parameter in encoder.named_parameters():
+        if name.endswith("qkv.bias"):
+            parameter[64:128] += 1
     assert all(torch.equal(x, y) for x, y in zip(encoder(img), before, strict=True))
 
 
