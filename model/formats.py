@@ -52,12 +52,13 @@ def _is_prefix(prefix: str, state: State) -> bool:
 class Format:
     """title: whose names these are. rules: (pattern of our name, name there), of which the first that fits counts; `A + B` is A and
     B one after the other, `0` zeros; a name without a rule is the same there. beside: tensors that a file may hold besides, which are
-    not loaded: by name, the value that they must have (None for any).
+    not loaded: by name, the value that they must have (None for any). needs: a tensor of ours without which it is another format.
     """
 
     title: str
     rules: tuple[tuple[str, str], ...] = ()
     beside: Callable[[Any, State], dict[str, Tensor | None]] = lambda encoder, state: {}
+    needs: str = ""
 
     def parts(self, name: str) -> list[str]:
         """The names there of the tensors that make up our tensor `name`."""
@@ -194,9 +195,9 @@ FORMATS: dict[type[nn.Module], tuple[Format, ...]] = {
         Format("Hugging Face's DINOv2", _hugging_face_dinov2(
             "attention.query attention.key attention.value", "output.dense", "weights_in", "weights_out")),
         Format("Transformers 5's DINOv2", _hugging_face_dinov2("q_proj k_proj v_proj", "o_proj", "gate_proj up_proj", "down_proj")),
-        Format("timm's DINOv2", _TIMM_VIT),
         # its class token includes the position
-        Format("timm's DINOv2 with registers", ((r"pos_embed", "0 + pos_embed"), *_TIMM_VIT)),
+        Format("timm's DINOv2 with registers", ((r"pos_embed", "0 + pos_embed"), *_TIMM_VIT), needs="register_tokens"),
+        Format("timm's DINOv2", _TIMM_VIT),
     ),
     DINOv3: (
         Format("Meta's DINOv3", beside=_metas_vit),
@@ -218,7 +219,9 @@ FORMATS: dict[type[nn.Module], tuple[Format, ...]] = {
 def recognise(encoder: nn.Module, state: dict[str, Any]) -> tuple[Format, State]:
     """The format of a checkpoint and its tensors under our names. Raises OtherFormatError: the nearest format and what differs first."""
     weights = unwrap(state)
-    formats = sorted(FORMATS[type(encoder)], key=lambda known: known.likeness(encoder, weights), reverse=True)
+    own = encoder.state_dict()
+    formats = [known for known in FORMATS[type(encoder)] if not known.needs or known.needs in own]
+    formats.sort(key=lambda known: known.likeness(encoder, weights), reverse=True)
     differences = []
     for known in formats:
         try:

@@ -1,7 +1,9 @@
-"""Public encoder weights: `python -m model.pretrained dinov2_small | dinov2_base | dinov2_large | dinov2_giant` (METHOD.md 1.1).
+"""Encoder weights: `python -m model.pretrained NAME` downloads Meta's DINOv2, `... NAME --from FILE` takes a file that you have.
 
-Downloads the DINOv2 checkpoint to pretrained/<name>.pth, or takes it with --from, loads it strictly into the encoder, and records
-size, SHA-256 and origin in pretrained/<name>.json. The weights are Meta's, under the Apache License 2.0.
+The file is loaded strictly into the encoder before it becomes pretrained/<name>.pth; size, SHA-256, origin and license are recorded in
+pretrained/<name>.json. DINOv3's weights have no public address: Meta sends links by e-mail (https://ai.meta.com/dinov3), so it is
+--from FILE. Files of Hugging Face, timm and LightlyTrain are converted, whole or not at all (model/formats.py).
+The weights are Meta's: DINOv2 under the Apache License 2.0, DINOv3 under the DINOv3 License, which holds for what is trained from them.
 """
 
 import argparse
@@ -10,39 +12,52 @@ import os
 import shutil
 from pathlib import Path
 
+from model.encoder import Encoder
 from model.spec import ENCODERS, get_encoder
-from model.weights import default_path, load_encoder
+from model.weights import default_path, load_encoder, read
+from util import checkpoint
 from util.cli import Parser
 from util.download import download
 from util.error import UserError, run
 from util.files import sha256, write_atomic
 
 PUBLIC = "https://dl.fbaipublicfiles.com/dinov2"
-LICENSE = "Apache-2.0"
 
 
 def address(name: str, base: str) -> str:
-    """Where the weights of an encoder are below `base`. Raises UserError for an encoder without public weights."""
+    """Where the weights of an encoder are below `base`. Raises UserError for an encoder without a public address."""
     file = get_encoder(name).file
     if not file:
         public = ", ".join(spec.name for spec in ENCODERS.values() if spec.file)
-        raise UserError(f"{name}: no weights of it were published, expected one of {public}; train it from random weights")
-    return f"{base.rstrip('/')}/{file.removesuffix('_pretrain.pth')}/{file}"
+        raise UserError(f"{name}: no weights of it were published, expected one of {public}; give yours with --from FILE, or train without")
+    if name.startswith("dinov3"):
+        raise UserError(
+            f"{name}: Meta sends the address by e-mail (https://ai.meta.com/dinov3); download {file} and give it with --from FILE"
+        )
+    return f"{base.rstrip('/')}/{file.partition('_pretrain')[0].removesuffix('_reg4')}/{file}"
 
 
-def check(path: Path, name: str, origin: str) -> None:
-    """Raises UserError unless `path`, which came from `origin`, loads strictly into the encoder and no byte of it is damaged."""
+def check(path: Path, name: str, origin: str) -> tuple[Encoder, str]:
+    """Raises UserError unless `path`, which came from `origin`, is all of the encoder's weights and no byte of it is damaged.
+
+    Returns the encoder with these weights, and whose names the file has.
+    """
+    digest = sha256(path)[:8]
+    for other in ENCODERS.values():  # Meta's file names end with the beginning of the SHA-256
+        if other.name != name and other.file.endswith(f"-{digest}.pth") and get_encoder(name).file:
+            raise UserError(f"{origin}: it is {other.file}, the weights of {other.name}, expected those of {name}")
+    encoder = get_encoder(name).build()
     try:
-        load_encoder(get_encoder(name).build(), name, path)
+        return encoder, load_encoder(encoder, name, path)
     except UserError as error:
         raise UserError(str(error).replace(str(path), origin)) from error
 
 
-def record(path: Path, name: str, origin: str) -> dict[str, str | int]:
-    """Writes what the file at `path` is to the JSON file beside it, and returns it."""
-    facts: dict[str, str | int] = {
-        "name": name, "origin": origin, "license": LICENSE, "size": path.stat().st_size, "sha256": sha256(path),
-    }  # fmt: skip
+def record(path: Path, name: str, origin: str, converted: str = "") -> dict[str, str | int]:
+    """Writes what the file at `path` is to the JSON file beside it, and returns it. converted: whose names the original has."""
+    facts: dict[str, str | int] = {"name": name, "origin": origin, "license": get_encoder(name).license}
+    facts |= {"converted_from": converted} if converted else {}
+    facts |= {"size": path.stat().st_size, "sha256": sha256(path)}
     write_atomic(path.with_suffix(".json"), lambda file: file.write((json.dumps(facts, indent=2) + "\n").encode()))
     return facts
 
@@ -61,41 +76,45 @@ def there(path: Path) -> bool:
     return True
 
 
-def take(source: Path, path: Path, name: str) -> None:
-    """Checks a file that the user has and copies it to `path`."""
+def take(source: Path, path: Path, name: str) -> str:
+    """Checks a file that the user has and copies it to `path`; where its names are not ours, converts it and returns whose they are."""
     if not source.is_file():
-        raise UserError(f"--from: no such file: {source}; give the .pth file that was downloaded")
-    check(source, name, str(source))
-    if path.exists() and os.path.samefile(source, path):
-        return
-    try:
-        with open(source, "rb") as content:
-            write_atomic(path, lambda file: shutil.copyfileobj(content, file, 1 << 20))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); free space or choose another disk") from error
+        raise UserError(f"--from: no such file: {source}; give the file that was downloaded or exported")
+    encoder, names = check(source, name, str(source))
+    if not set(encoder.state_dict()) <= set(read(source)):
+        checkpoint.save(encoder.state_dict(), path)
+        return names
+    if not (path.exists() and os.path.samefile(source, path)):
+        try:
+            with open(source, "rb") as content:
+                write_atomic(path, lambda file: shutil.copyfileobj(content, file, 1 << 20))
+        except OSError as error:
+            raise UserError(f"{path}: cannot be written ({error.strerror or error}); free space or choose another disk") from error
+    return ""
 
 
 def main(argv: list[str]) -> None:
     """Fetches the weights of one encoder. Raises UserError; pretrained/<name>.pth is then absent, or as it was before."""
     parser = Parser(prog="model.pretrained", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help=", ".join(spec.name for spec in ENCODERS.values() if spec.file))
+    parser.add_argument("name", help=", ".join(ENCODERS))
     parser.add_argument("--from", dest="source", metavar="FILE", help="take this file instead of downloading")
     parser.add_argument("--url", default=PUBLIC, metavar="BASE", help="address that has the folders dinov2_vits14 and so on (%(default)s)")
     args = parser.parse_args(argv)
-    url, path = address(args.name, args.url), default_path(args.name)
+    path = default_path(args.name)
     if args.source is not None:
-        take(Path(args.source), path, args.name)
-        facts = record(path, args.name, str(args.source))
+        facts = record(path, args.name, str(args.source), take(Path(args.source), path, args.name))
     elif there(path):
         print(f"{path}: is there and unchanged")
         return
     else:
+        url = address(args.name, args.url)
         if path.exists():  # put here by hand: worth a check, not a download
             check(path, args.name, str(path))
         else:
             download(url, path, lambda part: check(part, args.name, url), "correct --url, or give a file that you have with --from FILE")
         facts = record(path, args.name, url)
-    print(f"{path}: {facts['size']} bytes, SHA-256 {facts['sha256']}; loads strictly; license {LICENSE} (weights by Meta)")
+    converted = f"converted from {facts['converted_from']}; " if "converted_from" in facts else ""
+    print(f"{path}: {facts['size']} bytes, SHA-256 {facts['sha256']}; {converted}loads strictly; license {facts['license']}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,16 @@
-"""Encoder weights from the public DINOv2 checkpoints (METHOD.md 1.1)."""
+"""Weights of an encoder from a file, whatever program's names it has (METHOD.md 1.1)."""
 
 from pathlib import Path
+from typing import Any
 
-from torch import nn
+import torch
 
-from model.spec import get_encoder
+from model.encoder import Encoder
+from model.formats import OtherFormatError, recognise, unwrap
+from model.spec import ENCODERS, get_encoder
 from util import checkpoint
 from util.error import UserError
+from util.extra import extra
 
 
 def default_path(backbone: str) -> Path:
@@ -14,13 +18,41 @@ def default_path(backbone: str) -> Path:
     return Path("pretrained") / f"{backbone}.pth"
 
 
-def load_encoder(encoder: nn.Module, backbone: str, path: str | Path) -> None:
-    """Loads the public checkpoint of `backbone` into the encoder, strictly. Raises UserError for a missing or another file."""
+def load_encoder(encoder: Encoder, backbone: str, path: str | Path) -> str:
+    """Loads the weights of `backbone` into the encoder, all of them or none. Returns whose names the file has (model/formats.py).
+
+    Raises UserError for a missing file, for one that has other tensors than the encoder, and for damaged ones.
+    """
     if not Path(path).is_file():
         published = f"get it with `python -m model.pretrained {backbone}`"
         get = published if get_encoder(backbone).file else f"{backbone} is not a published model: put its weights there"
         raise UserError(f"{path}: no such weights file; {get}, or start from random weights with `--set pretrained=null`")
-    state = checkpoint.load(path, mapped=True)
-    if "register_tokens" in state:
-        raise UserError(f"{path}: a DINOv2 variant with register tokens; use the one without (`python -m model.pretrained {backbone}`)")
+    content = read(path)
+    try:
+        known, state = recognise(encoder, content)
+    except OtherFormatError as error:
+        raise UserError(f"{path}: not the weights of {backbone}; {error}; {_advice(content, backbone)}") from error
     checkpoint.load_strictly(encoder, state, str(path), f"is it the checkpoint of {backbone}?")
+    return known.title
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """What a file of weights holds: a safetensors file, by its ending, or one of torch.save."""
+    if Path(path).suffix != ".safetensors":
+        return checkpoint.load(path, mapped=True)
+    package = extra("safetensors.torch")
+    try:
+        return package.load_file(path)
+    except extra("safetensors").SafetensorError as error:
+        raise checkpoint.DamagedError(f"{path}: not a readable safetensors file ({error}); copy or download it again") from error
+
+
+def _advice(content: dict[str, Any], backbone: str) -> str:
+    """What a file is instead that is not the weights of `backbone`."""
+    for other in ENCODERS:
+        try:
+            state = {name: torch.empty_like(value, device="meta") for name, value in unwrap(content).items()}
+            return f"it fits `backbone: {other}` ({recognise(ENCODERS[other].facts(), state)[0].title})"
+        except OtherFormatError:
+            continue
+    return f"is it the checkpoint of {backbone}?"

@@ -11,12 +11,10 @@ file is compared with PyTorch at several sizes before the command ends. Extras: 
 from __future__ import annotations
 
 import argparse
-import importlib
 import io
 import json
 import warnings
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -31,20 +29,13 @@ from util import checkpoint
 from util.cli import Parser
 from util.config import Config, load_config, parse_arguments
 from util.error import UserError, run
+from util.extra import extra
 from util.files import check_output, output, write_atomic
 
 SUFFIX = {"torch": ".pt", "safetensors": ".safetensors", "onnx": ".onnx"}
 SIZES = ((1, 98, 70), (2, 61, 45), (1, 28, 140), (1, 518, 518))  # batch, height, width that an ONNX file is tried at
 TOLERANCE = 1e-3  # largest difference of a logit from PyTorch's, relative to the largest logit
 OPSET = 17
-
-
-def extra(name: str) -> ModuleType:
-    """An optional package. Raises UserError that says how to install it."""
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise UserError(f"{name}: not installed, and this format needs it; pip install -r requirements-extra.txt") from error
 
 
 def meta(cfg: Config, trained: Trained) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class _InterruptedError(Exception):
         self.pause = pause
 
 
-def download(url: str, path: Path, check: Callable[[Path], None], advice: str) -> None:
+def download(url: str, path: Path, check: Callable[[Path], Any], advice: str) -> None:
     """Downloads `url` to `path`. The bytes so far lie in `<path>.part`, from where a later call goes on if the server can.
 
     check: reads the complete temporary file and raises UserError when it is not the one that is wanted; it is then deleted.

@@ -5,16 +5,15 @@ The key maps are written here a second time, from our names to theirs, as renami
 
 import re
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from model.backbone.dinov2 import DINOv2
-from model.backbone.dinov3 import DINOv3
-from model.backbone.dinov3_convnext import DINOv3ConvNeXt
+from model.encoder import Encoder
 from model.formats import OtherFormatError, State, recognise
-from model.spec import EncoderSpec
 from tests.model.test_dinov3 import CONVNEXT, VITS, random_
 
 
@@ -156,33 +155,28 @@ def same(state: State) -> State:
     return state
 
 
-def dinov2(swiglu_hidden: int = 0) -> nn.Module:
-    return DINOv2(EncoderSpec("dinov2_x", 64, 2, 2, (0, 0, 1, 1), 8, (8,) * 4, swiglu_hidden=swiglu_hidden))
-
-
-ENCODERS: dict[str, Callable[[], nn.Module]] = {
-    "dinov2": dinov2,
-    "dinov2 swiglu": lambda: dinov2(96),
-    "dinov3": lambda: DINOv3(VITS["mlp"]),
-    "dinov3 swiglu": lambda: DINOv3(VITS["swiglu"]),
-    "dinov3 no bias": lambda: DINOv3(VITS["no bias"]),
-    "convnext": lambda: DINOv3ConvNeXt(CONVNEXT),
+ENCODERS: dict[str, Callable[[], Encoder]] = {
+    "dinov2": partial(DINOv2, 64, 2, 2, (0, 0, 1, 1)),
+    "dinov2 swiglu": partial(DINOv2, 64, 2, 2, (0, 0, 1, 1), 96),
+    "dinov2 reg": partial(DINOv2, 64, 2, 2, (0, 0, 1, 1), registers=4),
+    **{f"dinov3 {kind}": build for kind, build in VITS.items()},
+    "convnext": CONVNEXT,
 }
 LAYOUTS: list[tuple[str, Callable[[State], State], str]] = [
-    *((kind, layout, title) for kind in ("dinov2", "dinov2 swiglu") for layout, title in (
+    *((kind, layout, title) for kind in ("dinov2", "dinov2 swiglu", "dinov2 reg") for layout, title in (
         (same, "Meta's DINOv2"),
         (hugging_face_dinov2, "Hugging Face's DINOv2"),
         (transformers_5_dinov2, "Transformers 5's DINOv2"),
         (timm_dinov2, "timm's DINOv2"),
     )),
-    *((kind, layout, title) for kind in ("dinov3", "dinov3 swiglu", "dinov3 no bias") for layout, title in (
+    *((kind, layout, title) for kind in ("dinov3 mlp", "dinov3 swiglu", "dinov3 no bias") for layout, title in (
         (same, "Meta's DINOv3"),
         (metas_vit, "Meta's DINOv3"),
         (hugging_face_dinov3, "Hugging Face's DINOv3"),
         (transformers_5_dinov3, "Transformers 5's DINOv3"),
         (timm_dinov3, "timm's DINOv3 with biases (qkvb)"),
     )),
-    ("dinov3", timm_dinov3_without_bias, "timm's DINOv3"),
+    ("dinov3 mlp", timm_dinov3_without_bias, "timm's DINOv3"),
     ("convnext", same, "Meta's DINOv3 ConvNeXt"),
     ("convnext", metas_convnext, "Meta's DINOv3 ConvNeXt"),
     ("convnext", hugging_face_convnext, "Hugging Face's DINOv3 ConvNeXt"),
@@ -192,7 +186,7 @@ LAYOUTS: list[tuple[str, Callable[[State], State], str]] = [
 IDS = [f"{kind}, {layout.__name__}" for kind, layout, _ in LAYOUTS]
 
 
-def image(encoder: nn.Module) -> Tensor:
+def image(encoder: Encoder) -> Tensor:
     return torch.randn(1, 3, 70, 84) if isinstance(encoder, DINOv2) else torch.randn(1, 3, 64, 96)
 
 
@@ -201,8 +195,8 @@ def image(encoder: nn.Module) -> Tensor:
 def test_the_converted_weights_compute_the_same(kind: str, layout: Callable[[State], State], title: str) -> None:
     theirs = random_(ENCODERS[kind]())
     if layout is timm_dinov3_without_bias:
-        for block in theirs.blocks:
-            block.attn.qkv.bias.zero_()
+        for name, parameter in theirs.named_parameters():
+            parameter.mul_(0 if name.endswith("qkv.bias") else 1)
     found, state = recognise(ours := ENCODERS[kind](), layout(theirs.state_dict()))
     ours.load_state_dict(state)
     img = image(ours)
@@ -228,7 +222,7 @@ def test_no_file_is_loaded_in_part(kind: str, layout: Callable[[State], State], 
 
 
 def test_constants_with_other_values_are_refused() -> None:
-    encoder = ENCODERS["dinov3"]()
+    encoder = ENCODERS["dinov3 mlp"]()
     for name in ("rope_embed.periods", "blocks.1.attn.qkv.bias_mask"):
         for value in (2.0, float("nan")):
             with pytest.raises(OtherFormatError, match=name):
@@ -260,7 +254,7 @@ AROUND: dict[str, Callable[[State, State], dict]] = {
 }
 
 
-@pytest.mark.parametrize("kind", ["dinov2", "dinov3", "convnext"])
+@pytest.mark.parametrize("kind", ["dinov2", "dinov3 mlp", "convnext"])
 @pytest.mark.parametrize("around", AROUND)
 def test_wrappers_and_prefixes(kind: str, around: str) -> None:
     new, old = (random_(ENCODERS[kind]()).state_dict() for _ in range(2))
@@ -287,4 +281,4 @@ STRANGE: list[tuple[dict, str]] = [
 @pytest.mark.parametrize(("state", "words"), STRANGE, ids=[words for _, words in STRANGE])
 def test_strange_files(state: dict, words: str) -> None:
     with pytest.raises(OtherFormatError, match=re.escape(words)):
-        recognise(ENCODERS["dinov3"](), state)
+        recognise(ENCODERS["dinov3 mlp"](), state)
