@@ -7,31 +7,39 @@ from types import ModuleType
 
 import pytest
 
+FOLDERS = ("", "dinov2_reg", "dinov3")  # below `golden`; those of other networks follow with them
 
-def golden_folder() -> Path | None:
-    """The folder of golden numbers, None where no variable names one."""
+
+def golden_folders() -> list[Path]:
+    """The folders of golden numbers, none where no variable names one."""
     if os.environ.get("GOLDEN"):
-        return Path(os.environ["GOLDEN"])
-    return Path(os.environ["UNIMATCH_SHARED"]) / "golden" if os.environ.get("UNIMATCH_SHARED") else None
+        return [Path(os.environ["GOLDEN"])]
+    if not os.environ.get("UNIMATCH_SHARED"):
+        return []
+    golden = Path(os.environ["UNIMATCH_SHARED"]) / "golden"
+    return [golden / name for name in FOLDERS if (golden / name).is_dir()]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """One test per .npz file of the folder, so that a file added there is checked without a change here."""
+    """One test per file of the folders, so that a file added there is checked without a change here."""
     if "golden" not in metafunc.fixturenames:
         return
-    folder = golden_folder()
-    files: list[Path | None] = [*sorted(folder.glob("*.npz"))] if folder else []
-    metafunc.parametrize("golden", files or [None], ids=[file.name for file in files if file] or ["no-folder"])
+    files: list[Path | None] = [
+        file for folder in golden_folders() for file in [*sorted(folder.glob("*.npz")), *sorted(folder.glob("keys_*.txt"))]
+    ]
+    metafunc.parametrize("golden", files or [None], ids=[f"{file.parent.name}/{file.name}" for file in files if file] or ["no-folder"])
 
 
 @pytest.fixture
-def folder() -> Path:
-    found = golden_folder()
-    if found is None:
+def folder(request: pytest.FixtureRequest) -> Path:
+    """The folder of the file under test; of a test without one, the first."""
+    file = request.getfixturevalue("golden") if "golden" in request.fixturenames else None
+    found = [file.parent] if file else golden_folders()
+    if not found:
         pytest.skip("no golden numbers: set GOLDEN to a folder of .npz files with their inputs.py, or UNIMATCH_SHARED to its parent")
-    if not (found / "inputs.py").is_file():
-        pytest.fail(f"{found} has no inputs.py, which makes the weights and inputs behind the numbers")
-    return found
+    if not (found[0] / "inputs.py").is_file():
+        pytest.fail(f"{found[0]} has no inputs.py, which makes the weights and inputs behind the numbers")
+    return found[0]
 
 
 @pytest.fixture

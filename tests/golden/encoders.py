@@ -27,14 +27,21 @@ NAMES = {  # in file names -> `backbone`
     "dinov3_vithplus16": "dinov3_huge_plus",
     "dinov3_vit7b16": "dinov3_7b",
 }
+PATTERN = r"(dinov3|dinov2_reg)_\w+"
 TOLERANCE = 1e-5  # ||a - b|| / ||b||
 Numbers = dict[str, np.ndarray]
+
+
+def backbone(file: str) -> str:
+    name = file.split("_", 1)[1]
+    assert name in NAMES, f"{file}: an unknown encoder, expected one of {', '.join(NAMES)}"
+    return NAMES[name]
 
 
 def check_keys(name: str, lines: list[str]) -> None:
     """Every name and shape of a published file, `NAME (SHAPE)` in each line, in order, is the encoder's or known to be left out."""
     with torch.device("meta"):
-        encoder = build_model(NAMES[name], 2).backbone
+        encoder = build_model(backbone(name), 2).backbone
     shapes = {line.split(" ")[0]: tuple(map(int, re.findall(r"\d+", line.split(" ", 1)[1]))) for line in lines}
     published = {key: torch.empty(shape, device="meta") for key, shape in shapes.items()}
     meta = FORMATS[type(encoder)][0]
@@ -44,7 +51,7 @@ def check_keys(name: str, lines: list[str]) -> None:
 
 
 def check_forward(name: str, numbers: Numbers, inputs: ModuleType) -> None:
-    encoder = build_model(NAMES[name], 2).backbone.eval()
+    encoder = build_model(backbone(name), 2).backbone.eval()
     encoder.load_state_dict(inputs.fill(encoder.state_dict()))
     for size in {key.split("/")[0] for key in numbers}:
         height, width = map(int, size.split("x"))

@@ -1,4 +1,4 @@
-"""Golden numbers: every .npz of the golden folder, told apart by its name and keys.
+"""Golden numbers: every .npz and keys_*.txt of the golden folder, told apart by its name; those of single encoders: encoders.py.
 
 fwd_*.npz: `<encoder>_<H>x<W>` -> logits of `image(H, W, B)`, every n-th pixel where the array is smaller.
 traj_<method>[_ohem][_<encoder>].npz: `scalar/train/*` per step, `<model|model_ema>/<delta_norm|head16>/NAME`.
@@ -7,6 +7,7 @@ Any file may hold `config/KEY` scalars: config keys (`config/conf_thresh`, OHEM:
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,6 +21,7 @@ from engine.evaluation import predict
 from model import build_model
 from model.segmenter import Segmenter
 from model.spec import ENCODERS
+from tests.golden import encoders
 from tests.golden.trajectory import METHODS, train
 
 FORWARD = 1e-4  # ||a - b|| / ||b|| of logits
@@ -27,6 +29,7 @@ TRAJECTORY = 2e-3  # relative: scalars and norms of weight changes
 STILL = 1e-6  # absolute: tensors that never train change by rounding only
 BF16 = 1e-2  # relative: scalars, and the median of the norms of weight changes, in bf16
 Numbers = dict[str, np.ndarray]
+Check = Callable[[str, Numbers, ModuleType], None]
 
 
 def filled(inputs: ModuleType, encoder: str, nclass: int) -> Segmenter:
@@ -44,7 +47,7 @@ def relative(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
 
 
-def check_forward(numbers: Numbers, inputs: ModuleType) -> None:
+def check_forward(name: str, numbers: Numbers, inputs: ModuleType) -> None:
     models: dict[tuple[str, int], Segmenter] = {}
     for key, expected in numbers.items():
         found_key = re.fullmatch(r"(\w+?)_(\d+)x(\d+)", key)
@@ -64,13 +67,13 @@ def trajectory_settings(name: str, numbers: Numbers, inputs: ModuleType) -> tupl
     """(method, encoder, config keys) of a trajectory file."""
     method = next((m for m in METHODS if name.startswith(f"traj_{m}")), "unimatch_v2" if name.startswith("traj_ohem") else None)
     if method is None:
-        pytest.skip(f"{name}: a trajectory of another method; known are {', '.join(METHODS)}")
+        pytest.fail(f"{name}: a trajectory of another method; known are {', '.join(METHODS)}")
     encoder = next((e for e in ENCODERS if e.removeprefix("dinov2_") in name.split("_")), "dinov2_small")
     keys: dict[str, Any] = {k.removeprefix("config/"): v.item() for k, v in numbers.items() if k.startswith("config/")}
     if "ohem" in name:
         kwargs = {k: keys.pop(k) for k in ("thresh", "min_kept") if k in keys} or getattr(inputs, "OHEM", None)
         if kwargs is None:
-            pytest.skip(f"{name}: which OHEM? add config/thresh and config/min_kept to the file, or OHEM = {{...}} to its inputs.py")
+            pytest.fail(f"{name}: which OHEM? add config/thresh and config/min_kept to the file, or OHEM = {{...}} to its inputs.py")
         keys["criterion"] = {"name": "OHEM", "kwargs": {"ignore_index": 255, **kwargs}}
     return method, encoder, keys
 
@@ -103,7 +106,7 @@ def check_weights(prefix: str, final: dict[str, Tensor], initial: dict[str, Tens
 def check_evaluation(name: str, numbers: Numbers, inputs: ModuleType) -> None:
     keys = {key: re.fullmatch(r"(original|sliding_window)_(\d+)x(\d+)", key) for key in numbers}
     if "nclass" not in numbers or not any(keys.values()):
-        pytest.skip(f"{name}: expected keys `<original|sliding_window>_<H>x<W>` and `nclass`; found {', '.join(numbers)}")
+        pytest.fail(f"{name}: expected keys `<original|sliding_window>_<H>x<W>` and `nclass`; found {', '.join(numbers)}")
     encoder = next((e for e in name.split("_") if f"dinov2_{e}" in ENCODERS), "small")
     model = filled(inputs, encoder, int(numbers["nclass"]))
     for key, parts in keys.items():
@@ -115,27 +118,36 @@ def check_evaluation(name: str, numbers: Numbers, inputs: ModuleType) -> None:
             assert (scores.argmax(dim=1)[0].numpy() != numbers[key]).mean() <= 1e-3, key
 
 
+def check_keys(name: str, lines: list[str]) -> None:
+    """Names, shapes and their order, which counts: the optimiser states of the authors' checkpoints number the parameters."""
+    model = build_model(f"dinov2_{name.removeprefix('keys_')}", 21)
+    assert [f"{key} {tuple(tensor.shape)}" for key, tensor in model.state_dict().items()] == lines
+    assert [key for key, _ in model.named_parameters()] == [line.split(" ")[0] for line in lines]
+
+
+# pattern of a file's name without its ending -> its check; the first that fits counts
+CHECKS: tuple[tuple[str, Check], ...] = (
+    (rf"fwd_{encoders.PATTERN}", encoders.check_forward),
+    (r"fwd_.*", check_forward),
+    (r"traj_.*", check_trajectory),
+    (r"eval_.*", check_evaluation),
+)
+KEYS: tuple[tuple[str, Callable[[str, list[str]], None]], ...] = (
+    (rf"keys_{encoders.PATTERN}", encoders.check_keys),
+    (r"keys_.*", check_keys),
+)
+
+
 def test_golden(golden: Path, folder: Path, inputs: ModuleType) -> None:
-    numbers = dict(np.load(golden))
-    kind, name = golden.stem.split("_")[0], golden.stem
-    if kind == "fwd":
-        check_forward(numbers, inputs)
-    elif kind == "traj":
-        check_trajectory(name, numbers, inputs)
-    elif kind == "eval":
-        check_evaluation(name, numbers, inputs)
-    else:
-        pytest.skip(f"{golden.name}: unknown kind; expected fwd_*, traj_* or eval_* (CONTRIBUTING.md)")
-
-
-def test_names_shapes_and_their_order(folder: Path) -> None:
-    """Order counts: the optimiser states of the authors' checkpoints number the parameters."""
-    for file in folder.glob("keys_*.txt"):
-        lines = file.read_text().splitlines()
-        state = build_model(f"dinov2_{file.stem.removeprefix('keys_')}", 21).state_dict()
-        assert [f"{name} {tuple(tensor.shape)}" for name, tensor in state.items()] == lines
-        model = build_model(f"dinov2_{file.stem.removeprefix('keys_')}", 21)
-        assert [name for name, _ in model.named_parameters()] == [line.split(" ")[0] for line in lines]
+    name = golden.stem
+    if golden.suffix == ".txt":
+        check_names = next(check for pattern, check in KEYS if re.fullmatch(pattern, name))
+        check_names(name, golden.read_text().splitlines())
+        return
+    check = next((check for pattern, check in CHECKS if re.fullmatch(pattern, name)), None)
+    if check is None:
+        pytest.fail(f"{golden.name}: unknown kind; expected one of {', '.join(pattern for pattern, _ in CHECKS)} (CONTRIBUTING.md)")
+    check(name, dict(np.load(golden)), inputs)
 
 
 @pytest.mark.parametrize("method", ["fixmatch", "supervised"])
