@@ -35,10 +35,10 @@ def rotary(rows: int, cols: int, head: int, device: torch.device | None = None) 
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turns the patch tokens of queries or keys (B, heads, tokens, D), in float32; the tokens before them have no position."""
-    prefix, patches = x[:, :, : 1 + STORAGE], x[:, :, 1 + STORAGE :].float()
+    """Turns the patch tokens of queries or keys (B, heads, tokens, D); the tokens before them have no position."""
+    prefix, patches = x[:, :, : 1 + STORAGE], x[:, :, 1 + STORAGE :]
     first, second = patches.chunk(2, dim=-1)
-    turned = patches * cos + torch.cat((-second, first), dim=-1) * sin
+    turned = patches * cos + torch.cat((-second, first), dim=-1) * sin  # float32, as cos and sin are, whatever the precision
     return torch.cat((prefix, turned.to(x.dtype)), dim=2)
 
 

@@ -9,9 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model import build_model
+from model.backbone.dinov2 import DINOv2
 from model.backbone.dinov3 import DINOv3, periods, rotary, rotate
 from model.backbone.dinov3_convnext import DINOv3ConvNeXt
-from model.encoder import Encoder
+from model.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder
+from model.spec import ENCODERS, get_encoder
+from util.error import UserError
 
 VITS = {
     "mlp": partial(DINOv3, 64, 5, 2, (0, 1, 3, 4)),
@@ -154,9 +158,13 @@ def test_training_mode_draws_nothing_and_checkpointing_changes_no_gradient(encod
     for checkpointing in (False, True):
         encoder.train().zero_grad()
         encoder.checkpointing = checkpointing
+        calls: list[Any] = []
+        hook = encoder.blocks[0].register_forward_pre_hook(lambda *args, calls=calls: calls.append(args))
         maps = encoder(img)
         assert all(torch.equal(x, y) for x, y in zip(maps, expected, strict=True))
         sum(x.square().sum() for x in maps).backward()
+        hook.remove()
+        assert len(calls) == 1 + checkpointing
         gradients.append([p.grad for p in encoder.parameters() if p.requires_grad])
     assert all(torch.equal(x, y) for x, y in zip(*gradients, strict=True))
     assert all(float(x.abs().max()) > 0 for x in gradients[0])
@@ -178,3 +186,76 @@ def test_positions_are_float32_in_bf16() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(rotate(x, *rotary(4, 6, 64)), exact.bfloat16())
     assert torch.equal(exact[:, :, :5], x[:, :, :5].float())
+
+
+# parameters of the published files, without a norm that only pretraining used (2 * width in the satellite's and in 7b)
+PARAMETERS = {
+    "dinov3_small": 21_601_152,
+    "dinov3_small_plus": 28_697_472,
+    "dinov3_base": 85_669_632,
+    "dinov3_large": 303_154_176,
+    "dinov3_large_sat": 303_156_224 - 2048,
+    "dinov3_huge_plus": 840_633_600,
+    "dinov3_7b": 6_716_043_264 - 8192,
+    "dinov3_7b_sat": 6_716_043_264 - 8192,
+    "dinov3_convnext_tiny": 27_820_128,
+    "dinov3_convnext_small": 49_454_688,
+    "dinov3_convnext_base": 87_566_464,
+    "dinov3_convnext_large": 196_230_336,
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_published_sizes(name: str) -> None:
+    with torch.device("meta"):
+        model = build_model(name, 5)
+        assert model(torch.empty(1, 3, 64, 96)).shape == (1, 5, 64, 96)
+    assert sum(parameter.numel() for parameter in model.backbone.parameters()) == PARAMETERS[name]
+    satellite = ((0.430, 0.411, 0.296), (0.213, 0.156, 0.143))
+    assert (model.backbone.mean, model.backbone.std) == (satellite if "_sat" in name else (IMAGENET_MEAN, IMAGENET_STD))
+
+
+def test_four_resolutions_go_straight_into_the_fusion() -> None:
+    model = build_model("dinov3_convnext_tiny", 5)
+    names = [name for name, _ in model.head.named_parameters()]
+    assert all(name.startswith("scratch.") for name in names)
+    assert model.head.get_parameter("scratch.layer2_rn.weight").shape == (64, 192, 3, 3)
+    logits = model.head(model.backbone(image(64, 96)))
+    assert logits.shape == (2, 5, 32, 48)  # twice the finest map
+
+
+@pytest.mark.parametrize("name", ["dinov3_small", "dinov3_convnext_tiny"])
+def test_dates_and_sides_that_do_not_fit(name: str) -> None:
+    with torch.device("meta"):
+        assert build_model(name, 2, "change")(torch.empty(1, 6, 32, 64)).shape == (1, 2, 32, 64)
+        with pytest.raises(ValueError, match=r"50 x 64 pixels, expected multiples of (16|32)"):
+            build_model(name, 2)(torch.empty(1, 3, 64, 50))
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    ("dinov2_mine_small_reg", "dinov2_small_reg"),
+    ("dinov3_mine_small", "dinov3_small"),
+    ("dinov3_mine_small_plus", "dinov3_small_plus"),
+    ("dinov3_lakes_large_sat", "dinov3_large_sat"),
+    ("dinov3_convnext_mine_large", "dinov3_convnext_large"),
+])  # fmt: skip
+def test_weights_of_ones_own_have_the_size_at_the_end(name: str, expected: str) -> None:
+    own, published = get_encoder(name), ENCODERS[expected]
+    assert (own.name, own.build, own.fusion, own.widths) == (name, published.build, published.fusion, published.widths)
+    assert (own.file, own.license) == ("", "unknown")
+
+
+@pytest.mark.parametrize("name", ["dinov3_mine", "dinov3_small_mine", "dinov3_giant", "dinov4_small", "dinov3_convnext_giant"])
+def test_unknown_names(name: str) -> None:
+    with pytest.raises(UserError, match=f"backbone: found '{name}', expected one of .*dinov3_small, dinov3_small_plus"):
+        get_encoder(name)
+
+
+@pytest.mark.parametrize("grid", [(5, 5), (3, 50), (37, 20), (36, 38), (57, 57)])
+@torch.no_grad()
+def test_positions_beside_registers_are_antialiased(grid: tuple[int, int]) -> None:
+    encoder = DINOv2(8, 1, 1, (0,), registers=4)
+    pos = encoder.pos_embed[:, 1:].reshape(1, 37, 37, 8).permute(0, 3, 1, 2)
+    expected = F.interpolate(pos, grid, mode="bicubic", antialias=True, align_corners=False).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(encoder.position(*grid)[:, 1:], expected, rtol=1e-5, atol=1e-7)
+    assert torch.equal(encoder.position(*grid)[:, 0], encoder.pos_embed[:, 0])

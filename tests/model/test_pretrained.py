@@ -116,8 +116,8 @@ def test_the_last_part_of_a_backbone_s_name_says_the_size() -> None:
 
 
 ROWS = [
-    ("wider", "is it the checkpoint of dinov2_small?"),
-    ("registers", "register tokens"),
+    ("wider", "'cls_token' is (1, 1, 192), expected (1, 1, 24); it fits `backbone: dinov2_tiny` (Meta's DINOv2)"),
+    ("registers", "nearest format: Meta's DINOv2, but 'register_tokens' in it is unknown; is it the checkpoint of dinov2_small?"),
     ("one missing", "norm.bias"),
     ("one more", "extra"),
     ("a list", "found a list"),
