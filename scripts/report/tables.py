@@ -20,7 +20,15 @@ METHODS = {
     "fixmatch_addfeataug_dualstream": "FixMatch, two views + feature dropout (4c)",
     "supervised": "Labeled only",
 }
-_ENCODERS = {"dinov2": "DINOv2", "resnet": "ResNet", "mit": "MiT", "beit": "BEiT", "sam": "SAM"}
+_ENCODERS = {
+    "dinov3_convnext": "DINOv3-ConvNeXt",
+    "dinov3": "DINOv3",
+    "dinov2": "DINOv2",
+    "resnet": "ResNet",
+    "mit": "MiT",
+    "beit": "BEiT",
+    "sam": "SAM",
+}
 TITLES = {"pascal": "Pascal", "cityscapes": "Cityscapes", "ade20k": "ADE20K", "coco": "COCO", "levir": "LEVIR-CD", "whu": "WHU-CD",
           "camvid": "CamVid", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}  # fmt: skip
 RULES = {
@@ -208,5 +216,5 @@ def encoder_name(backbone: str) -> str:
     for family, name in _ENCODERS.items():
         size = backbone.removeprefix(family).strip("_")
         if backbone.startswith(family) and size:
-            return f"{name}-{size.upper() if len(size) < 3 else size.capitalize()}"
+            return f"{name}-{size.upper() if len(size) < 3 else size.capitalize()}".replace("_", " ")
     return backbone
