@@ -20,7 +20,7 @@ from model.spec import ENCODERS
 from scripts import export
 from tests.conftest import Tiny
 from tests.model.test_dinov3 import CONVNEXT, VITS, random_
-from tests.test_train import _stop_after
+from tests.test_train import stop_after
 from util import checkpoint
 from util.error import UserError
 
@@ -44,7 +44,7 @@ def test_every_command(name: str, tiny: Tiny, tmp_path: Path) -> None:
     settings = (f"backbone={name}", f"crop_size={KINDS[name][1]}")
     unimatch_v2.main(tiny.args(tmp_path / "whole", *settings))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("engine.trainer.Run._evaluate", _stop_after(1))
+        patch.setattr("engine.trainer.Run._evaluate", stop_after(1))
         with pytest.raises(KeyboardInterrupt):
             unimatch_v2.main(tiny.args(tmp_path / "parts", *settings, "activation_checkpointing=true"))
     unimatch_v2.main(tiny.args(tmp_path / "parts", *settings))
