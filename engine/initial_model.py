@@ -22,9 +22,9 @@ def start_model(cfg: Config, data: Data, notes: list[str], resumed: bool = False
     if cfg.init:
         state = checkpoint.load(cfg.init, mapped=True)
         weights = checkpoint.weights(state, "model_ema" if "model_ema" in state else "model", cfg.init)
-        last = {name: value for name, value in model.state_dict().items() if name.startswith(model.classifier)}
+        last = {name: value for name, value in model.state_dict().items() if name.startswith(model.last_layer)}
         if any(name in weights and len(weights[name]) != len(value) for name, value in last.items()):
             weights |= last
-            notes.append(f"init: {cfg.init} has another number of classes; the last layer ({model.classifier}) starts from random weights")
+            notes.append(f"init: {cfg.init} has another number of classes; the last layer ({model.last_layer}) starts from random weights")
         checkpoint.load_strictly(model, weights, cfg.init, "`init` needs a run with the same backbone and task")
     return model

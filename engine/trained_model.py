@@ -63,7 +63,7 @@ def load_trained(cfg: Config, path: str, which: str | None = None, device: torch
         raise UserError(f"{path}: has no EMA weights (model_ema), as of a supervised run; use --which student")
     weights = checkpoint.weights(state, WEIGHTS["EMA" if which == "ema" else "student"], path)
     model = build_model(cfg.backbone, spec.nclass, spec.task, model=cfg.model)
-    _check_classes(weights.get(f"{model.classifier}.weight"), spec, path)
+    _check_classes(weights.get(f"{model.last_layer}.weight"), spec, path)
     checkpoint.load_strictly(model, weights, path, f"was it trained with backbone {cfg.backbone} ({cfg.config})?")
     epoch = state.get("epoch")
     return Trained(model.to(device).eval(), spec, which, epoch if isinstance(epoch, int) else None)

@@ -22,15 +22,15 @@ class Segmenter(nn.Module):
     and the decoder reads the absolute difference of their maps (METHOD.md 1.4).
     perturb: changes the encoder's maps before the decoder reads them; it may return a larger batch (feature dropout of UniMatch V1).
     to_head: what else the decoder needs.
-    classifier: name of the layer that has an output for each class. frozen_statistics: whether BatchNorm layers keep their running
+    last_layer: name of the layer that has an output for each class. frozen_statistics: whether BatchNorm layers keep their running
     statistics in training. A subclass whose decoder has several parts overrides `decode`.
     """
 
-    def __init__(self, backbone: Encoder, head: nn.Module, classifier: str, bitemporal: bool = False) -> None:
+    def __init__(self, backbone: Encoder, head: nn.Module, last_layer: str, bitemporal: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
         self.head = head
-        self.classifier = classifier
+        self.last_layer = last_layer
         self.bitemporal = bitemporal
         self.frozen_statistics = False
 
