@@ -8,4 +8,4 @@ from util.config import Config, load_config
 
 def recipe(name: str, **changed: object) -> Config:
     """configs/<name>.yaml, some of its keys changed."""
-    return replace(load_config(str(ROOT / f"configs/{name}.yaml")), **changed)  # type: ignore[arg-type]
+    return replace(load_config(str(ROOT / f"configs/{name}.yaml")), **changed)

@@ -1,0 +1,65 @@
+"""The house: a room imports only what stands before it, and no module imports itself by way of others (CONTRIBUTING.md)."""
+
+import ast
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+ROOMS = ("util", "model", "dataset", "engine", "methods and evaluation", "scripts")
+
+
+def room(module: str) -> str | None:
+    """The room of a module's name; None for another package's."""
+    first = module.split(".")[0]
+    if first in ROOMS:
+        return first
+    return "methods and evaluation" if (ROOT / f"{first}.py").is_file() else None
+
+
+def modules() -> dict[str, Path]:
+    """Every module outside the tests, by its name."""
+    files = [path for place in ("util", "model", "dataset", "engine", "scripts") for path in (ROOT / place).rglob("*.py")]
+    names = {path: path.relative_to(ROOT).with_suffix("") for path in [*files, *ROOT.glob("*.py")]}
+    return {".".join(name.parts).removesuffix(".__init__"): path for path, name in names.items()}
+
+
+def imported(path: Path, known: dict[str, Path], at_start_only: bool = False) -> set[str]:
+    """The project's modules that a file imports: anywhere in it, or only while it is imported itself."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = tree.body if at_start_only else list(ast.walk(tree))
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            found |= {full if (full := f"{node.module}.{alias.name}") in known else str(node.module) for alias in node.names}
+    return {name for name in found if room(name)}
+
+
+def test_a_room_imports_only_what_stands_before_it() -> None:
+    known = modules()
+    for name, path in known.items():
+        own = room(name)
+        assert own is not None, name
+        for other in imported(path, known):
+            there = room(other)
+            assert there is not None
+            assert ROOMS.index(there) <= ROOMS.index(own), f"{name} imports {other}, which stands above it"
+
+
+def test_no_module_imports_itself_by_way_of_others() -> None:
+    known = modules()
+    uses = {name: imported(path, known, at_start_only=True) & set(known) for name, path in known.items()}
+    while leaves := [name for name, others in uses.items() if not others & set(uses)]:
+        for name in leaves:
+            del uses[name]
+    assert not uses, f"these import each other in a circle: {', '.join(sorted(uses))}"
+
+
+def test_the_ground_floor_knows_no_science() -> None:
+    """Small enough to read, and without torchvision, the data or the model."""
+    files = [path for path in (ROOT / "util").glob("*.py") if "runpy" not in path.read_text()]
+    assert sum(len(path.read_text().splitlines()) for path in files) <= 1400
+    for path in files:
+        assert "torchvision" not in path.read_text(), path
