@@ -22,12 +22,18 @@ class Reads:
     """Which images a method reads.
 
     labeled: labelled images of a mini-batch, in units of `batch_size`; of unlabelled ones there are always `batch_size`.
-    strong_views: strong views of each unlabelled image, 1 or 2.
+    strong_labeled: whether labelled images come as a strong view; there is no weak one then.
+    cut_labeled: whether an epoch's labelled list is cut to the length of the unlabelled one. It is repeated to it in any case.
+    strong_views: strong views of each unlabelled image, 0 to 2.
+    second_draw: whether the unlabelled images come a second time, with draws of their own (`Batch.second`).
     """
 
     labeled: int = 1
+    strong_labeled: bool = False
+    cut_labeled: bool = False
     unlabeled: bool = True
     strong_views: int = 2
+    second_draw: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class RawBatch:
     img_x: Tensor = _ABSENT  # (B, C, S, S) uint8: weak crop
     part_x: Tensor = _ABSENT  # (B, H, W, C) uint8: what a crop is resized from, padded with 0 at the right and below to one size
     taps_x: Tensor = _ABSENT  # (B, 2, 2, taps, S) int32: where its columns and lines come from, see dataset.transform.cut_image
+    photometry_x: Tensor = _ABSENT  # as photometry, of one view: where a labelled image comes as a strong view
     ignore_u: Tensor = _ABSENT  # (B, S, S) uint8: 255 on padding, else 0
     box1: Tensor = _ABSENT  # (B, 4) int64: x, y, width, height of the CutMix box of view 1 in pixels, zeros for none
     box2: Tensor = _ABSENT
@@ -53,11 +60,12 @@ class RawBatch:
     part_u: Tensor = _ABSENT  # as part_x
     taps_u: Tensor = _ABSENT  # as taps_x
     photometry: Tensor = _ABSENT  # (B, views, C / 3, 10) float64: of each view and date, see dataset.photometry.Photometry.pack
+    second: RawBatch | None = None  # the unlabelled images drawn a second time
     bad: list[str] = field(default_factory=list)  # of each sample: the files that others replace, one line each (bad_images=skip)
 
     def pin_memory(self) -> RawBatch:
         """The mini-batch in page-locked memory, from which a GPU copies while the host goes on. The DataLoader calls this by its name."""
-        pinned: dict[str, Any] = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, Tensor)}
+        pinned: dict[str, Any] = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, (Tensor, RawBatch))}
         return replace(self, **pinned)
 
 
@@ -68,7 +76,7 @@ class Batch:
     Supervised training reads img_x, mask_x and name_x; its mini-batches have no unlabelled images.
     """
 
-    img_x: Tensor  # (B, C, S, S) float, normalised
+    img_x: Tensor  # (B, C, S, S) float, normalised: weak view, or a strong one where the method reads that
     mask_x: Tensor  # (B, S, S) long, 255 is ignored
     img_u_w: Tensor = _ABSENT  # (B, C, S, S) float, normalised: weak view
     img_u_s1: Tensor = _ABSENT  # strong view 1
@@ -79,6 +87,7 @@ class Batch:
     drop: Tensor = _ABSENT  # float: factors of feature dropout, as the method draws them
     name_x: list[str] = field(default_factory=list)
     name_u: list[str] = field(default_factory=list)
+    second: Batch | None = None  # the same unlabelled images drawn a second time, where the method reads them: their views and ignore_u
 
 
 def _statistics(img: Tensor, encoder: Encoder) -> tuple[Tensor, Tensor]:
@@ -111,11 +120,14 @@ def box_map(box: Tensor, size: int) -> Tensor:
 
 def make_batch(raw: RawBatch, device: torch.device, encoder: Encoder, drop: Tensor | None = None) -> Batch:
     """A mini-batch moved to the device and normalised there. Crops and views that are still to be made are made there."""
-    img_x = normalize(_weak(raw.img_x, raw.part_x, raw.taps_x, device), encoder)
-    drop = _ABSENT if drop is None else to_device(drop, device)
-    labeled = Batch(img_x, to_device(raw.mask_x, device).long(), drop=drop, name_x=raw.name_x)
+    out = Batch(_ABSENT, _ABSENT, drop=_ABSENT if drop is None else to_device(drop, device), name_x=raw.name_x)
+    if len(raw.mask_x):
+        img_x = _weak(raw.img_x, raw.part_x, raw.taps_x, device)
+        if len(raw.photometry_x):
+            img_x = strong_views(img_x, raw.photometry_x)[:, 0]
+        out = replace(out, img_x=normalize(img_x, encoder), mask_x=to_device(raw.mask_x, device).long())
     if not len(raw.ignore_u):
-        return labeled
+        return out
     img_u_w = _weak(raw.img_u_w, raw.part_u, raw.taps_u, device)
     strong: Sequence[Tensor] = [to_device(img, device) for img in (raw.img_u_s1, raw.img_u_s2) if len(img)]
     if len(raw.photometry):  # stays on the CPU: what is in it decides what the device is to do
@@ -123,7 +135,9 @@ def make_batch(raw: RawBatch, device: torch.device, encoder: Encoder, drop: Tens
     boxes = [box_map(to_device(box, device), img_u_w.shape[-1]) for box in (raw.box1, raw.box2) if len(box)]
     views: dict[str, Any] = {f"img_u_s{i}": normalize(img, encoder) for i, img in enumerate(strong, 1)}
     views |= {f"box{i}": box for i, box in enumerate(boxes, 1)}
-    return replace(labeled, img_u_w=normalize(img_u_w, encoder), ignore_u=to_device(raw.ignore_u, device), name_u=raw.name_u, **views)
+    second = None if raw.second is None else make_batch(raw.second, device, encoder)
+    views |= {"img_u_w": normalize(img_u_w, encoder), "ignore_u": to_device(raw.ignore_u, device), "second": second}
+    return replace(out, name_u=raw.name_u, **views)
 
 
 def _weak(img: Tensor, part: Tensor, taps: Tensor, device: torch.device) -> Tensor:

@@ -150,7 +150,10 @@ def check_shared_memory(
     channels = 3 * spec_of(cfg).dates
     # bytes for a pixel of the crop: labelled, weak and strong images, mask and ignore map
     image = PART * channels if on_device else channels
-    pixel = (2 if on_device else 2 + reads.strong_views) * image + 2 if reads.unlabeled else image + 1
+    pixel = image + 1
+    if reads.unlabeled:
+        draws = 2 if reads.second_draw else 1
+        pixel += draws * ((1 if on_device else 1 + reads.strong_views) * image + 1)
     need = int(processes * workers * PREFETCH * batch * pixel * cfg.crop_size**2)
     free = _free(folder)
     if free < need:
@@ -175,8 +178,12 @@ def training_loader(
 ) -> tuple[ShardSampler, DataLoader]:
     """The mini-batches of this process's shards. Raises UserError where there are none, or no room for them."""
     listed = {name: len(source) for name, source in sources.items()}
-    length = repeated_length(listed["x"], listed["u"] if reads.unlabeled else spec.supervised_length, spec.task == "change")
+    length = repeated_length(
+        listed["x"], listed["u"] if reads.unlabeled else spec.supervised_length, spec.task == "change" or reads.cut_labeled
+    )
     streams = {name: (count, length if name == "x" else count) for name, count in listed.items()}
+    if reads.second_draw:
+        streams["second"] = streams["u"]  # of equal length, so in the same order: the same photographs
     shards = shard_count(cfg, world, log)
     batch = reads.labeled * cfg.batch_size
     sampler = ShardSampler(streams, batch, shards, world.own_shards(shards))
@@ -190,7 +197,7 @@ def training_loader(
     on_device = views_on_device(cfg, world)
     check_shared_memory(cfg, batch, reads, workers, world.local_size, on_device=on_device)
     loader = DataLoader(
-        TrainSet(sources, cfg.crop_size, cfg.seed, reads.strong_views, cfg.bad_images == "skip", on_device),
+        TrainSet(sources, cfg.crop_size, cfg.seed, reads, cfg.bad_images == "skip", on_device),
         batch_sampler=sampler,
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
-from dataset.batch import RawBatch
+from dataset.batch import RawBatch, Reads
 from dataset.lists import Entry, ImageList, inside
 from dataset.look import illegal, is_deep
 from dataset.photometry import draw_photometry, strong_view
@@ -22,7 +22,7 @@ from dataset.spec import IGNORE, DatasetSpec
 from dataset.transform import crop_image, crop_mask, cut_image, draw_box, draw_geometry, ignore_map
 from util.error import UserError, reason
 
-STREAMS = {"x": 0, "u": 1}  # labelled, unlabelled: part of a sample's seed
+STREAMS = {"x": 0, "u": 1, "second": 2}  # labelled, unlabelled, unlabelled again: part of a sample's seed
 
 
 try:
@@ -196,12 +196,12 @@ class TrainSet(Dataset):
     """
 
     def __init__(
-        self, sources: dict[str, Sources], crop: int, seed: int, strong_views: int = 2, skip_bad: bool = False, on_device: bool = False
+        self, sources: dict[str, Sources], crop: int, seed: int, reads: Reads, skip_bad: bool = False, on_device: bool = False
     ) -> None:
         self.sources = sources
         self.crop = crop
         self.seed = seed
-        self.strong_views = strong_views
+        self.reads = reads
         self.skip_bad = skip_bad
         self.on_device = on_device
 
@@ -210,7 +210,8 @@ class TrainSet(Dataset):
         try:
             sample: dict[str, Any] = {}
             for key in keys:
-                sample |= self._one(key, bad)
+                part = self._one(key, bad)
+                sample |= {"second": part} if key[0] == "second" else part
             return sample | {"bad": "\n".join(bad)} if self.skip_bad else sample
         except UserError as error:
             return error
@@ -218,7 +219,7 @@ class TrainSet(Dataset):
     def _one(self, key: Key, bad: list[str]) -> dict[str, Any]:
         """The part of a sample that comes from one stream."""
         stream, epoch, position, index = key
-        listed = self.sources[stream]
+        listed = self.sources["x" if stream == "x" else "u"]
         make = self.labeled if stream == "x" else self.unlabeled
         for attempt in range(TRIES):
             rng = np.random.default_rng((self.seed, STREAMS[stream], epoch, position))
@@ -235,10 +236,14 @@ class TrainSet(Dataset):
         mask = source.mask(entry, images[0].size)
         geometry = draw_geometry(rng, *images[0].size, self.crop, source.spec.scale)
         sample = {"mask_x": torch.from_numpy(crop_mask(mask, geometry, self.crop, IGNORE)), "name_x": entry.image}
+        strong = [draw_photometry(rng, source.spec.grey) for _ in images] if self.reads.strong_labeled else []
         if self.on_device:
             sample["part_x"], sample["taps_x"] = cut_image(images, geometry, self.crop)
-        else:
-            sample["img_x"] = image_tensor([crop_image(image, geometry, self.crop) for image in images])
+            if strong:
+                sample["photometry_x"] = torch.tensor([[date.pack() for date in strong]], dtype=torch.float64)
+            return sample
+        crops = [crop_image(image, geometry, self.crop) for image in images]
+        sample["img_x"] = image_tensor([strong_view(*pair) for pair in zip(crops, strong, strict=True)] if strong else crops)
         return sample
 
     def unlabeled(self, source: Source, entry: Entry, rng: np.random.Generator) -> dict[str, Any]:
@@ -246,12 +251,13 @@ class TrainSet(Dataset):
         geometry = draw_geometry(rng, *images[0].size, self.crop, source.spec.scale)
         sample = {"ignore_u": torch.from_numpy(ignore_map(geometry, self.crop)), "name_u": entry.image}
         views = []  # of each view, the Photometry of each date
-        for view in range(1, self.strong_views + 1):
+        for view in range(1, self.reads.strong_views + 1):
             views.append([draw_photometry(rng, source.spec.grey) for _ in images])
             sample[f"box{view}"] = torch.tensor(draw_box(rng, self.crop))
         if self.on_device:
             sample["part_u"], sample["taps_u"] = cut_image(images, geometry, self.crop)
-            sample["photometry"] = torch.tensor([[date.pack() for date in dates] for dates in views], dtype=torch.float64)
+            if views:
+                sample["photometry"] = torch.tensor([[date.pack() for date in dates] for dates in views], dtype=torch.float64)
             return sample
         crops = [crop_image(image, geometry, self.crop) for image in images]
         sample["img_u_w"] = image_tensor(crops)
@@ -286,8 +292,10 @@ def collate(samples: list[dict[str, Any] | UserError]) -> RawBatch | UserError:
         if isinstance(sample, UserError):
             return sample
         good.append(sample)
+    second = collate([sample.pop("second") for sample in good]) if "second" in good[0] else None
+    assert not isinstance(second, UserError)  # it would be in the place of its whole sample
     sized = {name: _stack([sample.pop(name) for sample in good]) for name in ("part_x", "taps_x", "part_u", "taps_u") if name in good[0]}
-    return RawBatch(**(default_collate(good) | sized))
+    return RawBatch(second=second, **(default_collate(good) | sized))
 
 
 def collate_whole(samples: list[dict[str, Any] | UserError]) -> dict[str, Any] | UserError:

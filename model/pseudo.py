@@ -22,8 +22,14 @@ class Mixed(NamedTuple):
     ignore: Tensor  # (B, H, W)
 
 
-def cutmix(img: Tensor, pseudo: Tensor, conf: Tensor, ignore: Tensor, box: Tensor) -> Mixed:
-    """Inside its box, image i takes everything from image B-1-i of the same view, un-mixed. box: (B, H, W), non-zero inside."""
+def cutmix(
+    img: Tensor, pseudo: Tensor, conf: Tensor, ignore: Tensor, box: Tensor, partner: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+) -> Mixed:
+    """Inside its box, image i takes everything from its partner, un-mixed. box: (B, H, W), non-zero inside.
+
+    partner: image, pseudo label, confidence and ignore map of each image's partner; None: image B-1-i of the same view.
+    """
     inside = box.bool()
-    mixed = [torch.where(inside, x.flip(0), x) for x in (pseudo, conf, ignore)]
-    return Mixed(torch.where(inside[:, None], img.flip(0), img), *mixed)
+    other = [x.flip(0) for x in (img, pseudo, conf, ignore)] if partner is None else partner
+    mixed = [torch.where(inside, new, old) for new, old in zip(other[1:], (pseudo, conf, ignore), strict=True)]
+    return Mixed(torch.where(inside[:, None], other[0], img), *mixed)

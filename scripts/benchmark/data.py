@@ -21,7 +21,7 @@ from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from dataset.batch import RawBatch, make_batch
+from dataset.batch import RawBatch, Reads, make_batch
 from dataset.custom import spec_of
 from dataset.lists import ImageList
 from dataset.photometry import Photometry, draw_photometry, strong_views
@@ -127,7 +127,7 @@ def _alternatives(root: Path, crop: int, stream: str) -> dict[str, Callable[[], 
             default_collate([literal_sample(root, lines[i % FILES], crop, rng, stream) for i, rng in rngs])
 
     def ours(on_device: bool) -> Callable[[], None]:
-        data = TrainSet(sources, crop, seed=0, on_device=on_device)
+        data = TrainSet(sources, crop, 0, Reads(), on_device=on_device)
 
         def samples() -> None:
             for start in range(0, DRAWS, BATCH):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dataset.batch import normalize
+from dataset.batch import Reads, normalize
 from dataset.photometry import draw_photometry
 from dataset.semi import ImageList, Source, Sources, TrainSet
 from dataset.spec import get_spec
@@ -24,7 +24,7 @@ SEED = 3
 def train_set(root: Path, names: list[str], dataset: str = "levir") -> TrainSet:
     (root / "list.txt").write_text("".join(f"{name}\n" for name in names))
     source = Source(get_spec(dataset), str(root), ImageList(str(root / "list.txt"), get_spec(dataset).task, masks=True))
-    return TrainSet({"x": Sources([source]), "u": Sources([source])}, CROP, SEED)
+    return TrainSet({"x": Sources([source]), "u": Sources([source])}, CROP, SEED, Reads())
 
 
 @pytest.fixture(scope="module")

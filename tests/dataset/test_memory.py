@@ -72,7 +72,7 @@ def test_the_estimate_is_close_to_large_mini_batches(
     write_images(tmp_path, 400, 300, "jpg", 6.0)
     listed = str(tmp_path / "list.txt")
     sources = {s: Sources([Source(get_spec("pascal"), str(tmp_path), ImageList(listed, "segmentation", s == "x"))]) for s in "xu"}
-    data = TrainSet(sources, 84, 0, on_device=on_device)
+    data = TrainSet(sources, 84, 0, Reads(), on_device=on_device)
     mini_batches: list[Any] = [collate([data[(("x", epoch, i, i), ("u", epoch, i, i))] for i in range(4)]) for epoch in range(16)]
     tensors = [value for batch in mini_batches for value in vars(batch).values() if isinstance(value, torch.Tensor)]
     real = sum(tensor.nbytes for tensor in tensors) / len(mini_batches)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dataset import semi
-from dataset.batch import Batch, RawBatch, box_map, make_batch, normalize
+from dataset.batch import Batch, RawBatch, Reads, box_map, make_batch, normalize
 from dataset.semi import ImageList, Source, Sources, TrainSet, collate, open_image
 from dataset.spec import DatasetSpec, get_spec
 from dataset.transform import Geometry, crop_image, crop_parts, cut_image, nearest_index
@@ -74,10 +74,10 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> Drawn:
     return record
 
 
-def data_set(root: Path, spec: DatasetSpec, on_device: bool = False, strong_views: int = 2) -> tuple[TrainSet, int]:
+def data_set(root: Path, spec: DatasetSpec, on_device: bool = False, reads: Reads = Reads()) -> tuple[TrainSet, int]:
     path = str(root / ("pairs.txt" if spec.task == "change" else "list.txt"))
     sources = {s: Sources([Source(spec, str(root), ImageList(path, spec.task, masks=s == "x"))]) for s in ("x", "u")}
-    return TrainSet(sources, CROP, 0, strong_views, on_device=on_device), len(sources["x"])
+    return TrainSet(sources, CROP, 0, reads, on_device=on_device), len(sources["x"])
 
 
 def collated(samples: list[Any]) -> RawBatch:
@@ -194,21 +194,59 @@ def test_a_mini_batch_has_what_the_step_reads(root: Path) -> None:
             assert torch.equal(getattr(batch, name)[i], expected)
 
 
-@pytest.mark.parametrize(("name", "strong_views"), [("pascal", 2), ("levir", 2), ("pascal", 1)])
-def test_views_of_the_device_are_those_of_the_worker(root: Path, name: str, strong_views: int) -> None:
+V1, ALLSPARK = Reads(second_draw=True), Reads(strong_labeled=True, strong_views=0)  # what UniMatch V1 and AllSpark read
+
+
+def equal(a: Batch, b: Batch) -> None:
+    for field in fields(Batch):
+        left, right = getattr(a, field.name), getattr(b, field.name)
+        if isinstance(left, Batch):
+            equal(left, right)
+        else:
+            assert torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right, field.name
+
+
+@pytest.mark.parametrize(
+    ("name", "reads"),
+    [("pascal", Reads()), ("levir", Reads()), ("pascal", Reads(strong_views=1)), ("pascal", V1), ("levir", V1), ("levir", ALLSPARK)],
+)
+def test_views_of_the_device_are_those_of_the_worker(root: Path, name: str, reads: Reads) -> None:
     """The same draws, the same mini-batch, of images of all sizes; on the way, only what the images are made from."""
     length = data_set(root, get_spec(name))[1]
-    keys = [(("x", 1, i, i), ("u", 1, i, i)) for i in range(length)]
-    sets = [data_set(root, get_spec(name), on_device, strong_views)[0] for on_device in (False, True)]
+    streams = ("x", "u", "second") if reads.second_draw else ("x", "u")
+    keys = [tuple((stream, 1, i, i) for stream in streams) for i in range(length)]
+    sets = [data_set(root, get_spec(name), on_device, reads)[0] for on_device in (False, True)]
     raws = [collated([data[key] for key in keys]) for data in sets]
-    made, unmade = ({name for name, value in vars(raw).items() if len(value)} for raw in raws)
-    assert made - unmade == {"img_x", "img_u_w", *(f"img_u_s{view}" for view in range(1, strong_views + 1))}
-    assert unmade - made == {"part_x", "taps_x", "part_u", "taps_u", "photometry"}
-    assert raws[1].photometry.shape == (length, strong_views, 2 if name == "levir" else 1, 10)
-    by_worker, by_device = (make_batch(raw, torch.device("cpu"), Encoder()) for raw in raws)
-    for field in fields(Batch):
-        a, b = getattr(by_worker, field.name), getattr(by_device, field.name)
-        assert a == b if field.name.startswith("name") else torch.equal(a, b), field.name
+    made, unmade = ({name for name, value in vars(raw).items() if isinstance(value, torch.Tensor) and len(value)} for raw in raws)
+    assert made - unmade == {"img_x", "img_u_w", *(f"img_u_s{view}" for view in range(1, reads.strong_views + 1))}
+    photometry = ({"photometry"} if reads.strong_views else set()) | ({"photometry_x"} if reads.strong_labeled else set())
+    assert unmade - made == {"part_x", "taps_x", "part_u", "taps_u"} | photometry
+    equal(*(make_batch(raw, torch.device("cpu"), Encoder()) for raw in raws))
+
+
+def test_a_second_draw_has_the_same_photographs_and_draws_of_its_own(root: Path) -> None:
+    data, length = data_set(root, get_spec("pascal"), reads=V1)
+    batch = make_batch(
+        collated([data[tuple((s, 0, i, i) for s in ("x", "u", "second"))] for i in range(length)]), torch.device("cpu"), Encoder()
+    )
+    assert batch.second is not None
+    assert batch.second.name_u == batch.name_u
+    assert not len(batch.second.img_x)
+    assert batch.second.img_u_s2.shape == batch.img_u_s2.shape
+    assert not torch.equal(batch.second.img_u_w, batch.img_u_w)
+    without, _ = data_set(root, get_spec("pascal"))
+    first: Any = [one[(("u", 0, 3, 3),)] for one in (without, data)]
+    assert torch.equal(first[0]["img_u_s2"], first[1]["img_u_s2"]), "the first draw is as without"
+
+
+def test_a_labelled_image_as_a_strong_view(root: Path, drawn: Drawn) -> None:
+    strong, weak = (data_set(root, get_spec("pascal"), reads=reads)[0] for reads in (ALLSPARK, Reads()))
+    for i in range(6):
+        found: Any = strong[(("x", 0, i, i),)]
+        plain: Any = weak[(("x", 0, i, i),)]
+        assert torch.equal(found["mask_x"], plain["mask_x"])
+        expected = oracle.strong(Image.fromarray(hwc(plain["img_x"])), drawn["draw_photometry"].pop())
+        assert np.array_equal(hwc(found["img_x"]), expected)
 
 
 def test_every_tensor_of_a_mini_batch_is_pinned(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataset.batch import normalize
+from dataset.batch import Reads, normalize
 from dataset.lists import ImageList
 from dataset.semi import STREAMS, Source, Sources, TrainSet
 from dataset.spec import get_spec
@@ -28,7 +28,7 @@ def root(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_both_ways_make_the_same_samples(root: Path, stream: str) -> None:
     lines = (root / "list.txt").read_text().splitlines()
     sources = {stream: Sources([Source(get_spec("pascal"), str(root), ImageList(str(root / "list.txt"), "segmentation", stream == "x"))])}
-    ours = TrainSet(sources, CROP, seed=0)
+    ours = TrainSet(sources, CROP, 0, Reads())
     for i in range(8):
         literal = data.literal_sample(root, lines[i % 4], CROP, np.random.default_rng((0, STREAMS[stream], 0, i)), stream)
         sample: Any = ours[((stream, 0, i, i % 4),)]
