@@ -37,7 +37,7 @@ def unwrap(state: dict[str, Any]) -> State:
         if inner is None:
             raise OtherFormatError(f"it has no weights, only {', '.join(map(str, state))}")
         state = inner
-    state = {name.replace("_orig_mod.", ""): value for name, value in state.items()}
+    state = {str(name).replace("_orig_mod.", ""): value for name, value in state.items()}
     while prefix := next((prefix for prefix in _PREFIXES if _is_prefix(prefix, state)), None):
         state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     return {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): value for name, value in state.items()}
@@ -107,6 +107,8 @@ def _join(name: str, own: Tensor, parts: list[str], state: State) -> Tensor:
         if part != "0" and part not in state:
             raise OtherFormatError(f"it has no {part!r}")
         tensor = own.new_zeros(shape) if part == "0" else state[part]
+        if not tensor.is_floating_point():
+            raise OtherFormatError(f"its {part!r} is {tensor.dtype}, expected floating-point numbers")
         if [n for n in tensor.shape if n > 1] != [n for n in shape if n > 1]:  # (1, 1, C) for (1, C) is the same
             raise OtherFormatError(f"its {part!r} is {tuple(tensor.shape)}, expected {tuple(shape)}")
         tensors.append(tensor.reshape(shape))

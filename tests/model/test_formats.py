@@ -275,6 +275,8 @@ STRANGE: list[tuple[dict, str]] = [
     ({"backbone.cls_token": torch.ones(1), "neck.weight": torch.ones(1)}, "it has no 'cls_token'"),
     ({}, "it has no 'cls_token'"),
     ({"teacher": {"loss": 1.0}}, "it has no weights, only loss"),
+    ({0: torch.ones(1)}, "it has no 'cls_token'"),
+    ({"cls_token": torch.ones(1, 1, 64, dtype=torch.int8)}, "'cls_token' is torch.int8, expected floating-point numbers"),
 ]
 
 
