@@ -50,7 +50,7 @@ class Trainer:
         self.student.backbone.checkpointing = cfg.activation_checkpointing
         if cfg.lock_backbone:
             self.student.backbone.requires_grad_(False)
-        self.statistics = prepare_batch_norm_(self.student, cfg.batch_norm, cfg.shards or world.size, world)
+        self.statistics = prepare_batch_norm_(self.student, cfg.batch_norm, max(cfg.shards or 1, world.size), world)
         self.teacher = make_teacher(self.student) if method.teacher == "ema" else None
         # the models that are evaluated
         self.models = {"student": self.student} if self.teacher is None else {"student": self.student, "EMA": self.teacher}
