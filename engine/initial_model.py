@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataset.loader import Data
-from model import build_model
+from model import configured_model
 from model.segmenter import Segmenter
 from model.weights import default_path
 from util import checkpoint
@@ -16,9 +16,9 @@ def start_model(cfg: Config, data: Data, notes: list[str], resumed: bool = False
     What the log is to tell of it is added to `notes`.
     """
     if resumed:
-        return build_model(cfg.backbone, data.spec.nclass, data.spec.task, model=cfg.model)
+        return configured_model(cfg, data.spec.nclass, data.spec.task)
     pretrained = None if cfg.init else str(default_path(cfg.backbone)) if cfg.pretrained == "auto" else cfg.pretrained
-    model = build_model(cfg.backbone, data.spec.nclass, data.spec.task, pretrained, cfg.model)
+    model = configured_model(cfg, data.spec.nclass, data.spec.task, pretrained)
     if cfg.init:
         state = checkpoint.load(cfg.init, mapped=True)
         weights = checkpoint.weights(state, "model_ema" if "model_ema" in state else "model", cfg.init)

@@ -11,12 +11,13 @@ from torch import Tensor
 from dataset.custom import OWN_KEYS, spec_of
 from dataset.spec import DatasetSpec
 from engine.method import WEIGHTS, judged
-from model import build_model
+from model import configured_model
 from model.segmenter import Segmenter
 from util import checkpoint
 from util.config import Config, make_config
 from util.error import UserError
 
+MODEL_KEYS = ("backbone", "model", "replace_stride_with_dilation", "dilations")  # what `configured_model` reads
 WHICH = {"student": "student", "EMA": "ema"}  # the models of a run, and what --which calls them
 
 
@@ -42,7 +43,7 @@ def config_of(state: dict[str, Any], path: str, settings: list[str] | None = Non
     made = state.get("config")
     if not isinstance(made, dict):
         raise UserError(f"{path}: does not say what it was trained with; give --config")
-    values = {key: made[key] for key in ("dataset", "backbone", "model", "crop_size", "eval_mode", *OWN_KEYS) if key in made}
+    values = {key: made[key] for key in ("dataset", "crop_size", "eval_mode", *MODEL_KEYS, *OWN_KEYS) if key in made}
     values |= {"data_root": "", "epochs": 1, "batch_size": 1, "lr": 1.0}  # Config wants them; nothing is trained
     return make_config(values, str(made.get("config") or path), settings)
 
@@ -62,7 +63,7 @@ def load_trained(cfg: Config, path: str, which: str | None = None, device: torch
     elif which == "ema" and "model_ema" not in state:
         raise UserError(f"{path}: has no EMA weights (model_ema), as of a supervised run; use --which student")
     weights = checkpoint.weights(state, WEIGHTS["EMA" if which == "ema" else "student"], path)
-    model = build_model(cfg.backbone, spec.nclass, spec.task, model=cfg.model)
+    model = configured_model(cfg, spec.nclass, spec.task)
     _check_classes(weights.get(f"{model.last_layer}.weight"), spec, path)
     checkpoint.load_strictly(model, weights, path, f"was it trained with backbone {cfg.backbone} ({cfg.config})?")
     epoch = state.get("epoch")

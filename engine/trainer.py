@@ -55,7 +55,9 @@ class Run:
         world.wait()  # the first process has claimed the folder
         check_crop(cfg.crop_size, get_encoder(cfg.backbone).facts())
         self.data = open_data(cfg, world, method.reads, open_log(None))
-        cfg = self.cfg = replace(cfg, teacher=method.teacher_of(cfg, self.data.spec.task))
+        cfg = self.cfg = replace(
+            cfg, teacher=method.teacher_of(cfg, self.data.spec.task), model=cfg.model or get_encoder(cfg.backbone).model
+        )
         self.steps = self.data.sampler.steps
         self.config = asdict(cfg) | {"shards": self.data.sampler.shards, "nclass": self.data.spec.nclass}  # as they are in effect
         self.config["method"] = method.name

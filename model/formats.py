@@ -14,13 +14,15 @@ from torch import Tensor, nn
 from model.backbone.dinov2 import DINOv2
 from model.backbone.dinov3 import DINOv3
 from model.backbone.dinov3_convnext import DINOv3ConvNeXt
+from model.backbone.resnet import ResNet
+from model.backbone.xception import Xception
 
 State = dict[str, Tensor]
 
 _WRAPPERS = ("state_dict", "teacher", "model_ema", "model", "student", "module")  # of several, the first
 _PREFIXES = ("module.", "teacher.", "student.", "model.", "_model.", "backbone.", "dinov2.", "dinov2_with_registers.")
 # what may stand beside a prefix: heads of another task, and the student of a teacher
-_OTHER_PARTS = re.compile(r"(dino_head|ibot_head|head|decode_head|classifier|student)\.")
+_OTHER_PARTS = re.compile(r"(dino_head|ibot_head|head|decode_head|reduce|fuse|classifier|student)\.")
 
 
 class OtherFormatError(Exception):
@@ -98,6 +100,8 @@ def _agrees(found: Tensor, constant: Tensor | None) -> bool:
 
 def _join(name: str, own: Tensor, parts: list[str], state: State) -> Tensor:
     """Our tensor `name`, shaped as `own`, from its parts: equal shares, or the class token's position and those of the patches."""
+    if parts == ["0"]:
+        return own.new_zeros(own.shape)
     axis = 1 if name == "pos_embed" else 0
     count = own.shape[axis]
     sizes = [1, count - 1] if axis == 1 and len(parts) == 2 else [count // len(parts)] * len(parts)
@@ -123,6 +127,20 @@ def _metas_vit(encoder: DINOv3, state: State) -> dict[str, Tensor | None]:
 def _metas_convnext(encoder: nn.Module, state: State) -> dict[str, Tensor | None]:
     """The final norm stands in Meta's files under a second name."""
     return {f"norms.3.{leaf}": state.get(f"norm.{leaf}") for leaf in ("weight", "bias")}
+
+
+# BatchNorm's counters, which nothing reads: they start at 0, and files of old PyTorch versions have none
+_COUNTERS = ((r".+\.num_batches_tracked", "0"),)
+
+
+def _beside_resnet(encoder: nn.Module, state: State) -> dict[str, Tensor | None]:
+    """Counters, and the classifier of ImageNet."""
+    return dict.fromkeys(["fc.weight", "fc.bias", *(name for name in state if name.endswith("num_batches_tracked"))])
+
+
+def _beside_xception(encoder: nn.Module, state: State) -> dict[str, Tensor | None]:
+    """Counters of BatchNorm and of its training."""
+    return dict.fromkeys(name for name in state if any(part in name for part in ("itr", "tmp", "track")))
 
 
 def _hugging_face_dinov2(attention: str, project: str, swiglu: str, out: str) -> tuple[tuple[str, str], ...]:
@@ -215,6 +233,8 @@ FORMATS: dict[type[nn.Module], tuple[Format, ...]] = {
         Format("Transformers 5's DINOv3 ConvNeXt", _hugging_face_convnext("model.")),
         Format("timm's ConvNeXt", _TIMM_CONVNEXT),
     ),
+    ResNet: (Format("a ResNet with a deep stem", _COUNTERS, _beside_resnet),),
+    Xception: (Format("UniMatch V1's Xception", _COUNTERS, _beside_xception),),
 }  # fmt: skip
 
 

@@ -10,6 +10,8 @@ import torch
 from model.backbone.dinov2 import DINOv2
 from model.backbone.dinov3 import DINOv3
 from model.backbone.dinov3_convnext import DINOv3ConvNeXt
+from model.backbone.resnet import DEPTHS, ResNet
+from model.backbone.xception import Xception
 from model.encoder import Encoder
 from util.error import UserError
 
@@ -20,13 +22,15 @@ class EncoderSpec:
 
     build: makes the encoder with random weights. fusion, widths: of the DPT decoder, channels inside it and of each map after its
     1x1 convolution (empty: it has none). file: name of the published weights file, empty where none was published.
+    model: the architecture that goes with the encoder where a config names none.
     """
 
     name: str
-    build: Callable[[], Encoder]
+    build: Callable[..., Encoder]
     fusion: int
     widths: tuple[int, ...]
     file: str = ""
+    model: str = "dpt"
 
     @property
     def license(self) -> str:
@@ -85,6 +89,11 @@ ENCODERS: dict[str, EncoderSpec] = {
         _convnext("small", "296db49d", 64, (3, 3, 27, 3), (96, 192, 384, 768)),
         _convnext("base", "801f2ba9", 128, (3, 3, 27, 3), (128, 256, 512, 1024)),
         _convnext("large", "61fa432d", 256, (3, 3, 27, 3), (192, 384, 768, 1536)),
+        *(
+            EncoderSpec(name, partial(ResNet, depths), 256, (256, 512, 1024, 1024), model="deeplabv3plus")
+            for name, depths in DEPTHS.items()
+        ),
+        EncoderSpec("xception", Xception, 0, (), model="deeplabv3plus"),
     )
 }
 _FAMILIES = ("dinov3_convnext", "dinov3", "dinov2")

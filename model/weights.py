@@ -49,6 +49,11 @@ def read(path: str | Path) -> dict[str, Any]:
 
 def _advice(content: dict[str, Any], backbone: str) -> str:
     """What a file is instead that is not the weights of `backbone`."""
+    if getattr(content.get("conv1.weight"), "shape", None) == (64, 3, 7, 7):
+        return (
+            "it is a ResNet whose stem is one 7x7 convolution (torchvision's layout), expected a deep stem of three 3x3; take the file of "
+            "UniMatch V1, or of timm's resnet50s, resnet101s, resnet152s"
+        )
     for other in ENCODERS:
         try:
             state = {name: torch.empty_like(value, device="meta") for name, value in unwrap(content).items()}

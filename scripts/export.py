@@ -25,6 +25,7 @@ from dataset.batch import normalize
 from engine.evaluation import predict_whole
 from engine.trained_model import Trained, config_of, load_trained
 from model.segmenter import Segmenter
+from model.spec import get_encoder
 from util import checkpoint
 from util.cli import Parser
 from util.config import Config, load_config, parse_arguments
@@ -50,7 +51,7 @@ def meta(cfg: Config, trained: Trained) -> dict[str, Any]:
         "palette": [list(color) for color in spec.palette],
         "mean": list(trained.model.backbone.mean),
         "std": list(trained.model.backbone.std),
-        "model": cfg.model,
+        "model": cfg.model or get_encoder(cfg.backbone).model,
         "input": "RGB / 255, minus mean, divided by std; sides resized to the nearest multiple (bilinear, align_corners)",
         "multiple": trained.model.multiple,
         "evaluation": cfg.eval_mode or spec.eval_mode,

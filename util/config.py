@@ -62,7 +62,9 @@ class Config:
     criterion: dict = key({"name": "CELoss", "kwargs": {"ignore_index": 255}})
     conf_thresh: float = key(0.95, most=1)  # pseudo labels count from this confidence on
     lossu_weight: float = key(1.0)  # w in (loss_x + w * loss_u) / (1 + w)
-    model: str = key("dpt")  # the architecture (model/__init__.py)
+    model: str | None = key(None)  # the architecture: dpt | deeplabv3plus (model/__init__.py); null is the encoder's usual one
+    replace_stride_with_dilation: list | None = key(None)  # of a ResNet's stages 2, 3, 4 in deeplabv3plus; null is [false, false, true]
+    dilations: list | None = key(None)  # of the three 3x3 branches of deeplabv3plus; null is [6, 12, 18]
     lock_backbone: bool = key(False)  # freeze the encoder
     pretrained: str | None = key("auto", may_change=True)  # encoder weights: auto is pretrained/<backbone>.pth, null is random
     init: str | None = key(None, may_change=True)  # start from the weights of this checkpoint of another run (its EMA where it has one)
@@ -232,6 +234,8 @@ def make_config(
         if old in values:
             values.setdefault(new, values.pop(old))
     values.pop("dataset_u", None)  # the unlabelled list and data_root_u say all that is needed
+    if values.pop("multi_grid", False):  # in old files of UniMatch V1, always false
+        raise UserError(f"{path}: multi_grid: found true, expected false, which is how the published models are; remove it")
     valset = values.pop("valset", None)
     if valset is not None and valset != values.get("dataset"):
         raise UserError(f"valset: found {valset!r}, expected the labelled data set {values.get('dataset')!r}")
