@@ -43,17 +43,21 @@ def predict_whole(model: Segmenter, img: Tensor) -> Tensor:
     return _resize(model(_resize(img, [nearest_multiple(side, model.multiple) for side in size])), size)
 
 
-def window_starts(side: int, window: int) -> list[int]:
-    """Where the windows of one direction begin: a step of two thirds, the last one flush with the border."""
+def window_starts(side: int, window: int, cut: bool = False) -> list[int]:
+    """Where the windows of one direction begin: a step of two thirds, the last one flush with the border.
+
+    cut: the steps are taken as long as they lead into the image; windows that reach out of it are cut off.
+    """
     last = max(0, side - window)
-    return [*range(0, last, window * 2 // 3), last]
+    return [*range(0, side, window * 2 // 3)] if cut else [*range(0, last, window * 2 // 3), last]
 
 
 def predict_sliding(model: Segmenter, img: Tensor, window: int) -> Tensor:
     """Sum of the windows' softmax (B, K, H, W). A side shorter than the window is seen whole, resized as in `predict_whole`."""
     batch, _, height, width = img.shape
-    corners = [(y, x) for y in window_starts(height, window) for x in window_starts(width, window)]
-    group = max(1, WINDOWS // batch)
+    rows, cols = (window_starts(side, window, model.cut_windows) for side in (height, width))
+    corners = [(y, x) for y in rows for x in cols]
+    group = 1 if model.cut_windows else max(1, WINDOWS // batch)  # windows of one size go through the model at once
     total: Tensor | None = None
     for first in range(0, len(corners), group):
         part = corners[first : first + group]

@@ -26,6 +26,8 @@ class Segmenter(nn.Module):
     statistics in training. A subclass whose decoder has several parts overrides `decode`.
     """
 
+    cut_windows = False  # windows of an evaluation that reach out of the image: cut off (True) or moved back into it
+
     def __init__(self, backbone: Encoder, head: nn.Module, last_layer: str, bitemporal: bool = False) -> None:
         super().__init__()
         self.backbone = backbone

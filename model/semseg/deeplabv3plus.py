@@ -51,6 +51,8 @@ class DeepLabV3Plus(Segmenter):
     dilations: of the three 3x3 branches of ASPP.
     """
 
+    cut_windows = True
+
     def __init__(self, backbone: Encoder, nclass: int, bitemporal: bool = False, dilations: Sequence[int] = (6, 12, 18)) -> None:
         fine, coarse = backbone.channels
         super().__init__(backbone, ASPP(coarse, 256, dilations), "classifier", bitemporal)

@@ -98,6 +98,39 @@ def test_sliding_windows(height: int, width: int, nclass: int) -> None:
     assert torch.allclose(found, expected, atol=1e-10)
 
 
+@pytest.mark.parametrize(("height", "width"), [(42, 42), (100, 90), (30, 29), (20, 90), (57, 85)])
+def test_windows_that_are_cut_off_at_the_border(height: int, width: int) -> None:
+    """As UniMatch V1 evaluates: the start goes on by two thirds of a window while it lies inside the image."""
+
+    class Cut(Patches):
+        cut_windows = True
+
+        def forward(self, img: Tensor, *_: Any, **__: Any) -> Tensor:
+            self.seen.append((img.shape[-2], img.shape[-1]))
+            place = torch.linspace(0, 1, img.shape[-1], dtype=img.dtype)
+            return torch.stack([img[:, k] * (k + 1) + place * k for k in range(3)], dim=1)
+
+    img, model, expected = noise(height, width), Cut(3), torch.zeros(1, 3, height, width, dtype=torch.float64)
+    model.backbone.multiple = 1
+    y = 0
+    while y < height:
+        x = 0
+        while x < width:
+            expected[..., y : y + 42, x : x + 42] += model(img[..., y : y + 42, x : x + 42]).softmax(dim=1)
+            x += 28
+        y += 28
+    sizes = model.seen.copy()
+    model.seen.clear()
+    assert torch.allclose(predict_sliding(model, img, 42), expected, atol=1e-10)
+    assert model.seen == sizes
+
+
+def test_windows_of_cityscapes_as_unimatch_v1_has_them() -> None:
+    assert window_starts(1024, 801, cut=True) == [0, 534]
+    assert window_starts(2048, 801, cut=True) == [0, 534, 1068, 1602]
+    assert window_starts(50, 65, cut=True) == [0, 43]
+
+
 def brute_counts(pred: np.ndarray, mask: np.ndarray, nclass: int) -> np.ndarray:
     out = np.zeros((nclass, nclass), int)
     for p, m in zip(pred.flat, mask.flat, strict=True):
