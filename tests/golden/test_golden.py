@@ -1,4 +1,5 @@
-"""Golden numbers: every .npz and keys_*.txt of the golden folder, told apart by its name; those of single encoders: encoders.py.
+"""Golden numbers: every .npz and keys_*.txt of the golden folder, told apart by its name; those of single encoders: encoders.py;
+those of UniMatch V1: v1.py.
 
 fwd_*.npz: `<encoder>_<H>x<W>` -> logits of `image(H, W, B)`, every n-th pixel where the array is smaller.
 traj_<method>[_ohem][_<encoder>].npz: `scalar/train/*` per step, `<model|model_ema>/<delta_norm|head16>/NAME`.
@@ -21,7 +22,7 @@ from engine.evaluation import predict
 from model import build_model
 from model.segmenter import Segmenter
 from model.spec import ENCODERS
-from tests.golden import encoders
+from tests.golden import encoders, v1
 from tests.golden.trajectory import METHODS, train
 
 FORWARD = 1e-4  # ||a - b|| / ||b|| of logits
@@ -32,8 +33,13 @@ Numbers = dict[str, np.ndarray]
 Check = Callable[[str, Numbers, ModuleType], None]
 
 
+def encoder_of(name: str) -> str:
+    """The `backbone` behind the name of an encoder in a golden file: `small` is DINOv2's."""
+    return name if name in ENCODERS else f"dinov2_{name}"
+
+
 def filled(inputs: ModuleType, encoder: str, nclass: int) -> Segmenter:
-    model = build_model(f"dinov2_{encoder}", nclass).eval()
+    model = build_model(encoder_of(encoder), nclass, model=None).eval()
     model.load_state_dict(inputs.fill(model.state_dict()))
     return model
 
@@ -120,14 +126,20 @@ def check_evaluation(name: str, numbers: Numbers, inputs: ModuleType) -> None:
 
 def check_keys(name: str, lines: list[str]) -> None:
     """Names, shapes and their order, which counts: the optimiser states of the authors' checkpoints number the parameters."""
-    model = build_model(f"dinov2_{name.removeprefix('keys_')}", 21)
+    encoder = encoder_of(name.removeprefix("keys_"))
+    nclass = int(lines[-1].split("(")[1].split(",")[0])  # the last is the classifier's bias
+    model = build_model(encoder, nclass, model=None)
     assert [f"{key} {tuple(tensor.shape)}" for key, tensor in model.state_dict().items()] == lines
-    assert [key for key, _ in model.named_parameters()] == [line.split(" ")[0] for line in lines]
+    buffers = {key for key, _ in model.named_buffers()}
+    assert [key for key, _ in model.named_parameters()] == [key for key in (line.split(" ")[0] for line in lines) if key not in buffers]
 
 
 # pattern of a file's name without its ending -> its check; the first that fits counts
 CHECKS: tuple[tuple[str, Check], ...] = (
     (rf"fwd_{encoders.PATTERN}", encoders.check_forward),
+    (rf"v1extra_{v1.PATTERN}", v1.check_extra),
+    (rf"traj_(unimatch_v1|v1_fixmatch|v1_supervised)(_ohem)?_{v1.PATTERN}", v1.check_trajectory),
+    (rf"evalv1_{v1.PATTERN}", v1.check_evaluation),
     (r"fwd_.*", check_forward),
     (r"traj_.*", check_trajectory),
     (r"eval_.*", check_evaluation),

@@ -1,0 +1,116 @@
+"""UniMatch V1's step as published (spec of part A2), written a second time: plain PyTorch, no method, loop or optimiser of the program.
+
+It proves the models with their batch statistics, and is what the methods' own steps are compared with.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Maps = list[Tensor]
+
+
+@dataclass
+class Settings:
+    method: str  # unimatch_v1 | v1_fixmatch | v1_supervised
+    lr: float
+    lr_multi: float
+    conf_thresh: float
+    ohem: tuple[float, int] | None = None  # thresh, min_kept
+    steps: int = 8
+
+
+@dataclass
+class Trajectory:
+    initial: dict[str, Tensor]
+    first: dict[str, Tensor]  # after the first step
+    final: dict[str, Tensor]
+    stats: list[dict[str, float]]
+
+
+def labeled(pred: Tensor, mask: Tensor, ohem: tuple[float, int] | None) -> Tensor:
+    """Mean cross-entropy of the pixels that are not 255; OHEM: of those whose true class is at most as probable as the bound."""
+    valid = mask != 255
+    losses = F.cross_entropy(pred, mask, ignore_index=255, reduction="none")
+    if ohem is not None and int(valid.sum()) >= ohem[1]:
+        true = torch.where(valid, (-losses.detach()).exp(), torch.ones_like(losses))
+        bound = max(ohem[0], float(true.flatten().sort().values[ohem[1] - 1]))
+        valid = valid & (true <= bound)
+    return losses[valid].mean()
+
+
+def unlabeled(pred: Tensor, label: Tensor, conf: Tensor, ignore: Tensor, thresh: float) -> Tensor:
+    seen = ignore != 255
+    losses = F.cross_entropy(pred, label, reduction="none")
+    return losses[seen & (conf >= thresh)].sum() / seen.sum()
+
+
+def clean_and_dropped(inputs: ModuleType, call: int) -> Callable[[Maps], Maps]:
+    """Draws `call` and `call + 1`, one for each map."""
+
+    def perturb(maps: Maps) -> Maps:
+        draws = [inputs.feature_draw(call + i, len(x), x.shape[1]) for i, x in enumerate(maps)]
+        return [torch.cat((x, x * (2 * draw)[:, :, None, None])) for x, draw in zip(maps, draws, strict=True)]
+
+    return perturb
+
+
+def losses(model: nn.Module, inputs: ModuleType, it: int, s: Settings) -> dict[str, Tensor]:
+    (img_x, mask_x), (w, s1, s2, ignore, box1, box2), (w_mix, s1_mix, s2_mix, ignore_mix) = inputs.v1_batch(it)
+    if s.method == "v1_supervised":  # its batch is not doubled by the program, but by hand
+        (more_x, more_mask), _, _ = inputs.v1_batch(100 + it)
+        loss = labeled(model.train()(torch.cat((img_x, more_x))), torch.cat((mask_x, more_mask)), s.ohem)
+        return {"loss_all": loss, "loss_x": loss}
+    n = len(img_x)
+    with torch.no_grad():
+        conf_mix, label_mix = model.eval()(w_mix).softmax(1).max(1)
+    views = [(s1, s1_mix, box1), (s2, s2_mix, box2)][: 1 if s.method == "v1_fixmatch" else 2]
+    strong = torch.cat([torch.where(box[:, None] == 1, other, img) for img, other, box in views])
+    model.train()
+    if s.method == "v1_fixmatch":
+        pred_x, pred_w = model(torch.cat((img_x, w))).split(n)
+        fp = []
+    else:
+        pred_x, pred_w, _, pred_fp = model(torch.cat((img_x, w)), clean_and_dropped(inputs, 2 * it)).split(n)
+        fp = [pred_fp]
+    pred_strong = model(strong).split(n)
+    conf, label = pred_w.detach().softmax(1).max(1)
+    each = []
+    for pred, (_, _, box) in zip(pred_strong, views, strict=True):
+        inside = box == 1
+        target = [torch.where(inside, b, a) for a, b in ((label, label_mix), (conf, conf_mix), (ignore, ignore_mix))]
+        each.append(unlabeled(pred, target[0], target[1], target[2], s.conf_thresh))
+    out = {"loss_x": labeled(pred_x, mask_x, s.ohem), "loss_s": sum(each, torch.zeros(())) / len(each)}
+    out["loss_all"] = (out["loss_x"] + out["loss_s"]) / 2
+    if fp:
+        out["loss_w_fp"] = unlabeled(fp[0], label, conf, ignore, s.conf_thresh)
+        out["loss_all"] = (out["loss_x"] + 0.5 * out["loss_s"] + 0.5 * out["loss_w_fp"]) / 2
+    seen = ignore != 255
+    out["mask_ratio"] = ((conf >= s.conf_thresh) & seen).sum() / seen.sum()
+    return out
+
+
+def train(model: nn.Module, inputs: ModuleType, s: Settings) -> Trajectory:
+    """SGD from the filled weights over `s.steps` steps, all of one epoch."""
+    initial = inputs.fill(model.state_dict())
+    model.load_state_dict(initial)
+    encoder = [p for name, p in model.named_parameters() if "backbone" in name]
+    decoder = [p for name, p in model.named_parameters() if "backbone" not in name]
+    groups = [{"params": encoder, "lr": s.lr}, {"params": decoder, "lr": s.lr * s.lr_multi}]
+    optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=1e-4)
+    run = Trajectory(initial, {}, {}, [])
+    for it in range(s.steps):
+        found = losses(model, inputs, it, s)
+        optimizer.zero_grad()
+        found["loss_all"].backward()
+        optimizer.step()
+        rate = s.lr * (1 - it / s.steps) ** 0.9
+        optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = rate, rate * s.lr_multi
+        run.stats.append({name: float(value.detach()) for name, value in found.items()})
+        run.final = {name: value.detach().clone() for name, value in model.state_dict().items()}
+        run.first = run.first or run.final
+    return run
