@@ -29,13 +29,13 @@ _METHOD = re.compile(
 )
 _DATASET = re.compile(rf"(?<![A-Za-z0-9])({'|'.join(DATASETS)})(?![A-Za-z0-9])", re.IGNORECASE)
 _BACKBONE = re.compile(
-    r"(?<![A-Za-z0-9])(dinov2_(?:tiny|small|base|large|giant)|resnet_?\d{2,3}|mit_?b\d|beit_(?:base|large|[bl])|sam_(?:base|large|huge|[blh]))"
+    r"(?<![A-Za-z0-9])(dinov2_(?:tiny|small|base|large|giant)|resnet_?\d{2,3}|xception|mit_?b\d|beit_(?:base|large|[bl])|sam_(?:base|large|huge|[blh]))"
     r"(?![A-Za-z0-9])"
 )
 _EXTRA = re.compile(r"(?<![A-Za-z0-9])(extra_\d{1,4}[Kk])(?![A-Za-z0-9])")
 _SPLIT = re.compile(r"(?<![A-Za-z0-9])(\d+_\d+|\d+%?|all|full)_?labels?(?![a-zA-Z])")
-_SPLIT_FOLDER = re.compile(r"(?:^|/)(\d+_\d+|\d+%?|all|full)(?:_seed_?\d+)?(?:/seed_?\d+)?/?$")
-_SEED = re.compile(r"(?<![A-Za-z])seed[_-]?(\d{1,9})")
+_SPLIT_FOLDER = re.compile(r"(?:^|/)((?:u2pl_)?\d+_\d+|\d+%?|all|full)(?:[_-](?:seed|run)_?\d+)?(?:/seed_?\d+)?/?$")
+_SEED = re.compile(r"(?<![A-Za-z])(?:seed[_-]?|(?<=\d-)run)(\d{1,9})")  # UniMatch V1's: 92-run1
 
 
 @dataclass(frozen=True)

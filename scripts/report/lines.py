@@ -30,7 +30,13 @@ _PARAMS = re.compile(r"\w+ params: [\d.]+[KMGB]?")
 _CHANGED_CLASS = re.compile(rf"Changed class: precision {_FIGURE}.*")
 _TEST = re.compile(rf"Test of best\.pth \(epoch \d{{1,7}}\) on .{{1,400}}, (?:student|EMA): \w[\w ]{{0,40}} {_FIGURE}.*")
 _CLASS = re.compile(r"Class \[.*\] IoU")
-_FIGURE_NAMES = {"MeanIoU": "miou", "Changed IoU": "changed_iou", "Unchanged IoU": "unchanged_iou", "Overall Accuracy": "accuracy"}
+_FIGURE_NAMES = {
+    "MeanIoU": "miou",
+    "meanIOU": "miou",
+    "Changed IoU": "changed_iou",
+    "Unchanged IoU": "unchanged_iou",
+    "Overall Accuracy": "accuracy",
+}
 
 # a header is a printed dictionary over several lines, or argparse's Namespace(...) on one
 _LIST = r"\[(?:[^\[\]]|\[[^\[\]]*\])*"  # without its closing bracket; a palette is a list of lists
@@ -46,6 +52,7 @@ class Line:
     """What one line says. kind: header, more (header continued), epoch, iter, eval, loaded, test, info, warning, blank, unread.
 
     number: the epoch (epoch, loaded, classification) or None; index: the iteration (loaded: the steps done in the next epoch);
+    perturbed: whether an iteration line has the loss of perturbed features, which UniMatch V1 alone has;
     header: its keys as text; figures: percentages; test: the line of the final test as it is; rest: what stands behind the record
     without a line end, such as the message of a program that ended the run.
     """
@@ -55,6 +62,7 @@ class Line:
     number: int | None = None
     index: int = 0
     is_nan: bool = False
+    perturbed: bool = False
     header: dict[str, str] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
     test: str = ""
@@ -109,7 +117,7 @@ def _read_message(message: str) -> Line:
     if found := _EPOCH.match(message):
         return Line("epoch", number=int(found[1]))
     if found := _ITER.match(message):
-        line = Line("iter", index=int(found[1]), is_nan="nan" in found[0].lower())
+        line = Line("iter", index=int(found[1]), is_nan="nan" in found[0].lower(), perturbed=", Loss w_fp: " in found[0])
     elif found := _CLASSIFY_ITER.match(message):
         line = Line("iter", number=int(found[1]), index=int(found[2]), is_nan="nan" in found[0].lower())
     elif found := _CLASSIFY_EVALUATION.match(message):

@@ -6,7 +6,7 @@ earlier ones. A session that starts again at epoch 0 replaces the run, or begins
 
 import statistics
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,7 @@ def read_log(path: Path) -> list[Run]:
     sessions, unread = read_sessions(text)
     if all(session.empty for session in sessions):
         found = f"{count(len(unread), 'line')}, none of them of a training log" if unread else "an empty file"
-        raise UserError(f"{path}: found {found}, expected a log of unimatch_v2, fixmatch or supervised training; leave it out")
+        raise UserError(f"{path}: found {found}, expected a log of unimatch_v2, unimatch_v1, fixmatch or supervised training; leave it out")
     runs = [_summarise(group, path) for group in _group(sessions, path)]
     for run in runs:
         run.unread_lines, run.unread_samples = len(unread), _samples(unread)
@@ -120,6 +120,8 @@ def _summarise(sessions: list[Session], path: Path) -> Run:
     epochs, notes = _merge(sessions)
     headers = [session.header for session in sessions if session.header] or [{}]
     identity = identify(headers[0], path)
+    if identity.method is None and any(session.perturbed for session in sessions):  # V1's own headers and paths do not name it
+        identity = replace(identity, method="unimatch_v1")
     task = _task(headers[0].get("task"), identity, epochs)
     statistic = _statistic(identity, task, epochs)
     measured = {epoch: figures for epoch, figures in epochs.items() if statistic in figures}

@@ -12,6 +12,7 @@ class Session:
 
     epochs: {epoch: {figure: percentage}}, of the epochs that were evaluated; intervals: seconds per iteration between two lines;
     guessed: how many epoch lines were lost and their epoch counted on from the one before (`_expected`); tests: lines of the final test.
+    perturbed: whether its iteration lines are those of UniMatch V1.
     """
 
     header: dict[str, str] = field(default_factory=dict)
@@ -23,6 +24,7 @@ class Session:
     nan_iterations: int = 0
     intervals: list[float] = field(default_factory=list)
     guessed: int = 0
+    perturbed: bool = False
     tests: list[str] = field(default_factory=list)
     _epoch: int | None = None
     _expected: int | None = None
@@ -67,6 +69,7 @@ class Session:
             self._begin_epoch(epoch)
         self.iterations += 1
         self.nan_iterations += line.is_nan
+        self.perturbed |= line.perturbed
         if self._previous and line.time:
             steps, seconds = line.index - self._previous[0], (line.time - self._previous[1]).total_seconds()
             if steps > 0 and seconds > 0:

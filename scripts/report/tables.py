@@ -28,11 +28,12 @@ _ENCODERS = {
     "mit": "MiT",
     "beit": "BEiT",
     "sam": "SAM",
+    "xception": "Xception-65",
 }
 TITLES = {"pascal": "Pascal", "cityscapes": "Cityscapes", "ade20k": "ADE20K", "coco": "COCO", "levir": "LEVIR-CD", "whu": "WHU-CD",
           "camvid": "CamVid", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}  # fmt: skip
 RULES = {
-    "segmentation": "mIoU in %: maximum over epochs of the EMA teacher's; labelled only: of the student's.",
+    "segmentation": "mIoU in %: maximum over epochs of the EMA teacher's; labelled only, and without EMA: of the student's.",
     "change": "Changed IoU in %: maximum over epochs of the student's, with the overall accuracy in % of that same epoch.",
     "classification": "Accuracy in %: maximum over epochs of the EMA's; without EMA: of the model's.",
 }
@@ -40,6 +41,7 @@ KINDS = {"segmentation": ("miou",), "change": ("cd_iou", "cd_oa"), "classificati
 PLACES = {"miou": 1, "cd_iou": 1, "cd_oa": 2, "acc1": 2}
 # a run with another value here is another experiment than the published one: it gets its own row and no published value
 _DEFAULTS = {"conf_thresh": 0.95, "threshold": 0.95, "lossu_weight": 1.0, "lock_backbone": False}
+_OTHER_DEFAULTS = {("unimatch_v1", "cityscapes"): {"conf_thresh": 0.0}}
 
 ColumnKey = tuple[str, str]  # split, kind
 RowKey = tuple[str, str, str]  # method, encoder, variant
@@ -195,14 +197,15 @@ def _group_runs(runs: list[Run]) -> dict[RowKey, dict[str, list[Run]]]:
 
 def variant(run: Run) -> str:
     """The settings that make a run another experiment than the published one of its method, as text."""
-    return ", ".join(f"{key} {value}" for key, value in run.settings.items() if key in _DEFAULTS and not _is_default(key, value))
+    usual = _DEFAULTS | _OTHER_DEFAULTS.get((run.method or "", run.dataset or ""), {})
+    return ", ".join(f"{key} {value}" for key, value in run.settings.items() if key in usual and not _is(value, usual[key]))
 
 
-def _is_default(key: str, value: str) -> bool:
+def _is(value: str, usual: float | bool) -> bool:
     try:
-        return float(value) == _DEFAULTS[key]
+        return float(value) == usual
     except ValueError:
-        return value == str(_DEFAULTS[key])
+        return value == str(usual)
 
 
 def _apart(run: Run, first: Run) -> str:
@@ -215,6 +218,6 @@ def encoder_name(backbone: str) -> str:
     """dinov2_base -> DINOv2-Base, resnet101 -> ResNet-101; a name of another family stays as it is."""
     for family, name in _ENCODERS.items():
         size = backbone.removeprefix(family).strip("_")
-        if backbone.startswith(family) and size:
-            return f"{name}-{size.upper() if len(size) < 3 else size.capitalize()}".replace("_", " ")
+        if backbone.startswith(family):
+            return f"{name}-{size.upper() if len(size) < 3 else size.capitalize()}".replace("_", " ") if size else name
     return backbone
