@@ -15,8 +15,8 @@ from util.config import Config
 
 # step(student, teacher, batch, cfg) -> the scalar loss of a mini-batch, and the stats: detached scalars by their names
 Step = Callable[[Any, Any, Batch, Config], tuple[Tensor, dict[str, Tensor]]]
-# draw(images, channels of the encoder's maps, generator, cfg) -> factors of feature dropout for `Batch.drop`
-Draw = Callable[[int, tuple[int, ...], torch.Generator, Config], Tensor]
+# draw(images, channels of the encoder's maps, generator, the method's settings) -> factors of feature dropout for `Batch.drop`
+Draw = Callable[[int, tuple[int, ...], torch.Generator, Any], Tensor]
 # labels of the stats of `model.loss.semi_loss`, as the published logs print them
 SEMI_LABELS = {"loss_all": "Total loss", "loss_x": "Loss x", "loss_s": "Loss s", "mask_ratio": "Mask ratio"}
 

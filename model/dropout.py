@@ -1,4 +1,4 @@
-"""Complementary dropout: what one strong view loses, the other keeps (METHOD.md 1.3)."""
+"""Dropout of whole channels of the encoder's maps: UniMatch V2's complementary one, and UniMatch V1's (METHOD.md 1.3)."""
 
 from collections.abc import Callable
 
@@ -24,6 +24,11 @@ def complementary_factors(batch: int, channels: int, generator: torch.Generator 
     keep = torch.randint(0, 2, (batch, channels), generator=generator)
     undropped = torch.randperm(batch, generator=generator)[: batch // 2]
     return combine_factors(keep, undropped)
+
+
+def channel_factors(batch: int, channels: int, generator: torch.Generator | None = None) -> Tensor:
+    """Draws factors (batch, channels), each 0 or 2 with probability 1/2: dropout of whole channels."""
+    return 2.0 * torch.randint(0, 2, (batch, channels), generator=generator)
 
 
 def factor_width(channels: tuple[int, ...]) -> int:

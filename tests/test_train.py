@@ -1,4 +1,4 @@
-"""The three methods end to end: real files, real processes, real logs and TensorBoard files."""
+"""The methods end to end: real files, real processes, real logs and TensorBoard files."""
 
 import gc
 import re
@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import fixmatch
 import supervised
+import unimatch_v1
 import unimatch_v2
 from dataset.batch import Batch
 from engine import trainer as training
@@ -18,9 +19,9 @@ from tests.conftest import Tiny, command
 from util import checkpoint
 from util.error import UserError
 
-METHODS = {"supervised": supervised, "fixmatch": fixmatch, "unimatch_v2": unimatch_v2}
+METHODS = {"supervised": supervised, "fixmatch": fixmatch, "unimatch_v1": unimatch_v1, "unimatch_v2": unimatch_v2}
 # supervised training repeats the labelled list to 240 images: 12 steps of twice 10 are enough
-SHORT: dict[str, tuple[str, ...]] = {"supervised": ("batch_size=10",), "fixmatch": (), "unimatch_v2": ()}
+SHORT: dict[str, tuple[str, ...]] = {"supervised": ("batch_size=10",), "fixmatch": (), "unimatch_v1": (), "unimatch_v2": ()}
 
 
 def figures(log: Path) -> list[str]:

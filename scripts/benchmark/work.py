@@ -23,7 +23,7 @@ from util.config import Config
 from util.error import UserError
 
 # images of a step in units of cfg.batch_size (METHOD.md 3): the teacher's, the student's over all its forward passes
-IMAGES: dict[str, tuple[int, int]] = {"unimatch_v2": (1, 3), "fixmatch": (1, 2), "supervised": (0, 2)}
+IMAGES: dict[str, tuple[int, int]] = {"unimatch_v2": (1, 3), "unimatch_v1": (1, 4), "fixmatch": (1, 2), "supervised": (0, 2)}
 
 
 class Part(NamedTuple):

@@ -4,6 +4,7 @@ The network itself is checked in tests/model; here it runs in float64, so that t
 """
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor
 
 import fixmatch
 import supervised
+import unimatch_v1
 import unimatch_v2
 from dataset.batch import Batch
 from engine.method import Method
@@ -21,7 +23,7 @@ from model.dropout import complementary_factors, scaled
 from model.segmenter import Segmenter
 from util.config import Config
 
-METHODS = {method.name: method for method in (unimatch_v2.METHOD, fixmatch.METHOD, supervised.METHOD)}
+METHODS = {method.name: method for method in (unimatch_v2.METHOD, unimatch_v1.METHOD, fixmatch.METHOD, supervised.METHOD)}
 OHEM = {"name": "OHEM", "kwargs": {"ignore_index": 255, "thresh": 0.2, "min_kept": 300}}
 CE = {"name": "CELoss", "kwargs": {"ignore_index": 255}}
 SIDE, CLASSES, B = 28, 3, 3
@@ -49,6 +51,12 @@ def batch(it: int, channels: int = 3) -> Batch:
     box1, box2 = torch.zeros(2, B, SIDE, SIDE, dtype=torch.bool)
     box1[0, 3:20, 5:25], box1[1, 10:28, 0:9], box2[2, 0:12, 8:28] = True, True, True
     return Batch(imgs[0], mask, imgs[1], imgs[2], imgs[3], ignore, box1, box2, complementary_factors(B, 192, g).double())
+
+
+def batch_of(method: str, it: int) -> Batch:
+    """With as many factors as the method draws."""
+    made = batch(it)
+    return replace(made, drop=made.drop[:B]) if method == "unimatch_v1" else made
 
 
 def literal_ce(pred: Tensor, mask: Tensor, criterion: dict[str, Any]) -> Tensor:
@@ -104,6 +112,10 @@ def literal_loss(
     loss_x, loss_s = literal_ce(pred_x, b.mask_x, criterion), torch.stack(losses).mean()
     seen = b.ignore_u != 255
     ratio = ((conf >= thresh) & seen).sum() / seen.sum()
+    if method == "unimatch_v1":
+        fp = literal_unlabeled(student(b.img_u_w, scaled(b.drop)), label, conf, b.ignore_u, thresh)
+        total = (loss_x + (0.25 * losses[0] + 0.25 * losses[1] + 0.5 * fp)) / 2
+        return {"loss_all": total, "loss_x": loss_x, "loss_u": (loss_s + fp) / 2, "loss_s": loss_s, "loss_w_fp": fp, "mask_ratio": ratio}
     return {"loss_all": (loss_x + loss_s) / 2, "loss_x": loss_x, "loss_s": loss_s, "mask_ratio": ratio}
 
 
@@ -137,8 +149,8 @@ def test_updates_are_those_of_the_second_writing(method: str, criterion: dict[st
     optimizer = LiteralAdamW(student, 1e-4)
     initial = {n: p.detach().clone() for n, p in student.named_parameters()}
     for it in range(2):
-        stats = trainer.update([batch(it)])
-        expected = literal_loss(method, student, teacher, batch(it), criterion, 0.5)
+        stats = trainer.update([batch_of(method, it)])
+        expected = literal_loss(method, student, teacher, batch_of(method, it), criterion, 0.5)
         assert set(stats) == set(expected)
         for name, value in expected.items():
             assert float(stats[name]) == pytest.approx(float(value.detach()), rel=1e-6 if name == "mask_ratio" else 1e-10), name
@@ -187,7 +199,7 @@ def test_frozen_and_unused_parameters(method: str, locked: bool) -> None:
     trainer = tiny_trainer(METHODS[method], TOTAL, lock_backbone=locked)
     before = {n: p.detach().clone() for n, p in trainer.student.named_parameters()}
     assert set(before) >= UNUSED
-    trainer.update([batch(0)])
+    trainer.update([batch_of(method, 0)])
     frozen = UNUSED | ({n for n in before if n.startswith("backbone.")} if locked else set())
     for name, p in trainer.student.named_parameters():
         assert p.requires_grad == (name not in frozen), name

@@ -76,6 +76,8 @@ def trajectory_settings(name: str, numbers: Numbers, inputs: ModuleType) -> tupl
         pytest.fail(f"{name}: a trajectory of another method; known are {', '.join(METHODS)}")
     encoder = next((e for e in ENCODERS if e.removeprefix("dinov2_") in name.split("_")), "dinov2_small")
     keys: dict[str, Any] = {k.removeprefix("config/"): v.item() for k, v in numbers.items() if k.startswith("config/")}
+    if "perlevel" in name:
+        keys["feature_dropout"] = "per_level"
     if "ohem" in name:
         kwargs = {k: keys.pop(k) for k in ("thresh", "min_kept") if k in keys} or getattr(inputs, "OHEM", None)
         if kwargs is None:

@@ -8,22 +8,27 @@ from torch import Tensor
 
 import fixmatch
 import supervised
+import unimatch_v1
 import unimatch_v2
 from dataset.batch import Batch
 from engine.update import Trainer
 from model import build_model
 from model.dropout import combine_factors
-from util.config import Config
 
-METHODS = {method.name: method for method in (unimatch_v2.METHOD, fixmatch.METHOD, supervised.METHOD)}
+METHODS = {method.name: method for method in (unimatch_v2.METHOD, unimatch_v1.METHOD, fixmatch.METHOD, supervised.METHOD)}
 
 
-def given_batch(inputs: ModuleType, method: str, it: int, width: int) -> Batch:
+def given_batch(inputs: ModuleType, method: str, it: int, width: int, per_level: bool = False) -> Batch:
     """Mini-batch of step `it`, made of the golden inputs."""
     x, mask, weak, strong1, strong2, ignore, box1, box2 = inputs.semi_batch(it)
     if method == "supervised":
         return Batch(x, mask)
-    drop = combine_factors(*inputs.dropout_draw(it, len(x), width)) if method == "unimatch_v2" else torch.empty(0)
+    drop = torch.empty(0)
+    if method == "unimatch_v2":
+        drop = combine_factors(*inputs.dropout_draw(it, len(x), width))
+    elif method == "unimatch_v1":
+        calls = [4 * it + level for level in range(4)] if per_level else [it]
+        drop = torch.cat([2 * inputs.feature_draw(call, len(x), width) for call in calls], dim=1)
     return Batch(x, mask, weak, strong1, strong2, ignore, box1, box2, drop)
 
 
@@ -38,7 +43,8 @@ def train(
     initial = inputs.fill(model.state_dict())
     model.load_state_dict(initial)
     keys: dict[str, Any] = {"crop_size": 70, "epochs": 1, "batch_size": 2, "lr": 5e-6, "lr_multi": 40.0, "conf_thresh": 0.5}
-    cfg = Config(dataset="", data_root="", backbone=backbone, **(keys | changes))
+    cfg = METHODS[method].config(dataset="", data_root="", backbone=backbone, **(keys | changes))
     trainer = Trainer(cfg, model, METHODS[method], steps)
-    stats = [trainer.update([given_batch(inputs, method, it, model.backbone.channels[0])]) for it in range(steps)]
+    per_level = changes.get("feature_dropout") == "per_level"
+    stats = [trainer.update([given_batch(inputs, method, it, model.backbone.channels[0], per_level)]) for it in range(steps)]
     return trainer, initial, stats

@@ -64,5 +64,5 @@ def test_published_recipe_takes_about_15_tflop() -> None:
 
 def test_method_without_known_passes() -> None:
     cfg = recipe("pascal")
-    with pytest.raises(UserError, match=r"--method: found 'mean_teacher', expected one of unimatch_v2, fixmatch, supervised"):
+    with pytest.raises(UserError, match=r"--method: found 'mean_teacher', expected one of unimatch_v2, unimatch_v1, fixmatch, supervised"):
         step_work(cfg, spec_of(cfg), "mean_teacher")
