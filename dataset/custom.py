@@ -72,14 +72,14 @@ def _names(classes: list | str, config: str) -> tuple[str, ...]:
 
 
 def _file_names(path: str, config: str) -> Sequence[str]:
-    places = [Path(path), Path(config).parent / path]
-    place = next((p for p in places if p.is_file()), None)
-    if place is None:
+    candidates = [Path(path), Path(config).parent / path]
+    found = next((p for p in candidates if p.is_file()), None)
+    if found is None:
         raise UserError(f"classes: no such file: {path}; give the names themselves, or a text file with one name on each line")
     try:
-        lines = place.read_text(encoding="utf-8-sig").splitlines()
+        lines = found.read_text(encoding="utf-8-sig").splitlines()
     except (UnicodeDecodeError, OSError) as error:
-        raise UserError(f"{place}: cannot be read ({error}); expected a UTF-8 text with one class name on each line") from error
+        raise UserError(f"{found}: cannot be read ({error}); expected a UTF-8 text with one class name on each line") from error
     return [line for line in lines if line.strip()]
 
 
@@ -147,8 +147,8 @@ def unlabeled_places(cfg: Config) -> list[tuple[str, str]]:
     if len(roots) != len(lists):
         raise UserError(f"data_root_u: found {len(roots)} folders for {len(lists)} unlabelled lists, expected one, or one for each list")
     real = [os.path.realpath(path) for path in lists]
-    for path, place in zip(lists, real, strict=True):
-        if real.count(place) > 1:
+    for path, resolved in zip(lists, real, strict=True):
+        if real.count(resolved) > 1:
             raise UserError(f"unlabeled_id_path: found {path} twice, expected different lists; remove one")
     return list(zip(lists, roots, strict=True))
 

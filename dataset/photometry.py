@@ -30,7 +30,7 @@ class Photometry:
     blur: float | None
 
     def pack(self) -> list[float]:
-        """Ten numbers: the order as places in JITTER (-1: no jitter), the factors in that order, grey, and the radius (0: no blur)."""
+        """Ten numbers: the order as indices into JITTER (-1: no jitter), the factors in that order, grey, and the radius (0: no blur)."""
         order = [float(JITTER.index(name)) for name, _ in self.jitter] or [-1.0] * 4
         factors = [factor for _, factor in self.jitter] or [1.0] * 4
         return [*order, *factors, float(self.grey), self.blur or 0.0]
@@ -38,7 +38,7 @@ class Photometry:
     @classmethod
     def unpack(cls, row: Sequence[float]) -> "Photometry":
         """The inverse of `pack`."""
-        jitter = tuple((JITTER[int(place)], factor) for place, factor in zip(row[:4], row[4:8], strict=True) if place >= 0)
+        jitter = tuple((JITTER[int(index)], factor) for index, factor in zip(row[:4], row[4:8], strict=True) if index >= 0)
         return cls(jitter, bool(row[8]), row[9] or None)
 
 
@@ -88,19 +88,21 @@ def strong_views(weak: Tensor, drawn: Tensor) -> Tensor:
 def apply_photometry(images: Tensor, views: Sequence[Photometry]) -> Tensor:
     """The strong views of N crops: uint8 (N, 3, H, W) -> the same shape, one of `views` for each crop.
 
-    Each adjustment is made once for all crops that have it at the same place of their order, so a GPU gets few and large pieces of work.
+    Each adjustment is made once for all crops that have it at the same position in their order, so a GPU gets few and large pieces of work.
     """
     crops = list(images.split(1))
-    for place in range(len(JITTER)):
+    for position in range(len(JITTER)):
         for name in JITTER:
-            _apply(ADJUST[name], crops, {i: v.jitter[place][1] for i, v in enumerate(views) if v.jitter and v.jitter[place][0] == name})
+            _apply(
+                ADJUST[name], crops, {i: v.jitter[position][1] for i, v in enumerate(views) if v.jitter and v.jitter[position][0] == name}
+            )
     _apply(ADJUST["grey"], crops, {i: 1.0 for i, view in enumerate(views) if view.grey})
     _apply(ADJUST["blur"], crops, {i: view.blur for i, view in enumerate(views) if view.blur is not None})
     return torch.cat(crops)
 
 
 def _apply(adjust: Adjust, crops: list[Tensor], factors: dict[int, float]) -> None:
-    """Adjusts some of the crops, {place in the list: factor}, as one mini-batch."""
+    """Adjusts some of the crops, {index in the list: factor}, as one mini-batch."""
     if factors:
         done = adjust(torch.cat([crops[i] for i in factors]), list(factors.values()))
         for i, crop in zip(factors, done.split(1), strict=True):

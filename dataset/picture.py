@@ -130,9 +130,9 @@ def stack(images: Sequence[Image.Image]) -> Image.Image:
 def heat(values: np.ndarray) -> Image.Image:
     """Values (H, W) in [0, 1] from dark blue over teal to yellow; NaN, as of a model that has diverged, is shown as 0."""
     stops = np.array([(38, 24, 74), (44, 113, 142), (53, 183, 121), (253, 231, 37)], np.float32)
-    place = np.nan_to_num(values).clip(0, 1) * (len(stops) - 1)
-    low = np.minimum(place.astype(int), len(stops) - 2)
-    part = (place - low)[..., None]
+    level = np.nan_to_num(values).clip(0, 1) * (len(stops) - 1)
+    low = np.minimum(level.astype(int), len(stops) - 2)
+    part = (level - low)[..., None]
     return Image.fromarray((stops[low] * (1 - part) + stops[low + 1] * part + 0.5).astype(np.uint8))
 
 

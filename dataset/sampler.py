@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-# One image of a list at one place of an epoch: (stream, epoch, position in the epoch's order, index in the list).
+# One image of a list at one position in an epoch: (stream, epoch, position in the epoch's order, index in the list).
 Key = tuple[str, int, int, int]
 
 

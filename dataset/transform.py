@@ -48,14 +48,14 @@ def crop_image(image: Image.Image, geometry: Geometry, crop: int) -> Image.Image
 def cut_image(images: Sequence[Image.Image], geometry: Geometry, crop: int) -> tuple[Tensor, Tensor]:
     """What `crop_parts` makes the weak crop of an RGB image, or of its dates, from: the part it shows, and where each pixel comes from.
 
-    Returns the part, uint8 (H, W, C), and int32 (2, 2, taps, crop): along the lines, then along the columns, places in the part and their
-    weights in 2**-22. Padding comes from nowhere: its weights are 0.
+    Returns the part, uint8 (H, W, C), and int32 (2, 2, taps, crop): along the lines, then along the columns, indices into the part and
+    their weights in 2**-22. Padding comes from nowhere: its weights are 0.
     """
     found = [_sources(image, geometry, crop) for image in images]
     part = torch.from_numpy(np.concatenate([np.asarray(part) for part, _, _ in found], 2))
     _, *axes = found[0]
     cols, rows = _visible(geometry, crop)
-    taps = torch.zeros((2, 2, max(len(places) for places, _ in axes), crop), dtype=torch.int32)
+    taps = torch.zeros((2, 2, max(len(indices) for indices, _ in axes), crop), dtype=torch.int32)
     for out, sources, shown in zip(taps, axes, (_shown(geometry, cols), slice(rows)), strict=True):
         for kind, values in zip(out, sources, strict=True):
             kind[: len(values), shown] = values
@@ -69,12 +69,12 @@ def crop_parts(parts: Tensor, taps: Tensor) -> Tensor:
     with integer weights. So is it done here, but only where the crop will be: to the bit what Pillow makes of the whole image.
     """
     crop = taps.shape[-1]
-    for axis, (places, weights) in zip((2, 1), taps.permute(1, 2, 3, 0, 4), strict=True):  # along the lines first, as Pillow
+    for axis, (indices, weights) in zip((2, 1), taps.permute(1, 2, 3, 0, 4), strict=True):  # along the lines first, as Pillow
         size, along = list(parts.shape), [len(parts), 1, 1, 1]
         size[axis] = along[axis] = crop
         total = parts.new_full(size, 2**21, dtype=torch.int32)
-        for place, weight in zip(places, weights, strict=True):
-            total += parts.gather(axis, place.long().view(along).expand(size)).int() * weight.view(along)
+        for index, weight in zip(indices, weights, strict=True):
+            total += parts.gather(axis, index.long().view(along).expand(size)).int() * weight.view(along)
         parts = total.bitwise_right_shift_(22).byte()
     return parts.permute(0, 3, 1, 2).contiguous()
 
@@ -102,18 +102,18 @@ def _shown(geometry: Geometry, cols: int) -> slice:
 def _bilinear(source: int, target: int, start: int, count: int) -> tuple[Tensor, Tensor]:
     """Pillow's bilinear weights, in 2**-22, of the source pixels that make the pixels start..start + count of a line of `target` pixels.
 
-    Returns the source pixels' places, int64, and their weights, int32, both (taps, count).
+    Returns the source pixels' indices, int64, and their weights, int32, both (taps, count).
     """
     scale = source / target
     reach = max(1.0, scale)
     center = (np.arange(start, start + count) + 0.5) * scale
     first = np.maximum((center - reach + 0.5).astype(np.int64), 0)
     last = np.minimum((center + reach + 0.5).astype(np.int64), source)
-    place = first + np.arange(2 * math.ceil(reach) + 1)[:, None]
-    weight = np.where(place < last, np.maximum(1 - np.abs(place - center + 0.5) * (1 / reach), 0), 0)
+    index = first + np.arange(2 * math.ceil(reach) + 1)[:, None]
+    weight = np.where(index < last, np.maximum(1 - np.abs(index - center + 0.5) * (1 / reach), 0), 0)
     fixed = (weight / weight.sum(0) * 2**22 + 0.5).astype(np.int32)
     used = fixed.any(1)
-    return torch.from_numpy(np.minimum(place, source - 1)[used]), torch.from_numpy(fixed[used])
+    return torch.from_numpy(np.minimum(index, source - 1)[used]), torch.from_numpy(fixed[used])
 
 
 def nearest_index(source: int, target: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from util.config import Config
 def start_model(cfg: Config, data: Data, notes: list[str], resumed: bool = False) -> Segmenter:
     """The model a run starts from: `init`, else the encoder weights of `pretrained`, else (or resumed) random weights.
 
-    What the log is to tell of it is added to `notes`.
+    What the log should say about it is added to `notes`.
     """
     if resumed:
         return configured_model(cfg, data.spec.nclass, data.spec.task)

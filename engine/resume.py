@@ -1,4 +1,4 @@
-"""Going on with a run: from which checkpoint, whether it belongs to this run, and what was written after it."""
+"""Resuming a run: from which checkpoint, whether it belongs to this run, and what was written after it."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def claimed(folder: Path, signals: StopSignals, patience: float = 60) -> Iterato
 
 
 def _wait_for(lock: IO[bytes], folder: Path, signals: StopSignals, patience: float) -> None:
-    end, told = time.monotonic() + patience, False
+    end, said = time.monotonic() + patience, False
     while fcntl is not None:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -51,9 +51,9 @@ def _wait_for(lock: IO[bytes], folder: Path, signals: StopSignals, patience: flo
         except BlockingIOError:
             if time.monotonic() > end:
                 raise UserError(f"{folder}: another run is writing to it; end that one or give another --save-path") from None
-            if not told:
+            if not said:
                 print(f"{folder}: another run is writing to it; waiting up to {patience:g} s for its end", file=sys.stderr, flush=True)
-            told = True
+            said = True
             if signals.caught:
                 raise StoppedError(
                     f"{folder}: nothing is done yet, another run is writing to it; the same command begins again", signals.code
@@ -64,7 +64,7 @@ def _wait_for(lock: IO[bytes], folder: Path, signals: StopSignals, patience: flo
 
 
 def find_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[str]] | None:
-    """The checkpoint to go on from, its content, and what is wrong with a newer one; None where there is nothing.
+    """The checkpoint to resume from, its content, and what is wrong with a newer one; None where there is nothing.
 
     A kill between the two renames of a save leaves only the previous one. Raises UserError when none can be read.
     """
@@ -79,7 +79,7 @@ def find_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[str]] | No
         raise UserError(f"{'; '.join(problems)}; no checkpoint is left: move these away to start again, or give another --save-path")
     if (folder / BEST).exists():
         raise UserError(
-            f"{folder / BEST}: found without {LATEST}; move it away to start again, copy it to {LATEST} to go on from there, "
+            f"{folder / BEST}: found without {LATEST}; move it away to start again, copy it to {LATEST} to resume from it, "
             f"or give another --save-path"
         )
     return None
@@ -163,7 +163,7 @@ def file_lengths(folder: Path) -> dict[str, int]:
 
 
 def cut_files(folder: Path, lengths: dict[str, int] | None) -> None:
-    """Cuts what a run appends to back to `lengths`, so that nothing is there twice; removes TensorBoard files begun later.
+    """Cuts what a run appends to back to `lengths`, so that nothing is written twice; removes TensorBoard files begun later.
 
     None, as in checkpoints of the authors: leaves everything. Raises UserError.
     """

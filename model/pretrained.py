@@ -104,7 +104,7 @@ def main(argv: list[str]) -> None:
     if args.source is not None:
         facts = record(path, args.name, str(args.source), take(Path(args.source), path, args.name))
     elif there(path):
-        print(f"{path}: is there and unchanged")
+        print(f"{path}: exists and is unchanged")
         return
     else:
         url = address(args.name, args.url)

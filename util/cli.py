@@ -1,4 +1,4 @@
-"""The command line parser of every command: a mistake in the arguments is one line like any other mistake."""
+"""The command line parser of every command: wrong arguments end in one line, like every other error of a user."""
 
 import argparse
 from typing import Any, NoReturn

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.nn.functional  # before a group is there: imported later, its functions would keep the group alive
+import torch.distributed.nn.functional  # before a group exists: imported later, its functions would keep the group alive
 from torch import Tensor, nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
@@ -24,7 +24,7 @@ WAIT = timedelta(hours=1)  # for the other processes: the first one may write la
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run and this one's place: `rank` of `size`, `local_rank` of `local_size` on this machine, and its device."""
+    """The processes of a run and where this one stands: `rank` of `size`, `local_rank` of `local_size` on this machine, and its device."""
 
     rank: int = 0
     size: int = 1

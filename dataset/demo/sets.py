@@ -100,6 +100,6 @@ DRAW = {"demo": draw, "demo_change": draw_change}
 
 
 def draw_at_first_use(name: str, root: str) -> None:
-    """Draws the demo set `name`, unless it is there, where `root` is the folder that its config names. Other sets are not touched."""
+    """Draws the demo set `name`, unless it exists, where `root` is the folder that its config names. Other sets are not touched."""
     if name in DRAW and root == f"data/{name}":
         DRAW[name](Path(root))

@@ -1,7 +1,7 @@
 """`python -m dataset.prepare pascal | cityscapes | ade20k | coco | levir | whu --src ARCHIVE_OR_FOLDER... --dst FOLDER`.
 
 Converts the official archives to the images and labels that the published lists name. Works on all cores, writes every file whole
-or not at all, and goes on where it was interrupted. Images are hard links to the unpacked ones where possible.
+or not at all, and continues where it was interrupted. Images are hard links to the unpacked ones where possible.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def _parser() -> Parser:
         sub = commands.add_parser(name, description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
         sub.add_argument("--src", nargs="+", required=True, metavar="PATH", help="official archives, or the folders unpacked from them")
         sub.add_argument("--dst", required=True, metavar="DIR", help="data root to make (data_root in the config)")
-        sub.add_argument("--overwrite", action="store_true", help="make labels again that are there")
+        sub.add_argument("--overwrite", action="store_true", help="make labels again that exist")
         if name == "coco":
             sub.add_argument("--labels", choices=coco.ARCHIVES, default="panoptic", help="which annotations to use (default: %(default)s)")
         if name == "levir":

@@ -6,7 +6,7 @@ The authors' own masks are not documented; these may differ from them, so number
 --labels stuff: stuffthingmaps_trainval2017.zip (COCO-Stuff). Object pixels get their class, stuff and 255 are 0; who covers whom and
     what becomes of crowds was decided by its makers.
 --labels instances: annotations_trainval2017.zip, needs pycocotools. Crowd regions are painted first, then objects from the largest
-    `area` to the smallest (of equals: in the file's order), each over what is there; so a small object in front of or on a large
+    `area` to the smallest (of equals: in the file's order), each over what is drawn already; so a small object in front of or on a large
     one stays visible. The rest is 0.
 Annotations: Creative Commons Attribution 4.0, cocodataset.org; images: the terms of Flickr.
 """

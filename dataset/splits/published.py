@@ -108,8 +108,8 @@ def import_clone(clone: Path, names: list[str]) -> None:
         copied = 0
         for one in lists:
             below = one.local.relative_to("splits")
-            places = (one.path, below, Path("remote-sensing") / below)
-            source = next((clone / place for place in places if (clone / place).is_file()), None)
+            candidates = (one.path, below, Path("remote-sensing") / below)
+            source = next((clone / path for path in candidates if (clone / path).is_file()), None)
             if source is not None:
                 content = source.read_bytes()
                 unix = content.replace(b"\r\n", b"\n")  # what a checkout on Windows may have done

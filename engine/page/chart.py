@@ -48,35 +48,35 @@ def chart(title: str, series: Mapping[str, Points], last_x: float, mark: tuple[f
     low, high = _bounds([y for points in lines.values() for _, y in points], zero)
     span = max(last_x, 1)
 
-    def place(x: float, y: float) -> tuple[float, float]:
+    def pixel(x: float, y: float) -> tuple[float, float]:
         across = LEFT + x / span * (WIDTH - LEFT - RIGHT)
         return round(across, 1), round(TOP + (high - y) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">', *_axes(low, high, span, place)]
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">', *_axes(low, high, span, pixel)]
     if mark and mark[0] <= span:
-        x, _ = place(mark[0], low)
+        x, _ = pixel(mark[0], low)
         parts.append(f'<line class="mark" x1="{x}" x2="{x}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"><title>{escape(mark[1])}</title></line>')
     keys = []
     for i, (name, points) in enumerate(lines.items()):
-        path = " ".join(f"{x},{y}" for x, y in (place(*point) for point in points))
+        path = " ".join(f"{x},{y}" for x, y in (pixel(*point) for point in points))
         parts.append(f'<polyline class="line s{i}" points="{path}"/>')
         for epoch, value in points if len(points) <= 100 else points[-1:]:
-            x, y = place(epoch, value)
+            x, y = pixel(epoch, value)
             tip = f"{name}, epoch {epoch:g}: {number(value)}"
             parts.append(f'<circle class="dot s{i}" cx="{x}" cy="{y}" r="2.5"><title>{escape(tip)}</title></circle>')
         keys.append(f'<span class="key s{i}">{escape(name)} <b>{number(points[-1][1])}</b></span>')
     return f'<figure class="chart"><figcaption>{escape(title)} {" ".join(keys)}</figcaption>{"".join(parts)}</svg></figure>'
 
 
-def _axes(low: float, high: float, span: float, place) -> list[str]:
+def _axes(low: float, high: float, span: float, pixel) -> list[str]:
     """Grid lines with their figures, and the epochs below."""
     parts = [f'<text x="{LEFT}" y="{HEIGHT - 8}" text-anchor="end">epoch</text>']
     for value in ticks(low, high):
-        _, y = place(0, value)
+        _, y = pixel(0, value)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{value:g}</text>')
     for value in ticks(0, span, 6):
         if value == int(value) and value > 0:
-            x, _ = place(value, low)
+            x, _ = pixel(value, low)
             parts.append(f'<text x="{x}" y="{HEIGHT - 8}" text-anchor="middle">{value:g}</text>')
     return parts

@@ -41,8 +41,8 @@ def sample_panels(
     first = next(iter(models.values()))
     device = next(first.parameters()).device
     rows = []
-    for place in sorted({round(i) for i in np.linspace(0, len(source.ids) - 1, COUNT)}):
-        sample = ValSet(source)[place]
+    for index in sorted({round(i) for i in np.linspace(0, len(source.ids) - 1, COUNT)}):
+        sample = ValSet(source)[index]
         if isinstance(sample, UserError):
             raise sample
         img = normalize(sample["img"][None].to(device), first.backbone)

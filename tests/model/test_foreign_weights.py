@@ -70,7 +70,7 @@ def test_metas_files_are_taken_as_they_are(name: str, capsys: pytest.CaptureFixt
     assert "loads strictly; license DINOv3 License" in capsys.readouterr().out
     assert same_as(name, state)
     main([name])
-    assert "is there and unchanged" in capsys.readouterr().out
+    assert "exists and is unchanged" in capsys.readouterr().out
 
 
 CONVERTED = [

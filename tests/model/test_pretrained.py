@@ -58,7 +58,7 @@ def test_download(server: Server, weights: bytes, faults: list[str], capsys: pyt
     assert "Apache-2.0" in capsys.readouterr().out
     asked = len(server.requests)
     main(["dinov2_small", "--url", f"{server.url}/w"])
-    assert "is there and unchanged" in capsys.readouterr().out
+    assert "exists and is unchanged" in capsys.readouterr().out
     assert len(server.requests) == asked
 
 
