@@ -15,11 +15,23 @@ from util.error import UserError
 
 SIXTEEN_BIT = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("fp32", "tf32", *SIXTEEN_BIT)
+BF16_PRODUCTS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # what x86 (the first two) and ARM multiply bfloat16 with
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
     """Inside, a forward pass computes in 16 bits where `precision` says so and where that is safe."""
     return torch.autocast(device.type, SIXTEEN_BIT.get(precision), enabled=precision in SIXTEEN_BIT)
+
+
+def slow_bf16(precision: str, device: torch.device) -> str | None:
+    """What a run in bf16 on a CPU should know where that CPU multiplies no bfloat16; None elsewhere, or where PyTorch does not know."""
+    if precision != "bf16" or device.type != "cpu":
+        return None
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest PyTorch that the project runs with
+    known = [capabilities[name] for name in BF16_PRODUCTS if name in capabilities]
+    if not known or any(known):
+        return None
+    return "precision: this CPU has no instructions for bfloat16, so bf16 takes several times as long as fp32 here; set precision=fp32"
 
 
 def loss_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:

@@ -24,7 +24,7 @@ from util import checkpoint
 from util.config import Config
 from util.dist import World, check_compiler
 from util.error import UserError
-from util.precision import matmul_precision
+from util.precision import matmul_precision, slow_bf16
 
 STEPS = 4
 SIZE = 56
@@ -206,6 +206,31 @@ def test_a_run_goes_on_in_another_precision_and_fp16_keeps_its_scale(tiny: Tiny,
     for epochs, precision in ((1, "fp32"), (2, "fp16"), (3, "bf16")):
         supervised.main(tiny.args(tmp_path, f"epochs={epochs}", f"precision={precision}", "resume=force", unlabeled=False))
         assert (checkpoint.load(tmp_path / "latest.pth")["scaler"].get("scale", 0) > 0) == (precision == "fp16")
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "slow"),
+    [
+        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, True),
+        ({"avx512_bf16": True, "amx_bf16": False}, False),
+        ({"avx512_bf16": False, "amx_bf16": True}, False),
+        ({"neon": True, "bf16": False}, True),
+        ({"neon": True, "bf16": True}, False),
+        ({"architecture": "another"}, False),
+    ],
+    ids=["x86 without", "AVX-512", "AMX", "ARM without", "ARM with", "unknown"],
+)
+def test_bf16_on_a_cpu_without_its_instructions_is_slow(capabilities: dict[str, Any], slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert (slow_bf16("bf16", torch.device("cpu")) is not None) == slow
+    assert slow_bf16("fp32", torch.device("cpu")) is slow_bf16("bf16", torch.device("cuda")) is None
+
+
+def test_a_run_in_bf16_says_that_the_cpu_is_slow_at_it(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "amx_bf16": False}, raising=False)
+    supervised.main(tiny.args(tmp_path, "epochs=1", "precision=bf16", "supervised_length=4", unlabeled=False))
+    log = (tmp_path / "train.log").read_text()
+    assert "WARNING] precision: this CPU has no instructions for bfloat16" in log.partition("Iters")[0], "before the first step"
 
 
 def test_precision_may_change_without_force_and_typos_are_named(tiny: Tiny, tmp_path: Path) -> None:
