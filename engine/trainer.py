@@ -35,7 +35,7 @@ from util.config import Config, may_change, parse_command
 from util.dist import World, deterministic, processes
 from util.error import StoppedError, UserError
 from util.log import open_log
-from util.precision import matmul_precision, slow_bf16
+from util.precision import matmul_precision, slow_precision
 from util.signals import StopSignals
 
 PREVIEWED = 8  # samples of the first step that TensorBoard shows
@@ -80,7 +80,7 @@ class Run:
         self.log = open_log(self.folder / resume.LOG if world.main else None)
         if cfg.device == "auto" and world.device.type == "cpu":
             self.log.warning(f"device: found no GPU, training on the CPU with {world.size} process{'es' if world.size > 1 else ''}")
-        if slow := slow_bf16(cfg.precision, world.device):
+        if slow := slow_precision(cfg.precision, world.device):
             self.log.warning(slow)
         shard_count(cfg, world, self.log)  # says so where there are more processes than the recipe has shards
         test = test_source(cfg, self.data.spec, self.data.validation, self.log)

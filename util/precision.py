@@ -15,7 +15,8 @@ from util.error import UserError
 
 SIXTEEN_BIT = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("fp32", "tf32", *SIXTEEN_BIT)
-BF16_PRODUCTS = ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16")  # what x86 (the first two) and ARM multiply bfloat16 with
+# What x86 (the first two) and ARM multiply 16-bit numbers with, as torch.cpu.get_capabilities names it.
+INSTRUCTIONS = {"bf16": ("avx512_bf16", "amx_bf16", "bf16", "sve_bf16"), "fp16": ("avx512_fp16", "amx_fp16", "fp16_arith")}
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[None]:
@@ -23,15 +24,15 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Non
     return torch.autocast(device.type, SIXTEEN_BIT.get(precision), enabled=precision in SIXTEEN_BIT)
 
 
-def slow_bf16(precision: str, device: torch.device) -> str | None:
-    """What a run in bf16 on a CPU should know where that CPU multiplies no bfloat16; None elsewhere, or where PyTorch does not know."""
-    if precision != "bf16" or device.type != "cpu":
+def slow_precision(precision: str, device: torch.device) -> str | None:
+    """A warning where the device is a CPU that has no instructions for the 16 bits of `precision`; None elsewhere or where nobody knows."""
+    if precision not in INSTRUCTIONS or device.type != "cpu":
         return None
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest PyTorch that the project runs with
-    known = [capabilities[name] for name in BF16_PRODUCTS if name in capabilities]
+    known = [capabilities[name] for name in INSTRUCTIONS[precision] if name in capabilities]
     if not known or any(known):
         return None
-    return "precision: this CPU has no instructions for bfloat16, so bf16 takes several times as long as fp32 here; set precision=fp32"
+    return f"precision: this CPU has no instructions for {precision}, which takes several times as long as fp32 here; set precision=fp32"
 
 
 def loss_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:

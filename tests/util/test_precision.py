@@ -24,7 +24,7 @@ from util import checkpoint
 from util.config import Config
 from util.dist import World, check_compiler
 from util.error import UserError
-from util.precision import matmul_precision, slow_bf16
+from util.precision import PRECISIONS, matmul_precision, slow_precision
 
 STEPS = 4
 SIZE = 56
@@ -211,26 +211,26 @@ def test_a_run_goes_on_in_another_precision_and_fp16_keeps_its_scale(tiny: Tiny,
 @pytest.mark.parametrize(
     ("capabilities", "slow"),
     [
-        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False}, True),
-        ({"avx512_bf16": True, "amx_bf16": False}, False),
-        ({"avx512_bf16": False, "amx_bf16": True}, False),
-        ({"neon": True, "bf16": False}, True),
-        ({"neon": True, "bf16": True}, False),
-        ({"architecture": "another"}, False),
+        ({"avx512_f": True, "avx512_bf16": False, "amx_bf16": False, "avx512_fp16": False, "amx_fp16": False}, {"bf16", "fp16"}),
+        ({"avx512_bf16": True, "amx_bf16": False, "avx512_fp16": False, "amx_fp16": False}, {"fp16"}),
+        ({"avx512_bf16": False, "amx_bf16": True, "avx512_fp16": True, "amx_fp16": False}, set()),
+        ({"neon": True, "bf16": False, "fp16_arith": True}, {"bf16"}),
+        ({"neon": True, "bf16": True, "fp16_arith": True}, set()),
+        ({"architecture": "another"}, set()),
     ],
-    ids=["x86 without", "AVX-512", "AMX", "ARM without", "ARM with", "unknown"],
+    ids=["AVX-512 alone", "with bf16", "AMX", "ARM", "ARM with bf16", "unknown"],
 )
-def test_bf16_on_a_cpu_without_its_instructions_is_slow(capabilities: dict[str, Any], slow: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precisions_that_a_cpu_is_slow_at(capabilities: dict[str, Any], slow: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert (slow_bf16("bf16", torch.device("cpu")) is not None) == slow
-    assert slow_bf16("fp32", torch.device("cpu")) is slow_bf16("bf16", torch.device("cuda")) is None
+    assert {precision for precision in PRECISIONS if slow_precision(precision, torch.device("cpu"))} == slow
+    assert not any(slow_precision(precision, torch.device("cuda")) for precision in PRECISIONS)
 
 
 def test_a_run_in_bf16_says_that_the_cpu_is_slow_at_it(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False, "amx_bf16": False}, raising=False)
     supervised.main(tiny.args(tmp_path, "epochs=1", "precision=bf16", "supervised_length=4", unlabeled=False))
     log = (tmp_path / "train.log").read_text()
-    assert "WARNING] precision: this CPU has no instructions for bfloat16" in log.partition("Iters")[0], "before the first step"
+    assert "WARNING] precision: this CPU has no instructions for bf16" in log.partition("Iters")[0], "before the first step"
 
 
 def test_precision_may_change_without_force_and_typos_are_named(tiny: Tiny, tmp_path: Path) -> None:
