@@ -28,7 +28,8 @@ def slow_precision(precision: str, device: torch.device) -> str | None:
     """A warning where the device is a CPU that has no instructions for the 16 bits of `precision`; None elsewhere or where nobody knows."""
     if precision not in INSTRUCTIONS or device.type != "cpu":
         return None
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # newer than the oldest PyTorch that the project runs with
+    # the oldest PyTorch that the project runs with may not have it
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     known = [capabilities[name] for name in INSTRUCTIONS[precision] if name in capabilities]
     if not known or any(known):
         return None
