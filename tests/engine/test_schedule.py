@@ -12,7 +12,7 @@ from engine.method import Method
 from engine.schedule import poly
 from tests.engine.test_update import tiny_trainer
 
-# (1 - it / 10) ** 0.9, to ten digits: 4e-10 of the smallest. What is compared are factors of lr: approx takes 1e-12 of anything for nothing.
+# (1 - it / 10) ** 0.9, to ten digits: 4e-10 of the smallest. Factors of lr are compared: approx allows 1e-12 of anything.
 POLY = {0: 1.0, 1: 0.9095325761, 2: 0.8180521461, 5: 0.5358867313, 8: 0.2349237886, 9: 0.1258925412}
 
 
