@@ -13,6 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
+from tests import ranks
 from tests.server import Server, serve
 from util import download
 
@@ -117,7 +118,8 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 def command(*words: str | Path, processes: int = 0, cwd: Path = ROOT, timeout: float = 120, **env: str) -> subprocess.CompletedProcess:
-    """Runs a Python command of the project as a user would; processes > 0 starts it under the launcher."""
-    start = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes else []
-    full = [sys.executable, *start, *(str(word) for word in words)]
+    """Runs a Python command of the project as a user would; processes > 0 starts that many, without the launcher (tests/ranks.py)."""
+    if processes:
+        return ranks.start([str(word) for word in words], processes, cwd, timeout, env)
+    full = [sys.executable, *(str(word) for word in words)]
     return subprocess.run(full, cwd=cwd, env=os.environ | env, capture_output=True, text=True, timeout=timeout)

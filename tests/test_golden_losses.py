@@ -34,7 +34,7 @@ METHODS = {"unimatch_v2": (), "unimatch_v1": (), "fixmatch": (), "supervised": (
 def run(tiny: Tiny, method: str, processes: int, save: Path) -> dict[str, list[float]]:
     """Scalars of each step, under their TensorBoard names."""
     args = tiny.args(save, *SETTINGS, *METHODS[method], unlabeled=method != "supervised")
-    done = command(f"{method}.py", *args, processes=processes if processes > 1 else 0)
+    done = command(f"{method}.py", *args, processes=processes)
     assert done.returncode == 0, done.stderr
     board = EventAccumulator(str(save)).Reload()
     names = [tag for tag in board.Tags()["scalars"] if tag in TOLERANCE or tag == "train/mask_ratio"]
