@@ -1,4 +1,4 @@
-"""One process of the runs of test_shards.py: started by the launcher with the folder of a Tiny data set and one to save in.
+"""One process of the runs of test_shards.py: given the folder of a Tiny data set, one to save in, and methods.
 
 For each method: the gradients of the first step in float32; then two epochs in float64, stopped in the middle of the second and
 continued, as a user would after a preemption. The data path stays what it is (float32), so only the summation order can differ.
@@ -64,14 +64,14 @@ def fit(name: str, world: World, args: list[str], stop_at: int) -> None:
             assert stop_at >= 0
 
 
-def main(data: str, out: str) -> None:
+def main(data: str, out: str, *names: str) -> None:
     tiny = Tiny(Path(data))
     make_batch, start_model, normalize = training.make_batch, training.start_model, evaluation.normalize
     training.Trainer = Probe  # type: ignore[misc]
     with processes("cpu") as world:
-        for name in ("supervised", "fixmatch", "unimatch_v2"):
-            # supervised: twice the mini-batch, a list of 240 images cut short by the mini-batch of 8 on 4 shards
-            settings = [f"shards={SHARDS}", "epochs=2", "eval_every=2", "batch_size=8" if name == "supervised" else "batch_size=2"]
+        for name in names:
+            # supervised: twice the mini-batch, so 3 steps an epoch on 4 shards, and 8 images that make no fourth
+            settings = [f"shards={SHARDS}", "epochs=2", "eval_every=2", "batch_size=2", "supervised_length=56"]
             Probe.folder = Path(out) / name
             Probe.folder.mkdir(parents=True, exist_ok=True)
             fit(name, world, tiny.args(Probe.folder / "float32", *settings), stop_at=2)
