@@ -1,5 +1,6 @@
 """The one error type for a user's mistake, and the one place where it is printed."""
 
+import hashlib
 import json
 import os
 import re
@@ -7,14 +8,9 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
+from typing import NoReturn
 
 TRAIN_WITH_LESS = (
     "go on with --set activation_checkpointing=true or precision=bf16, or start again with a smaller batch_size and as many more shards"
@@ -64,8 +60,7 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None, save_m
         sys.stdout.flush()
     except UserError as error:
         lines = map(str.strip, str(error).splitlines())
-        tell_once("error: " + " ".join(filter(None, lines)))  # spaces inside a line may be what is wrong with it
-        sys.exit(2)
+        _refuse(" ".join(filter(None, lines)))  # spaces inside a line may be what is wrong with it
     except StoppedError as stop:
         if first:
             print(f"stopped: {stop}", file=sys.stderr, flush=True)
@@ -77,36 +72,39 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None, save_m
         if isinstance(error, BrokenPipeError) and _output_is_closed():
             sys.exit(141)  # what a shell says of a command that ends by SIGPIPE
         if lack := _memory_lack(error):
-            tell_once(f"error: {lack}; {save_memory}")
-            sys.exit(2)
-        leave_cause(error)
+            _refuse(f"{lack}; {save_memory}")
+        leave_cause(f"{type(error).__name__}: {reason(error)}")
         if os.environ.get("WORLD_SIZE", "1") != "1":
             time.sleep(1 if first else 3)
         raise
 
 
+def _refuse(line: str) -> NoReturn:
+    tell_once(f"error: {line}")
+    leave_cause(line)
+    sys.exit(2)
+
+
 def tell_once(line: str) -> None:
-    """Prints a line on stderr, unless another worker of the same torchrun has printed it."""
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    with suppress(OSError), ExitStack() as stack:
-        if path is not None:
-            with suppress(OSError):  # no room: told once too often is better than not at all
-                told = stack.enter_context(open(Path(path).parent.parent / "told", "a+", encoding="utf-8"))  # its workers share the folder
-                if fcntl is not None:
-                    fcntl.flock(told, fcntl.LOCK_EX)  # the others leave only when the line is out: the first to leave ends all
-                told.seek(0)
-                if line in told.read().splitlines():
-                    return
-                print(line, file=told, flush=True)
-        print(line, file=sys.stderr, flush=True)
+    """Prints a line on stderr, unless another worker of the same torchrun prints it."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        try:  # the workers share the folder above that of their file: the first one to come makes a file named after the line
+            (Path(path).parent.parent / hashlib.sha256(line.encode()).hexdigest()).touch(exist_ok=False)
+        except FileExistsError:
+            time.sleep(1)  # the first worker to end ends all: not before the other one has printed the line
+            return
+        except OSError:  # full disk: twice is better than not at all
+            pass
+    print(f"{line}\n", end="", file=sys.stderr, flush=True)  # in one piece: another worker may have another line
 
 
-def leave_cause(error: BaseException) -> None:
+def leave_cause(text: str) -> None:
     """Writes the file in which torchrun looks for what ended a worker; nothing without torchrun."""
-    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if path:
-        text = f"{type(error).__name__}: {reason(error)}"[:500]
-        Path(path).write_text(json.dumps({"message": text, "timestamp": int(time.time())}), encoding="utf-8")
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        whole = Path(path).with_suffix(".new")
+        with suppress(OSError):  # full disk: torchrun would fail over half a file
+            whole.write_text(json.dumps({"message": text[:500], "timestamp": int(time.time())}), encoding="utf-8")
+            whole.rename(path)
 
 
 def _output_is_closed() -> bool:

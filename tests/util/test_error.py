@@ -1,18 +1,17 @@
 """A mistake is told once, however many workers meet it, whenever they do."""
 
-import errno
-import fcntl
 import io
 import multiprocessing
 import os
 import sys
 import time
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import pytest
 import torch
 
-from util.error import UserError, run, tell_once
+from util.error import UserError, run
 
 FORK = multiprocessing.get_context("fork")
 
@@ -25,7 +24,7 @@ class Slow(io.StringIO):
         self.path = path
 
     def write(self, text: str) -> int:
-        time.sleep(0.1)
+        time.sleep(0.3)
         with open(self.path, "a") as file:
             return file.write(text)
 
@@ -53,6 +52,17 @@ def test_workers_tell_the_same_mistake_once_and_each_of_theirs(tmp_path: Path) -
     assert sorted((tmp_path / "out").read_text().splitlines()) == ["error: disk: full", "error: list: no such file"]
 
 
+def test_no_worker_ends_before_the_line_is_out(tmp_path: Path) -> None:
+    """torchrun ends the others when the first one ends."""
+    workers = [FORK.Process(target=meet, args=(rank, "disk: full", tmp_path)) for rank in range(4)]
+    for worker in workers:
+        worker.start()
+    wait([worker.sentinel for worker in workers])
+    assert (tmp_path / "out").read_text() == "error: disk: full\n"
+    for worker in workers:
+        worker.join(30)
+
+
 def test_the_next_attempt_tells_it_again(tmp_path: Path) -> None:
     for attempt in ("a", "b"):
         (tmp_path / attempt).mkdir()
@@ -62,16 +72,13 @@ def test_the_next_attempt_tells_it_again(tmp_path: Path) -> None:
         assert (tmp_path / attempt / "out").read_text() == "error: disk: full\n"
 
 
-@pytest.mark.parametrize("broken", ["no folder", "no locks"])
-def test_it_is_told_where_workers_cannot_agree(
-    broken: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    def flock(*_: object) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
+def test_it_is_told_where_workers_cannot_agree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    def main(argv: list[str]) -> None:
+        raise UserError("disk: full")
 
-    monkeypatch.setattr(fcntl, "flock", flock)
-    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / ("a/b/c" if broken == "no folder" else "") / "0/error.json"))
-    tell_once("error: disk: full")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "missing/attempt_0/0/error.json"))
+    with pytest.raises(SystemExit, match="2"):
+        run(main, [])
     assert capfd.readouterr().err == "error: disk: full\n"
 
 
