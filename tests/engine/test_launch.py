@@ -1,4 +1,4 @@
-"""The launcher ends as the first failed worker ended, with its exit code and without reports of its own."""
+"""The launcher ends as the first failed worker ended, without reports of its own; which workers it restarts, on one node and several."""
 
 import os
 import signal
@@ -9,16 +9,21 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from engine.launch import choose_port
+from tests import crash
+from tests.conftest import ROOT, Tiny
+from util import checkpoint
 from util.error import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
 WORKER = """
 import os, sys, time
 from pathlib import Path
 from util.error import UserError, run
 rank, what, folder = os.environ["RANK"], sys.argv[1], Path(sys.argv[2])
+if (folder.parent / "lost").exists():
+    what = "ok"
 (folder / rank).touch()
 while len(list(folder.iterdir())) < 2:
     time.sleep(0.02)
@@ -32,6 +37,13 @@ if "mistake" in what:
     run(main, [])
 if rank == "1" and what == "code":
     sys.exit(7)
+if what == "node 0 first":
+    time.sleep(0 if rank == "0" else 2)
+    sys.exit(7 if rank == "0" else 1)
+if rank == "0" and what == "lose node 1":
+    while not (folder.parent / "lost").exists():
+        time.sleep(0.02)
+    sys.exit(7)
 if rank == "1" and what == "kill":
     os.kill(os.getpid(), 9)
 if what != "ok":
@@ -39,12 +51,21 @@ if what != "ok":
 """
 
 
-def launch(tmp_path: Path, what: str) -> "subprocess.Popen[str]":
-    """Two workers that meet, then end as `what` says."""
+ONE_NODE = ("--nproc_per_node=2", "--master_addr=localhost", "--master_port=0")
+
+
+def two_nodes(*options: str) -> list[tuple[str, ...]]:
+    """The options of the launchers of two nodes with one worker each. Node 0, which the other one waits for, comes second."""
+    common = ("--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1", f"--master_port={choose_port(0)}", *options)
+    return [(*common, f"--node_rank={rank}") for rank in (1, 0)]
+
+
+def launch(tmp_path: Path, what: str, options: tuple[str, ...] = ONE_NODE) -> "subprocess.Popen[str]":
+    """A launcher of two workers that meet, then end as `what` says."""
     script = tmp_path / "worker.py"
     script.write_text(WORKER)
-    (tmp_path / "ranks").mkdir()
-    command = [sys.executable, "-m", "engine.launch", "--nproc_per_node=2", "--master_addr=localhost", "--master_port=0"]
+    (tmp_path / "ranks").mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "engine.launch", *options]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen([*command, str(script), what, str(tmp_path / "ranks")], cwd=ROOT, env=env, stderr=subprocess.PIPE, text=True)
 
@@ -63,6 +84,41 @@ def test_exit_code_and_message_are_the_workers(tmp_path: Path, what: str, code: 
     with launch(tmp_path, what) as process:
         _, stderr = process.communicate(timeout=60)
     assert (process.returncode, stderr) == (code, line)
+
+
+def test_an_error_of_the_user_on_one_node_ends_all_nodes_and_is_not_restarted(tmp_path: Path) -> None:
+    nodes = [launch(tmp_path, "lone mistake", options) for options in two_nodes("--max_restarts=3")]
+    errors = [node.communicate(timeout=60)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [2, 2]
+    assert errors[0] == "error: config: no such key\n"
+    assert errors[1].splitlines()[-1] == "error: rank 1 ended with exit code 2: config: no such key"
+    assert "restart" not in errors[1]
+
+
+def test_all_nodes_report_the_first_failure(tmp_path: Path) -> None:
+    nodes = [launch(tmp_path, "node 0 first", options) for options in two_nodes()]
+    errors = [node.communicate(timeout=60)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [7, 7]
+    assert errors == ["error: rank 0 ended with exit code 7\n"] * 2
+
+
+def test_a_node_that_is_lost_and_comes_again_joins_the_restart(tmp_path: Path) -> None:
+    options = two_nodes("--max_restarts=1")
+    lost, node = [launch(tmp_path, "lose node 1", given) for given in options]
+    while len(list((tmp_path / "ranks").iterdir())) < 2:
+        time.sleep(0.05)
+    twin = launch(tmp_path, "ok", options[0])
+    assert twin.communicate(timeout=60)[1] == "error: NODE_RANK: found 1, which another launcher of this run has; each node has its own\n"
+    assert twin.returncode == 2
+    for pid in crash.family(lost.pid):
+        os.kill(pid, signal.SIGKILL)
+    lost.communicate()
+    (tmp_path / "lost").touch()
+    time.sleep(1)
+    again = launch(tmp_path, "ok", options[0])
+    errors = [process.communicate(timeout=60)[1] for process in (again, node)]
+    assert (again.returncode, node.returncode) == (0, 0), errors
+    assert errors == ["rank 0 ended with exit code 7; restart 1 of 1\n"] * 2
 
 
 def test_the_second_signal_to_the_launcher_ends_the_workers(tmp_path: Path) -> None:
@@ -96,3 +152,118 @@ def test_a_missing_script_is_one_line() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "error: unimatch.py: no such file; expected a method such as unimatch_v2.py\n"
+
+
+# A method in which, once, something is killed at step 4 of 6: a rank or a loader process.
+METHOD = """
+import os, signal, sys
+from pathlib import Path
+import unimatch_v2
+from dataset.semi import TrainSet
+from engine import update as trainer
+from util.error import run
+what, mark = sys.argv.pop(1), Path(sys.argv.pop(1))
+update, sample = trainer.Trainer.update, TrainSet.__getitem__
+def killing_update(self, *args, **kwargs):
+    if what == "rank" and self.it == 4 and self.world.rank == self.world.size - 1 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return update(self, *args, **kwargs)
+def killing_sample(self, keys):
+    if what == "worker" and keys[0][1] == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return sample(self, keys)
+trainer.Trainer.update, TrainSet.__getitem__ = killing_update, killing_sample
+run(unimatch_v2.main)
+"""
+
+
+def start(tmp_path: Path, tiny: Tiny, what: str, save: str, *options: str, settings: tuple[str, ...] = ()) -> "subprocess.Popen[str]":
+    """The launcher with `options` and the killing method; every step is saved."""
+    script = tmp_path / "method.py"
+    script.write_text(METHOD)
+    args = tiny.args(tmp_path / save, "save_every=1e-9", "shards=2", *settings)
+    command = [sys.executable, "-m", "engine.launch", *options, str(script), what, str(tmp_path / f"mark-{save}"), *args]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    state = checkpoint.load(folder / "latest.pth")
+    assert state["epoch"] == 1, "both epochs are done"
+    return state["model_ema"]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """Weights of a run on 2 processes to which nothing happens."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with start(folder, tiny, "nothing", "run", "--nproc_per_node=2", "--master_port=0") as process:
+        _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    return weights(folder / "run")
+
+
+def test_a_killed_rank_is_started_again_and_the_run_ends_as_if_nothing_had_been(tiny: Tiny, tmp_path: Path, undisturbed: dict) -> None:
+    with start(tmp_path, tiny, "rank", "run", "--nproc_per_node=2", "--master_port=0", "--max_restarts=1") as process:
+        _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert "rank 1 was ended by SIGKILL; restart 1 of 1\n" in stderr
+    assert all(torch.equal(value, undisturbed[name]) for name, value in weights(tmp_path / "run").items())
+    assert "Load from checkpoint at epoch 0, 1 steps of the next" in (tmp_path / "run/train.log").read_text()
+
+
+def test_two_nodes_train_together_and_both_start_again(tiny: Tiny, tmp_path: Path, undisturbed: dict) -> None:
+    nodes = [start(tmp_path, tiny, "rank", "run", *options) for options in two_nodes("--max_restarts=1")]
+    outputs = [node.communicate(timeout=150)[1] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], outputs
+    assert "rank 1 was ended by SIGKILL; restart 1 of 1\n" in outputs[0]
+    assert all(torch.equal(value, undisturbed[name]) for name, value in weights(tmp_path / "run").items())
+
+
+def test_a_rank_that_dies_on_one_node_ends_the_other_node(tiny: Tiny, tmp_path: Path) -> None:
+    begin = time.monotonic()
+    nodes = [start(tmp_path, tiny, "rank", "run", *options) for options in two_nodes()]
+    outputs = [node.communicate(timeout=90)[1].splitlines() for node in nodes]
+    assert time.monotonic() - begin < 60, "start, four steps and the end"
+    assert [node.returncode for node in nodes] == [137, 137]
+    assert [output[-1] for output in outputs] == ["error: rank 1 was ended by SIGKILL"] * 2, "on both nodes"
+
+
+def test_a_killed_loader_process_is_the_last_line(tiny: Tiny, tmp_path: Path) -> None:
+    with start(tmp_path, tiny, "worker", "run", "--nproc_per_node=1", "--master_port=0", settings=("num_workers=1",)) as process:
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 1
+    last = stderr.splitlines()[-1]
+    assert last.startswith("error: rank 0 ended with exit code 1: RuntimeError: DataLoader worker (pid"), last
+
+
+def test_a_users_mistake_is_not_tried_again(tiny: Tiny, tmp_path: Path) -> None:
+    options = ("--nproc_per_node=2", "--master_port=0", "--max_restarts=3")
+    with start(tmp_path, tiny, "nothing", "run", *options, settings=("nclass=7",)) as process:
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "restart" not in stderr
+    assert stderr.count("nclass: found 7") == 1
+
+
+def test_torchrun_decides_inside_a_slurm_allocation(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"PROCID": "1", "NTASKS": "2", "LOCALID": "1", "NODEID": "1", "JOB_ID": "7"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    with start(tmp_path, tiny, "nothing", "run", "--nproc_per_node=1", "--master_port=0", settings=("epochs=1",)) as process:
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 0, stderr
+    assert "'ngpus': 1" in (tmp_path / "run/train.log").read_text()
+
+
+def test_node_rank_and_master_are_checked() -> None:
+    command = [sys.executable, "-m", "engine.launch", "--nnodes=2", "--node_rank=2", "--nproc_per_node=1", "unimatch_v2.py"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.stderr == "error: NODE_RANK: found 2, expected 0 to 1 for NNODES=2; each node has its own\n"
+    assert done.returncode == 2
+    unknown = [part.replace("node_rank=2", "node_rank=1") for part in command[:-1]]
+    unknown += ["--master_addr=nowhere.invalid", "unimatch_v2.py"]
+    done = subprocess.run(unknown, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: MASTER_ADDR: nowhere.invalid is not known here (")
+    assert done.stderr.count("\n") == 1
