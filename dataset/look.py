@@ -10,18 +10,12 @@ from PIL import Image
 from dataset.change import date_paths
 from dataset.lists import inside
 from dataset.spec import IGNORE, DatasetSpec
-from util.error import UserError
-
-ID_MODES = ("L", "P", "1", "I", "I;16", "I;16B")  # modes whose pixels are class ids; a bit of mode 1 counts as 0 or 255, as PIL has it
-
-
-def is_deep(image: Image.Image) -> bool:
-    """Whether an image has 32 bits a pixel: what is black and white in it, nobody knows."""
-    return image.mode == "F" or (image.mode == "I" and image.format == "TIFF")
+from dataset.stored import mask_values, unknown_range
+from util.error import UserError, reason
 
 
 class Job(NamedTuple):
-    """An image to look at. masks: whether the mask must exist and is read. decode: read the image's pixels too, not only its head."""
+    """An image to look at. mask: None where none is read. decode: read the image's pixels too, not only its head."""
 
     root: str
     image: str
@@ -48,8 +42,11 @@ class Found(NamedTuple):
     values: dict[int, int] = {}  # noqa: RUF012 (a NamedTuple's default is never changed)
 
 
-def inspect(job: Job) -> Found:
-    """Opens image and mask: do they exist, can they be read, have they one size, which values has the mask."""
+def inspect(job: Job, spec: DatasetSpec | None) -> Found:
+    """Opens image and mask: do they exist, can they be read, have they one size, which values has the mask.
+
+    spec: None for a data set that nothing is known of yet.
+    """
     sizes = {}
     for path in (*job.images, *filter(None, (job.label,))):
         try:
@@ -62,28 +59,27 @@ def inspect(job: Job) -> Found:
             with Image.open(path) as img:
                 sizes[path] = img.size
                 if path == job.label:
-                    if img.format == "GIF":
-                        return Found("color", f"{path}: found a GIF, whose values are renumbered as it is read, expected PNG")
-                    if img.mode not in ID_MODES:
-                        return Found("color", f"{path}: found a mask of mode {img.mode}, expected one channel of class ids")
-                    values = _count(img)
-                elif is_deep(img):
-                    return Found("depth", f"{path}: found 32 bits a pixel (mode {img.mode}), expected 8 or 16")
+                    values = count(mask_values(img, path, spec))
+                elif wrong := unknown_range(img):
+                    return Found("depth", f"{path}: found {wrong}, expected 8 or 16 bits without sign")
                 elif job.decode:
                     img.load()
+        except UserError as error:
+            return Found("mask", str(error))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL reports broken files as all of these
-            return Found("unreadable", f"{path}: cannot be read ({error})")
+            return Found("unreadable", f"{path}: cannot be read ({reason(error)})")
     if len(set(sizes.values())) > 1:
         text = ", ".join(f"{os.path.relpath(path, job.root)} is {w} x {h}" for path, (w, h) in sizes.items())
         return Found("size", f"{text}, expected one size")
     return Found(values=values if job.label else {})
 
 
-def _count(img: Image.Image) -> dict[int, int]:
-    if img.mode in ("L", "P", "1"):
-        return {value: count for value, count in enumerate(img.histogram()) if count}
-    values, counts = np.unique(np.asarray(img).astype(np.int64), return_counts=True)
-    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+def count(values: np.ndarray) -> dict[int, int]:
+    """How many pixels of a mask have each of its values, ascending."""
+    if values.dtype == np.uint8:
+        return {value: n for value, n in enumerate(Image.fromarray(values).histogram()) if n}
+    found, counts = np.unique(values, return_counts=True)
+    return dict(zip(found.tolist(), counts.tolist(), strict=True))
 
 
 def illegal(values: Iterable[int], spec: DatasetSpec) -> list[int]:

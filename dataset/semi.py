@@ -15,10 +15,11 @@ from torch.utils.data import Dataset, default_collate
 
 from dataset.change import date_paths, label_path
 from dataset.lists import Entry, ImageList, inside
-from dataset.look import illegal, is_deep
+from dataset.look import count, illegal
 from dataset.photometry import compiled, draw_photometry, strong_views
 from dataset.sampler import Key
 from dataset.spec import IGNORE, DatasetSpec
+from dataset.stored import mask_values, to_rgb, unknown_range
 from dataset.transform import Geometry, crop_image, crop_mask, cut_image, draw_box, draw_geometry, ignore_map
 from util.error import UserError, reason
 
@@ -127,16 +128,14 @@ def _decode_png(path: str, mode: str) -> np.ndarray | None:
 
 
 def open_image(root: str, path: str) -> Image.Image:
-    """An RGB image of any mode: grey, palette, RGBA (alpha is dropped), CMYK, 16-bit (its high byte). EXIF rotation is ignored.
-
-    Raises BadFileError for 32 bits a pixel too.
-    """
+    """An RGB image of any mode (dataset.stored.to_rgb). EXIF rotation is ignored. Raises BadFileError for other than 8 or 16 bits too."""
     image, _ = open_file(root, path)
-    if is_deep(image):
-        raise BadFileError(f"{find_file(root, path)}: found 32 bits a pixel (mode {image.mode}), expected 8 or 16; convert it to 8 bits")
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    return image if image.mode == "RGB" else image.convert("RGB")
+    if wrong := unknown_range(image):
+        raise BadFileError(f"{inside(root, path)}: found {wrong}, expected 8 or 16 bits without sign; convert it to 8 bits")
+    try:
+        return to_rgb(image)
+    except ValueError as error:
+        raise _unreadable(inside(root, path), error) from error
 
 
 def open_mask(spec: DatasetSpec, root: str, path: str, size: tuple[int, int]) -> np.ndarray:
@@ -144,23 +143,15 @@ def open_mask(spec: DatasetSpec, root: str, path: str, size: tuple[int, int]) ->
 
     Raises UserError for a colour mask, another size, or a value that is no class.
     """
-    (image, values), full = open_file(root, path), inside(root, path)
-    if image.format == "GIF":
-        raise UserError(
-            f"{full}: found a GIF, whose values are renumbered as it is read, expected a mask without palette; make it again as PNG"
-        )
-    if image.mode == "1":
-        image = image.convert("L")
-    if image.mode not in ("L", "P") and not image.mode.startswith("I"):
-        raise UserError(f"{full}: found mode {image.mode}, expected one channel of class ids (8-bit grey or palette); convert the mask")
+    (image, _), full = open_file(root, path), inside(root, path)
+    values = mask_values(image, full, spec)
     if image.size != size:
         raise UserError(f"{full}: mask is {image.size}, its image {size} (width, height); expected the same size, correct one of them")
-    values = np.array(image) if values is None else values
-    found = np.unique(values) if image.mode.startswith("I") else np.flatnonzero(image.histogram())
+    found = np.array(list(count(values)))
     if wrong := illegal(found.tolist(), spec):
         raise _illegal_label(spec, full, wrong[0], int(found[-1]))
     table = spec.label_table.astype(np.uint8)
-    return values.astype(np.uint8, copy=False) if np.array_equal(table[found], found) else table[values]
+    return np.array(values, np.uint8) if np.array_equal(table[found], found) else table[values]
 
 
 def _illegal_label(spec: DatasetSpec, path: str, found: int, worst: int) -> UserError:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from dataset.change import date_paths, label_path
 from dataset.lists import read_list
 from dataset.spec import get_spec
+from dataset.stored import mask_values
 from util.error import UserError
 from util.files import write_atomic
 
@@ -149,7 +150,7 @@ def read_ids(path: Path) -> np.ndarray:
     img = read_image(path)
     if img.mode not in ("L", "P"):
         raise UserError(f"{path}: found mode {img.mode}, expected one channel of 8-bit ids; is it a label file of the official archive?")
-    return np.asarray(img)
+    return mask_values(img, str(path), None)
 
 
 def compare(dataset: str, dst: Path) -> str:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from os.path import isfile, join, normpath
 from pathlib import Path
 
@@ -87,7 +87,7 @@ def check(spec: DatasetSpec, lists: list[Checked], decode: bool = False) -> list
     wanted = [[_job(spec, one, entry, decode) for entry in one.entries] for one in lists]
     for job in (job for group in wanted for job in group):
         jobs[job] = Found()
-    jobs = dict(zip(jobs, parallel(inspect, list(jobs), "check"), strict=True))
+    jobs = dict(zip(jobs, parallel(partial(inspect, spec=spec), list(jobs), "check"), strict=True))
     for one, group in zip(lists, wanted, strict=True):
         for job in group:
             _add(one, spec, job, jobs[job])
@@ -159,13 +159,13 @@ def _hints(spec: DatasetSpec, jobs: dict[Job, Found], kinds: list[str]) -> list[
     untouched = (job.label.replace("labelTrainIds", "labelIds") for job, found in jobs.items() if found.kind == "no mask" and job.label)
     if spec.name == "cityscapes" and any(isfile(path) for path in untouched):
         hints.append("only the raw Cityscapes label ids are there: make the train ids with `python -m dataset.prepare cityscapes`.")
-    if "color" in kinds:
+    if "mask" in kinds:
         how = (
             "`python -m dataset.prepare pascal` turns them into ids"
             if spec.name == "pascal"
             else "store the class id of each pixel instead"
         )
-        hints.append(f"some masks hold colors instead of class ids: {how}.")
+        hints.append(f"some masks do not hold one class id for each pixel: {how}.")
     if "value" in kinds and spec.name == "cityscapes" and values & set(range(19, 34)):
         hints.append("ids from 19 to 33 are raw Cityscapes ids: make the train ids with `python -m dataset.prepare cityscapes`.")
     if spec.name == "ade20k" and (150 in values or "raw" in kinds):
@@ -227,7 +227,7 @@ def classes_in(spec: DatasetSpec | None, root: str, entries: list[Entry]) -> lis
     task = spec.task if spec else "segmentation"
     jobs = [Job(root, e.image, label_path(e.image) if task == "change" else e.mask, task) for e in entries]
     classes = []
-    for found in parallel(inspect, jobs, "read masks"):
+    for found in parallel(partial(inspect, spec=spec), jobs, "read masks"):
         if found.problem:
             raise UserError(f"{found.problem}; `python -m dataset.splits check` lists all problems")
         labels = (class_of(value, spec) if spec else value for value in found.values if spec or value != IGNORE)
