@@ -10,7 +10,7 @@ from PIL import Image
 from dataset.change import date_paths
 from dataset.lists import inside
 from dataset.spec import IGNORE, DatasetSpec
-from dataset.stored import mask_values, unknown_range
+from dataset.stored import check_whole, mask_values, to_rgb, unknown_range
 from util.error import UserError, reason
 
 
@@ -58,12 +58,13 @@ def inspect(job: Job, spec: DatasetSpec | None) -> Found:
         try:
             with Image.open(path) as img:
                 sizes[path] = img.size
+                check_whole(img, path)
                 if path == job.label:
                     values = count(mask_values(img, path, spec))
                 elif wrong := unknown_range(img):
                     return Found("depth", f"{path}: found {wrong}, expected 8 or 16 bits without sign")
                 elif job.decode:
-                    img.load()
+                    to_rgb(img)
         except UserError as error:
             return Found("mask", str(error))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL reports broken files as all of these

@@ -19,7 +19,7 @@ from dataset.look import count, illegal
 from dataset.photometry import compiled, draw_photometry, strong_views
 from dataset.sampler import Key
 from dataset.spec import IGNORE, DatasetSpec
-from dataset.stored import mask_values, to_rgb, unknown_range
+from dataset.stored import check_whole, mask_values, to_rgb, unknown_range
 from dataset.transform import Geometry, crop_image, crop_mask, cut_image, draw_box, draw_geometry, ignore_map
 from util.error import UserError, reason
 
@@ -107,6 +107,7 @@ def open_file(root: str, path: str) -> tuple[Image.Image, np.ndarray | None]:
     full = find_file(root, path)
     try:
         with Image.open(full) as image:
+            check_whole(image, full)
             pixels = _decode_png(full, image.mode) if image.format == "PNG" else None
             if pixels is not None:
                 return Image.fromarray(pixels), pixels

@@ -1,4 +1,4 @@
-"""What an image file stores, where Pillow hands over something else: grey values of few bits, inverted TIFF."""
+"""What an image file stores, where Pillow hands over something else: grey values of few bits, inverted TIFF, one of several pages."""
 
 from __future__ import annotations
 
@@ -7,18 +7,51 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from dataset.spec import IGNORE, DatasetSpec
 from util.error import UserError
 
-BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF files
+SUBFILE, BITS, COMPRESSION, PHOTOMETRIC, CHANNELS, PLANAR, SAMPLE_FORMAT = 254, 258, 259, 262, 277, 284, 339  # tags of TIFF files
+PART_OF_A_PAGE = 1 | 4  # bits of SUBFILE: a smaller copy of another page, its transparency
 ONE_CHANNEL = ("1", "L", "P", "I", "I;16", "I;16B")
+MOVING = ("GIF", "WEBP", "PNG")  # formats of moving pictures
 
 
 def _tag(image: Image.Image, number: int, default: int) -> int:
     """A number of a TIFF file's head, the largest where each channel has one; `default` where there is none, or in another format."""
     value = getattr(image, "tag_v2", {}).get(number, default)
     return max(value) if isinstance(value, tuple) else value
+
+
+def check_whole(image: Image.Image, path: str) -> None:
+    """Raises ValueError for a file of which Pillow reads a part, or wrong pixels. image: opened, its pixels not read yet."""
+    if image.format == "TIFF":
+        pages = _tiff_pages(path)
+    else:
+        pages = getattr(image, "n_frames", 1) if image.format in MOVING else 1
+    if pages > 1:
+        raise ValueError(f"{pages} pages, of which one would be read: save one page a file")
+    separate = _tag(image, PLANAR, 1) == 2 and _tag(image, CHANNELS, 1) > 1
+    if separate and _tag(image, BITS, 8) > 8 and _tag(image, COMPRESSION, 1) == 1:
+        raise ValueError("channels one after the other, of 16 bits, without compression: save them interleaved, or with 8 bits")
+
+
+def _tiff_pages(path: str) -> int:
+    """How many pictures a TIFF holds, apart from smaller copies of one (the overviews of a GeoTIFF).
+
+    Read from the heads alone: Image.n_frames fails where one of them is of a kind that Pillow cannot read.
+    """
+    with open(path, "rb") as file:
+        head = file.read(8)
+        page = ImageFileDirectory_v2(head + file.read(8) if head[2] == 43 else head)  # 43: BigTIFF
+        count, seen = 0, set()
+        while page.next and page.next not in seen:
+            seen.add(page.next)
+            file.seek(page.next)
+            page.load(file)
+            count += not page.get(SUBFILE, 0) & PART_OF_A_PAGE
+    return count
 
 
 def unknown_range(image: Image.Image) -> str:
@@ -37,8 +70,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises ValueError where Pillow cannot convert it.
     """
     if image.mode.startswith("I"):
+        bits = _tag(image, BITS, 16)
         values = np.asarray(image).astype(np.int32).clip(0, 65535)
-        image = Image.fromarray((values >> 8).astype(np.uint8))
+        if _tag(image, PHOTOMETRIC, 1) == 0:  # white is 0, which Pillow heeds up to 8 bits
+            values = (1 << bits) - 1 - values
+        image = Image.fromarray((values >> (bits - 8)).astype(np.uint8))
     return image if image.mode == "RGB" else image.convert("RGB")
 
 

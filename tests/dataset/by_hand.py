@@ -33,9 +33,13 @@ def png(values: np.ndarray, bits: int, colour: int = 0, palette: bytes = b"") ->
 
 def tiff(
     pages: Sequence[np.ndarray], bits: int, photometric: int = 1, planar: int = 1, deflate: bool = False, sign: int = 1,
-    order: str = "<", subfiles: Sequence[int] = (),
+    order: str = "<", subfiles: Sequence[int] = (), extra: int = 0,
 ) -> bytes:  # fmt: skip
-    """A TIFF of pages (H, W, C); photometric 0: white is 0, 1: black is 0, 2: RGB; planar 2: channel after channel; sign 2: signed."""
+    """A TIFF of pages (H, W, C).
+
+    photometric 0: white is 0, 1: black is 0, 2: RGB; planar 2: channel after channel; sign 2: signed;
+    extra: what further channels are, 0 unsaid, 1 and 2 transparency.
+    """
     out = bytearray((b"II*\0" if order == "<" else b"MM\0*") + bytes(4))
     link = 4  # where the offset of the next page's head goes
     for number, page in enumerate(pages):
@@ -52,8 +56,8 @@ def tiff(
             262: [photometric], 273: offsets, 277: [channels], 278: [height], 279: [len(strip) for strip in strips],
             284: [planar], 339: [sign] * channels,
         }  # fmt: skip
-        if channels > 3:
-            entries[338] = [0] * (channels - 3)
+        if channels not in (1, 3):
+            entries[338] = [extra] * (channels - (3 if photometric == 2 else 1))
         places = {}
         for tag, numbers in entries.items():
             if len(numbers) > 1:
