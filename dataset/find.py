@@ -16,6 +16,7 @@ from dataset.change import date_paths
 from dataset.lists import IMAGE_ENDINGS, Entry, read_list
 from dataset.semi import BadFileError, inside, open_image, open_mask
 from dataset.spec import DatasetSpec
+from dataset.walk import image_tree
 from util.error import UserError, reason
 
 
@@ -47,11 +48,12 @@ def read_image(path: Path) -> Image.Image:
 
 def images_in(folder: Path, without: Path | None = None) -> list[Path]:
     """All images in a folder and below, sorted, but for those under `without`. Raises UserError for a folder that holds none."""
-    skip = without.resolve() if without else None
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS and p.is_file())
-    found = [p for p in found if skip is None or skip not in p.resolve().parents]
+    found, others = tree = image_tree(folder, [without] if without else [])
     if not found:
-        raise UserError(f"{folder}: found no image in this folder, expected files ending in {' '.join(IMAGE_ENDINGS)}; check the path")
+        left = f" ({tree.left_out()})" if others else ""
+        raise UserError(
+            f"{folder}: found no image in this folder{left}, expected files ending in {' '.join(IMAGE_ENDINGS)}; check the path"
+        )
     return found
 
 

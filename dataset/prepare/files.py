@@ -18,6 +18,7 @@ from dataset.change import date_paths, label_path
 from dataset.lists import read_list
 from dataset.spec import get_spec
 from dataset.stored import mask_values
+from dataset.walk import folders
 from util.error import UserError
 from util.files import write_atomic
 
@@ -98,14 +99,14 @@ def under(roots: Sequence[Path], folder: str, ending: str) -> dict[str, Path]:
     parts = PurePosixPath(folder).parts
     for root in roots:
         top = Path(os.path.abspath(root))
-        for where, _, names in os.walk(top):
-            tail = (*top.parts[-len(parts) :], *Path(where).relative_to(top).parts)
+        for where, names in folders(top):
+            tail = (*top.parts[-len(parts) :], *where.relative_to(top).parts)
             at = next((i for i in range(len(tail) - len(parts), -1, -1) if tail[i : i + len(parts)] == parts), None)
             if at is not None:
                 below = "/".join(tail[at + len(parts) :])
                 for name in names:
-                    if name.endswith(ending) and not name.startswith("."):
-                        found.setdefault(f"{below}/{name}".lstrip("/"), Path(where) / name)
+                    if name.endswith(ending):
+                        found.setdefault(f"{below}/{name}".lstrip("/"), where / name)
     return dict(sorted(found.items()))
 
 

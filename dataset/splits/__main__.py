@@ -85,18 +85,21 @@ def _make_list(args: argparse.Namespace, path: Path, made: Made) -> Path:
     if args.spec is not None and args.spec.task == "change":
         raise UserError(f"--images: {args.dataset} has pairs; list their names yourself: `ls {args.data_root or 'DIR'}/A > {path}`")
     masks = None if args.masks is None else Path(args.masks)
-    root, entries, left = pair_folders(Path(args.images), masks, Path(args.data_root) if args.data_root else None, args.mask_suffix)
-    held = _held_out(args, entries)
-    entries = [entry for entry in entries if entry not in held]
+    paired = pair_folders(Path(args.images), masks, Path(args.data_root) if args.data_root else None, args.mask_suffix)
+    held = _held_out(args, paired.entries)
+    entries = [entry for entry in paired.entries if entry not in held]
     bare = sum(entry.mask is None for entry in entries)
     made.lists[path] = [format_line(entry) for entry in entries]
-    made.notes.append(f"{path}: {len(entries)} images, {bare} without a mask (these can only be unlabelled), {left} masks without an image")
+    made.notes.append(
+        f"{path}: {len(entries)} images, {bare} without a mask (these can only be unlabelled), {paired.alone} masks without an image"
+    )
+    made.notes.extend(paired.notes)
     if held:
         val = Path("splits") / args.dataset / "val.txt"
         made.lists[val] = [format_line(entry) for entry in held]
         made.notes.append(f"{val}: {len(held)} images held out for validation with seed {args.seed}")
-    made.notes.append(f"data_root: {root}")
-    args.data_root = str(root)
+    made.notes.append(f"data_root: {paired.root}")
+    args.data_root = str(paired.root)
     return path
 
 
