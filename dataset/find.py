@@ -180,9 +180,9 @@ class PairSource:
         return read_pair(self.pairs[entry.image])
 
     def mask(self, entry: Entry, size: tuple[int, int]) -> np.ndarray:
-        label = self.pairs[entry.image].label
-        assert label is not None
-        return open_mask(self.spec, str(label.parent), label.name, size)
+        pair = self.pairs[entry.image]
+        assert pair.label is not None
+        return open_mask(self.spec, str(pair.label.parent), pair.label.name, size, str(pair.a))
 
 
 def read_scene(scene: Scene) -> list[Image.Image]:

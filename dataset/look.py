@@ -10,7 +10,7 @@ from PIL import Image
 from dataset.change import date_paths
 from dataset.lists import inside
 from dataset.spec import IGNORE, DatasetSpec
-from dataset.stored import check_whole, mask_values, to_rgb, unknown_range
+from dataset.stored import check_whole, mask_values, orientation, to_rgb, unknown_range
 from util.error import UserError, reason
 
 
@@ -35,11 +35,12 @@ class Job(NamedTuple):
 
 
 class Found(NamedTuple):
-    """kind and problem: "" when nothing is wrong. values: pixels per mask value."""
+    """kind and problem: "" when nothing is wrong. values: pixels per mask value. orientation: of the image, see dataset.stored."""
 
     kind: str = ""
     problem: str = ""
     values: dict[int, int] = {}  # noqa: RUF012 (a NamedTuple's default is never changed)
+    orientation: int = 1
 
 
 def inspect(job: Job, spec: DatasetSpec | None) -> Found:
@@ -47,7 +48,7 @@ def inspect(job: Job, spec: DatasetSpec | None) -> Found:
 
     spec: None for a data set that nothing is known of yet.
     """
-    sizes = {}
+    sizes, turn = {}, 1
     for path in (*job.images, *filter(None, (job.label,))):
         try:
             inside(job.root, os.path.abspath(path))
@@ -63,16 +64,18 @@ def inspect(job: Job, spec: DatasetSpec | None) -> Found:
                     values = count(mask_values(img, path, spec))
                 elif wrong := unknown_range(img):
                     return Found("depth", f"{path}: found {wrong}, expected 8 or 16 bits without sign")
-                elif job.decode:
-                    to_rgb(img)
+                else:
+                    turn = max(turn, orientation(img))
+                    if job.decode:
+                        to_rgb(img)
         except UserError as error:
             return Found("mask", str(error))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL reports broken files as all of these
             return Found("unreadable", f"{path}: cannot be read ({reason(error)})")
     if len(set(sizes.values())) > 1:
         text = ", ".join(f"{os.path.relpath(path, job.root)} is {w} x {h}" for path, (w, h) in sizes.items())
-        return Found("size", f"{text}, expected one size")
-    return Found(values=values if job.label else {})
+        return Found("size", f"{text}, expected one size", orientation=turn)
+    return Found(values=values if job.label else {}, orientation=turn)
 
 
 def count(values: np.ndarray) -> dict[int, int]:

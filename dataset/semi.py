@@ -19,7 +19,7 @@ from dataset.look import count, illegal
 from dataset.photometry import compiled, draw_photometry, strong_views
 from dataset.sampler import Key
 from dataset.spec import IGNORE, DatasetSpec
-from dataset.stored import check_whole, mask_values, to_rgb, unknown_range
+from dataset.stored import check_whole, mask_values, to_rgb, turned, unknown_range
 from dataset.transform import Geometry, crop_image, crop_mask, cut_image, draw_box, draw_geometry, ignore_map
 from util.error import UserError, reason
 
@@ -58,7 +58,8 @@ class Source:
     def mask(self, entry: Entry, size: tuple[int, int]) -> np.ndarray:
         """Class ids (H, W) uint8 of an entry's mask, 255 where ignored; `size` is its image's (width, height)."""
         path = label_path(entry.image) if self.spec.task == "change" else str(entry.mask)
-        return open_mask(self.spec, self.root, path, size)
+        first = date_paths(entry.image)[0] if self.spec.task == "change" else entry.image
+        return open_mask(self.spec, self.root, path, size, inside(self.root, first))
 
 
 class Sources:
@@ -139,15 +140,16 @@ def open_image(root: str, path: str) -> Image.Image:
         raise _unreadable(inside(root, path), error) from error
 
 
-def open_mask(spec: DatasetSpec, root: str, path: str, size: tuple[int, int]) -> np.ndarray:
-    """Class ids (H, W) uint8 of a mask file, 255 where ignored. `size` is the image's (width, height).
+def open_mask(spec: DatasetSpec, root: str, path: str, size: tuple[int, int], image_path: str = "") -> np.ndarray:
+    """Class ids (H, W) uint8 of a mask file, 255 where ignored. `size` is the image's (width, height); its path is for the message.
 
     Raises UserError for a colour mask, another size, or a value that is no class.
     """
     (image, _), full = open_file(root, path), inside(root, path)
     values = mask_values(image, full, spec)
     if image.size != size:
-        raise UserError(f"{full}: mask is {image.size}, its image {size} (width, height); expected the same size, correct one of them")
+        why = turned(image_path) or "correct one of them"
+        raise UserError(f"{full}: mask is {image.size}, its image {size} (width, height); expected the same size: {why}")
     found = np.array(list(count(values)))
     if wrong := illegal(found.tolist(), spec):
         raise _illegal_label(spec, full, wrong[0], int(found[-1]))

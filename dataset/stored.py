@@ -14,6 +14,11 @@ from util.error import UserError
 
 SUBFILE, BITS, COMPRESSION, PHOTOMETRIC, CHANNELS, PLANAR, SAMPLE_FORMAT = 254, 258, 259, 262, 277, 284, 339  # tags of TIFF files
 PART_OF_A_PAGE = 1 | 4  # bits of SUBFILE: a smaller copy of another page, its transparency
+ORIENTATION = 274  # of EXIF
+NOT_APPLIED = (
+    "by which viewers turn it; here its pixels count as they are stored: turn the file itself (`mogrify -auto-orient`, or "
+    "PIL.ImageOps.exif_transpose), so that image and mask lie the same way"
+)
 ONE_CHANNEL = ("1", "L", "P", "I", "I;16", "I;16B")
 MOVING = ("GIF", "WEBP", "PNG")  # formats of moving pictures
 
@@ -52,6 +57,24 @@ def _tiff_pages(path: str) -> int:
             page.load(file)
             count += not page.get(SUBFILE, 0) & PART_OF_A_PAGE
     return count
+
+
+def orientation(image: Image.Image) -> int:
+    """The EXIF orientation by which viewers turn an image and its reader does not: 2 to 8, or 1 where there is none."""
+    if image.format == "TIFF":  # Pillow turns these itself
+        return 1
+    found = Image.Image.getexif(image).get(ORIENTATION, 1)  # of PNG, its own method would decode all pixels
+    return found if found in range(2, 9) else 1
+
+
+def turned(path: str) -> str:
+    """What to say of an image file that has such an orientation; "" of another one."""
+    try:
+        with Image.open(path) as image:
+            found = orientation(image)
+    except Exception:  # PIL raises whatever broken bytes lead it to; who reads the pixels will say it
+        return ""
+    return f"{path} has the EXIF orientation {found}, {NOT_APPLIED}" if found > 1 else ""
 
 
 def unknown_range(image: Image.Image) -> str:

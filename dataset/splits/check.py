@@ -11,6 +11,7 @@ from dataset.change import label_path
 from dataset.lists import Entry, missing_validation, read_list
 from dataset.look import Found, Job, class_of, illegal, inspect
 from dataset.spec import IGNORE, SPECS, DatasetSpec
+from dataset.stored import NOT_APPLIED
 from util.error import UserError
 from util.pool import parallel
 
@@ -95,7 +96,7 @@ def check(spec: DatasetSpec, lists: list[Checked], decode: bool = False) -> list
             one.problems.append(("raw", f"{one.path}: found no ignored pixel in {one.masks} masks, expected some with 255"))
     labeled = [one for one in lists if one.role == "labeled" and one.masks and spec.name not in SPECS]
     absent = [hint for one in labeled for hint in _absent(one, spec)]
-    return _hints(spec, jobs, [kind for one in lists for kind, _ in one.problems]) + absent
+    return _hints(spec, jobs, [kind for one in lists for kind, _ in one.problems]) + _turned(jobs) + absent
 
 
 def _job(spec: DatasetSpec, one: Checked, entry: Entry, decode: bool) -> Job:
@@ -126,6 +127,15 @@ def _absent(one: Checked, spec: DatasetSpec) -> list[str]:
         ignored = f" ({one.pixels[-1] / one.pixels.total():.1%} of the pixels are ignored)"
         one.problems.append(("one class", f"{one.path}: found no class{only} in {one.masks} masks{ignored}, expected two or more"))
     return []
+
+
+def _turned(jobs: dict[Job, Found]) -> list[str]:
+    """A hint where photographs have an EXIF orientation: with an upright mask, a square one would be learned wrongly."""
+    files = [(job.images[0], found.orientation) for job, found in jobs.items() if found.orientation > 1]
+    if not files:
+        return []
+    path, orientation = files[0]
+    return [f"{len(files)} images have an EXIF orientation, as {path} ({orientation}), {NOT_APPLIED}."]
 
 
 def _some(values: list[int]) -> str:
