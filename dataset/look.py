@@ -1,5 +1,6 @@
 """Looks at one image and its mask without knowing the lists: what `check` and the stratified `make` do on all cores."""
 
+import hashlib
 import os
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -35,12 +36,16 @@ class Job(NamedTuple):
 
 
 class Found(NamedTuple):
-    """kind and problem: "" when nothing is wrong. values: pixels per mask value. orientation: of the image, see dataset.stored."""
+    """kind and problem: "" when nothing is wrong. values: pixels per mask value. orientation: of the image, see dataset.stored.
+
+    digest: of the image's pixels, where they were decoded and are not all alike.
+    """
 
     kind: str = ""
     problem: str = ""
     values: dict[int, int] = {}  # noqa: RUF012 (a NamedTuple's default is never changed)
     orientation: int = 1
+    digest: bytes = b""
 
 
 def inspect(job: Job, spec: DatasetSpec | None) -> Found:
@@ -48,7 +53,7 @@ def inspect(job: Job, spec: DatasetSpec | None) -> Found:
 
     spec: None for a data set that nothing is known of yet.
     """
-    sizes, turn = {}, 1
+    sizes, turn, pixels = {}, 1, []
     for path in (*job.images, *filter(None, (job.label,))):
         try:
             inside(job.root, os.path.abspath(path))
@@ -67,7 +72,7 @@ def inspect(job: Job, spec: DatasetSpec | None) -> Found:
                 else:
                     turn = max(turn, orientation(img))
                     if job.decode:
-                        to_rgb(img)
+                        pixels.append(np.asarray(to_rgb(img)))
         except UserError as error:
             return Found("mask", str(error))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL reports broken files as all of these
@@ -75,7 +80,17 @@ def inspect(job: Job, spec: DatasetSpec | None) -> Found:
     if len(set(sizes.values())) > 1:
         text = ", ".join(f"{os.path.relpath(path, job.root)} is {w} x {h}" for path, (w, h) in sizes.items())
         return Found("size", f"{text}, expected one size", orientation=turn)
-    return Found(values=values if job.label else {}, orientation=turn)
+    return Found(values=values if job.label else {}, orientation=turn, digest=_digest(pixels))
+
+
+def _digest(images: list[np.ndarray]) -> bytes:
+    """Equal for equal pixels, whatever the file is called and however it is compressed. Nothing for blank images, which many sets have."""
+    if all((image == image[0, 0]).all() for image in images):
+        return b""
+    digest = hashlib.blake2b(digest_size=16)
+    for image in images:
+        digest.update(repr(image.shape).encode() + image.tobytes())
+    return digest.digest()
 
 
 def count(values: np.ndarray) -> dict[int, int]:

@@ -248,7 +248,11 @@ def _parser() -> Parser:
     sub.add_argument("--config", metavar="FILE", help="config of the data set; it may name other lists")
     sub.add_argument("--data-root", help="default: the config's, or data/<dataset>")
     sub.add_argument("--data-root-u", help="data root of the unlabelled lists, where it is another one")
-    sub.add_argument("--decode", action="store_true", help="read every image to its end: finds truncated ones, takes longer")
+    sub.add_argument(
+        "--decode",
+        action="store_true",
+        help="read every image to its end, as is done for your own data: finds truncated ones, and copies of validation images",
+    )
     sub.add_argument("--classes", type=int, metavar="N", help="number of classes of a data set that is not built in")
     sub.add_argument("--ignore-index", type=int, default=255, help="mask value that is ignored there (default: %(default)s)")
     sub.set_defaults(call=check)

@@ -85,6 +85,7 @@ def check(spec: DatasetSpec, lists: list[Checked], decode: bool = False) -> list
     """Fills in problems and pixel counts of every list. Returns hints on what the problems come from and how to fix them."""
     _check_membership(lists)
     jobs: dict[Job, Found] = {}
+    decode = decode or spec.name not in SPECS  # nobody has looked at these lists before
     wanted = [[_job(spec, one, entry, decode) for entry in one.entries] for one in lists]
     for job in (job for group in wanted for job in group):
         jobs[job] = Found()
@@ -94,6 +95,7 @@ def check(spec: DatasetSpec, lists: list[Checked], decode: bool = False) -> list
             _add(one, spec, job, jobs[job])
         if spec.name == "ade20k" and one.masks >= 20 and not one.pixels[-1]:  # raw labels without the last class have legal values only
             one.problems.append(("raw", f"{one.path}: found no ignored pixel in {one.masks} masks, expected some with 255"))
+    _check_content(lists, [[jobs[job].digest for job in group] for group in wanted])
     labeled = [one for one in lists if one.role == "labeled" and one.masks and spec.name not in SPECS]
     absent = [hint for one in labeled for hint in _absent(one, spec)]
     return _hints(spec, jobs, [kind for one in lists for kind, _ in one.problems]) + _turned(jobs) + absent
@@ -158,6 +160,19 @@ def _check_membership(lists: list[Checked]) -> None:
                 one.problems.append(("both", f"{one.path}: {file} is in {other.path} too"))
 
 
+def _check_content(lists: list[Checked], digests: list[list[bytes]]) -> None:
+    """No validation image in a training list under another name. digests: of each list's images, empty ones say nothing."""
+    held: dict[bytes, tuple[Path, str]] = {}
+    for one, group in zip(lists, digests, strict=True):
+        if one.role == "val":
+            held |= {digest: (one.path, file) for digest, file in zip(group, one.files, strict=True) if digest}
+    for one, group in zip(lists, digests, strict=True):
+        for digest, file in zip(group, one.files, strict=True):
+            path, other = held.get(digest, (one.path, file))
+            if one.role != "val" and other != file:
+                one.problems.append(("equal", f"{one.path}: {file} has the same pixels as {other} of {path}"))
+
+
 def _hints(spec: DatasetSpec, jobs: dict[Job, Found], kinds: list[str]) -> list[str]:
     """The most common causes, recognised by what was found."""
     hints = []
@@ -189,6 +204,10 @@ def _hints(spec: DatasetSpec, jobs: dict[Job, Found], kinds: list[str]) -> list[
         hints.append("change masks of 0 and 1, expected 0 and 255: `python -m dataset.prepare` writes those, or multiply them by 255.")
     if "twice" in kinds or "both" in kinds:
         hints.append("images in more than one place make the result worthless: draw the pair again with `python -m dataset.splits make`.")
+    if "equal" in kinds:
+        hints.append(
+            "the score of an image that was trained with under another name says nothing: delete the copies and make the lists again."
+        )
     return hints
 
 
