@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch.utils.data import DataLoader
 
@@ -48,6 +48,26 @@ class Data:
         told = {("x", "u"): "there is nothing more to learn from than the labels", ("x", "val"): effect, ("u", "val"): effect}
         same = [pair for pair in told if self.lists.get(pair[0], "") == self.lists.get(pair[1])]
         return [f"the {names[a]} and the {names[b]} list are the same: {told[a, b]}" for a, b in same]
+
+    def short_epoch(self) -> list[str]:
+        """What to tell where nothing says how long a supervised epoch is to be."""
+        if "u" in self.sampler.streams or self.spec.supervised_length:
+            return []
+        return [
+            f"supervised_length: found none, nor an unlabelled list, so that an epoch is one pass over the labelled list "
+            f"({self.sampler.steps} steps); to compare with a semi-supervised run, give its --unlabeled-id-path too"
+        ]
+
+
+def supervised(cfg: Config) -> Config:
+    """The config of a supervised run: no unlabelled lists; of own data, an epoch of as many images as these have.
+
+    Without that, a sweep over methods would compare few steps with many. `supervised_length` gives another number; built-in data sets
+    have their published one.
+    """
+    places = unlabeled_places(cfg) if cfg.unlabeled_id_path and not spec_of(cfg).supervised_length else []
+    length = sum(len(ImageList(path, cfg.task or "segmentation", masks=False)) for path, _ in places if os.path.exists(path))
+    return replace(cfg, unlabeled_id_path=None, supervised_length=length or cfg.supervised_length)
 
 
 def shard_count(cfg: Config, world: World, log: logging.Logger) -> int:

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dataset.batch import Batch, make_batch
-from dataset.loader import open_data, shard_count, test_source
+from dataset.loader import open_data, shard_count, supervised, test_source
 from dataset.preview import sheets
 from dataset.semi import batches
 from engine import resume
@@ -63,7 +63,7 @@ class Run:
             self.config["classes"] = list(self.data.spec.classes)  # the names themselves: a file of them may change
         found = self._find()
         torch.manual_seed(cfg.seed)
-        notes = self.data.shared_lists()
+        notes = self.data.shared_lists() + self.data.short_epoch()
         model = start_model(cfg, self.data, notes, resumed=found is not None)
         self.trainer = Trainer(cfg, model, method, self.steps * cfg.epochs, world)
         self.averages = Averages(world)
@@ -309,6 +309,7 @@ class Run:
 def train(method: Method, argv: list[str], description: str | None) -> None:
     """The command of a method: reads the command line, joins the processes, trains."""
     cfg = parse_command(argv, description, method.semi, method.config)
+    cfg = cfg if method.semi else supervised(cfg)
     with (
         deterministic(cfg.deterministic),
         processes(cfg.device) as world,

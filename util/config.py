@@ -6,7 +6,7 @@ import difflib
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,7 @@ class Config:
     label_map: dict | None = key(None)  # its mask values where they are no class ids: {value: class id or name, or null to ignore it}
     ignore_index: int | None = key(None)  # its mask value that is ignored; null is 255
     task: str | None = key(None, choices=("segmentation", "change"))  # its kind; null is segmentation
-    # images of a supervised epoch: a shorter list is repeated; null is the data set's own
+    # images of a supervised epoch: a shorter list is repeated; null: see dataset/loader.py, supervised
     supervised_length: int | None = key(None, positive=True)
     # root of the unlabelled list, where it is another; a list: one for each unlabelled list
     data_root_u: str | list | None = key(None, may_change=True)
@@ -256,10 +256,10 @@ def parse_arguments(parser: Parser, argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def parse_command(argv: list[str], description: str | None, unlabeled: bool | None, kind: type[Config] = Config) -> Config:
+def parse_command(argv: list[str], description: str | None, unlabeled: bool, kind: type[Config] = Config) -> Config:
     """Reads the command line that every method has (METHOD.md 5). Raises UserError.
 
-    unlabeled: whether there must be an unlabelled list; False leaves it out, None takes it where there is one. kind: see `make_config`.
+    unlabeled: whether there must be an unlabelled list. kind: see `make_config`.
     """
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True)
@@ -287,4 +287,4 @@ def parse_command(argv: list[str], description: str | None, unlabeled: bool | No
             raise UserError(f"{option}: found none, expected a list on the command line, or `{key}` in {args.config}")
     if not args.save_path.strip():
         raise UserError("--save-path: found an empty name, expected a folder; is a variable of the shell not set?")
-    return replace(cfg, unlabeled_id_path=None) if unlabeled is False else cfg
+    return cfg

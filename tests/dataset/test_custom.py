@@ -14,6 +14,7 @@ from PIL import Image
 
 import evaluate
 import predict
+import supervised
 import unimatch_v2
 from dataset.custom import spec_of, unlabeled_places
 from dataset.lists import ImageList
@@ -235,6 +236,24 @@ def test_a_run_over_two_roots(capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     splits.main(["check", "--config", "c.yaml"])
     assert "ub.txt" in capsys.readouterr().out
+
+
+def test_methods_of_a_sweep_see_as_many_images(capsys: pytest.CaptureFixture[str]) -> None:
+    """A supervised epoch is as long as the unlabelled lists that it is given, unless the config says how long."""
+    street(12)
+    config()
+    splits.main(["make", "--config", "c.yaml", "--images", "street/images", "--masks", "street/masks", "--val", "1/6", "--count", "2"])
+    lists = ["--labeled-id-path", "splits/street/2/labeled.txt", "--unlabeled-id-path", "splits/street/2/unlabeled.txt"]
+    steps = {}
+    for name, settings in {"u": (), "ten": ("--set", "supervised_length=10", "--set", "batch_size=1")}.items():
+        supervised.main(["--config", "c.yaml", *lists, "--save-path", name, *settings])
+        steps[name] = Path(f"{name}/train.log").read_text().count("Iters:")
+    assert steps == {"u": 2, "ten": 5}  # 8 and 10 images, in mini-batches of 4 and 2
+    assert "'supervised_length': 8," in Path("u/train.log").read_text()
+    supervised.main(["--config", "c.yaml", *lists[:2], "--save-path", "alone", "--set", "batch_size=1"])
+    log = Path("alone/train.log").read_text()
+    assert log.count("Iters:") == 1
+    assert "supervised_length: found none, nor an unlabelled list, so that an epoch is one pass over the labelled list (1 steps)" in log
 
 
 def test_check_ends_quietly_when_nobody_reads_on() -> None:
