@@ -224,24 +224,25 @@ def _check_outputs(args: argparse.Namespace, folder: Path) -> None:
 
 
 def _report(args: argparse.Namespace, trained: Trained, scores: Scores, recipe: Recipe, listed: str) -> None:
-    """Prints the figures and writes what was asked for."""
+    """Writes what was asked for, then prints the figures."""
     spec = trained.spec
     result = figures(scores, spec)
-    print(f"{args.checkpoint}: {trained}, {result['images']} images of {listed}, {recipe}\n\n{_table(result, spec, recipe)}", flush=True)
-    for value, _, name in scores.images[: args.worst]:
-        print(f"worst: {value:6.2f}  {name}")
     if args.json:
-        result |= {"checkpoint": args.checkpoint, "which": trained.which, "epoch": trained.epoch, "list": listed, "mode": recipe.mode}
-        result |= {"window": recipe.window if recipe.mode == "sliding_window" else None, "scales": list(recipe.scales), "flip": recipe.flip}
-        result |= {"boundary_distance": recipe.distance, "bf16": args.bf16}
+        facts = {"checkpoint": args.checkpoint, "which": trained.which, "epoch": trained.epoch, "list": listed, "mode": recipe.mode}
+        facts |= {"window": recipe.window if recipe.mode == "sliding_window" else None, "scales": list(recipe.scales), "flip": recipe.flip}
+        facts |= {"boundary_distance": recipe.distance, "bf16": args.bf16}
         figure = "changed_iou" if spec.task == "change" else "miou"
-        result["worst"] = [{"image": name, figure: value} for value, _, name in scores.images[: args.worst]]
+        worst = [{"image": name, figure: value} for value, _, name in scores.images[: args.worst]]
+        text = json.dumps(result | facts | {"worst": worst}, indent=1)
         with output("--json", Path(args.json)):
-            write_atomic(Path(args.json), lambda file: file.write(json.dumps(result, indent=1).encode()))
+            write_atomic(Path(args.json), lambda file: file.write(text.encode()))
     if args.confusion:
         image = picture.confusion_picture(np.array(result["confusion"]), spec.classes)
         with output("--confusion", Path(args.confusion)):
             picture.save(image, Path(args.confusion))
+    print(f"{args.checkpoint}: {trained}, {result['images']} images of {listed}, {recipe}\n\n{_table(result, spec, recipe)}", flush=True)
+    for value, _, name in scores.images[: args.worst]:
+        print(f"worst: {value:6.2f}  {name}")
 
 
 def main(argv: list[str]) -> None:
