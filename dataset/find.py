@@ -16,8 +16,9 @@ from dataset.change import date_paths
 from dataset.lists import IMAGE_ENDINGS, Entry, read_list
 from dataset.semi import BadFileError, inside, open_image, open_mask
 from dataset.spec import DatasetSpec
+from dataset.stored import unreadable
 from dataset.walk import image_tree
-from util.error import UserError, reason
+from util.error import UserError
 
 
 class Pair(NamedTuple):
@@ -37,13 +38,14 @@ def read_image(path: Path) -> Image.Image:
     """An RGB image of any mode. Raises UserError where it cannot be read."""
     try:
         return open_image(str(path.parent), path.name)
-    except BadFileError as error:  # its advice is for the lists of a training run
-        cause = error.__cause__ or error
-        if isinstance(cause, FileNotFoundError):
+    except BadFileError as error:
+        if isinstance(error.__cause__, FileNotFoundError):  # its advice is for the lists of a training run
             raise UserError(
                 f"{path}: no such file; correct the path, or for a list give the folder that it is relative to: --data-root"
             ) from error
-        raise UserError(f"{path}: cannot be read as an image ({reason(cause)}); replace the file or leave it out") from error
+        if isinstance(error.__cause__, Exception):
+            raise UserError(f"{path}: {unreadable(error.__cause__, 'replace the file or leave it out')}") from error
+        raise
 
 
 def images_in(folder: Path, without: Path | None = None) -> list[Path]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch.utils.data import DataLoader
 
@@ -15,9 +17,10 @@ from dataset.change import date_paths, label_path
 from dataset.custom import spec_of, unlabeled_places
 from dataset.demo.sets import draw_at_first_use
 from dataset.lists import ImageList, missing_validation
+from dataset.look import Job, by_class, illegal, inspect, nothing_to_learn, two_values
 from dataset.sampler import ShardSampler, repeated_length
 from dataset.semi import Source, Sources, TrainSet, ValSet, collate, find_file
-from dataset.spec import DatasetSpec
+from dataset.spec import SPECS, DatasetSpec
 from util.config import Config
 from util.dist import World, cpu_count
 from util.error import UserError
@@ -27,6 +30,8 @@ SHARED_MEMORY = "/dev/shm"  # where loader processes leave their mini-batches
 WHOLE = 64 * 2**20  # bytes of a whole image and its mask: 16 megapixels
 PREFETCH = 2  # mini-batches that each loader process has ready
 PART = 2.0  # pixels of an image's part in a mini-batch, in crops: on average 1.3 to 2.0 for large images, padding included
+
+LISTS = {"x": "labelled", "u": "unlabelled", "val": "validation"}
 
 
 @dataclass(frozen=True)
@@ -43,11 +48,10 @@ class Data:
 
     def shared_lists(self) -> list[str]:
         """What to tell where one list serves two purposes."""
-        names = {"x": "labelled", "u": "unlabelled", "val": "validation"}
         effect = "the scores are of images that it was trained with"
         told = {("x", "u"): "there is nothing more to learn from than the labels", ("x", "val"): effect, ("u", "val"): effect}
         same = [pair for pair in told if self.lists.get(pair[0], "") == self.lists.get(pair[1])]
-        return [f"the {names[a]} and the {names[b]} list are the same: {told[a, b]}" for a, b in same]
+        return [f"the {LISTS[a]} and the {LISTS[b]} list are the same: {told[a, b]}" for a, b in same]
 
     def short_epoch(self) -> list[str]:
         """What to tell where nothing says how long a supervised epoch is to be."""
@@ -112,6 +116,24 @@ def check_files(source: Source) -> None:
     first = ValSet(source)[0]
     if isinstance(first, UserError):
         raise first
+
+
+def check_labels(source: Source) -> None:
+    """Raises UserError where the labelled masks have fewer than two classes: nothing can be learned. Reads until it finds a second one."""
+    spec, pixels, values = source.spec, Counter[int](), set[int]()
+    entries = [source.ids[i] for i in range(len(source.ids))]
+    jobs = [Job(source.root, one.image, label_path(one.image) if spec.task == "change" else one.mask, spec.task) for one in entries]
+    with ThreadPoolExecutor(16) as pool:
+        for first in range(0, len(jobs), 16):
+            for found in pool.map(partial(inspect, spec=spec), jobs[first : first + 16]):
+                if found.problem or illegal(found.values, spec):
+                    return  # who reads the file will say it
+                pixels.update(by_class(found.values, spec))
+                values.update(found.values)
+            if not nothing_to_learn(pixels, len(jobs), spec):
+                return
+    wrong = nothing_to_learn(pixels, len(jobs), spec)
+    raise UserError(f"{source.ids.path}: {wrong}; {two_values(values, spec) or 'correct the masks, or use label_map'}")
 
 
 def test_source(cfg: Config, spec: DatasetSpec, validation: Source, log: logging.Logger) -> Source | None:
@@ -204,10 +226,11 @@ def training_loader(
     batch = reads.labeled * cfg.batch_size
     sampler = ShardSampler(streams, batch, shards, world.own_shards(shards))
     if sampler.steps == 0:
-        shortest = min(length for _, length in streams.values())
+        name, shortest = min(((name, length) for name, (_, length) in streams.items()), key=lambda stream: stream[1])
+        lists = " ".join(part.ids.path for part in sources[name].parts)
         raise UserError(
-            f"batch_size: {shortest} images an epoch make no full mini-batch of {batch} on each of {shards} shard(s); "
-            f"lower batch_size or shards, or give a longer list"
+            f"batch_size: {shortest} images an epoch of the {LISTS[name]} list ({lists}) make no full mini-batch of {batch} on each of "
+            f"{shards} shard(s); lower batch_size or shards, or give a longer list"
         )
     workers = loader_workers(cfg, world)
     on_device = views_on_device(cfg, world)
@@ -233,5 +256,7 @@ def open_data(cfg: Config, world: World, reads: Reads, log: logging.Logger) -> D
     validation = validation_source(cfg, spec)
     if world.local_rank == 0:  # once on each machine: their disks may differ
         check_files(validation)
+        if spec.name not in SPECS:
+            check_labels(sources["x"].parts[0])
     lists = {name: source.sha256 for name, source in sources.items()} | {"val": validation.ids.sha256}
     return Data(spec, sampler, loader, validation, cfg.eval_mode or spec.eval_mode, loader.num_workers, lists)

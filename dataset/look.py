@@ -2,17 +2,18 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from dataset.change import date_paths
-from dataset.lists import inside
-from dataset.spec import IGNORE, DatasetSpec
-from dataset.stored import check_whole, mask_values, orientation, to_rgb, unknown_range
-from util.error import UserError, reason
+from dataset.lists import inside, odd_name
+from dataset.spec import IGNORE, SPECS, DatasetSpec
+from dataset.stored import check_whole, mask_values, orientation, to_rgb, unknown_range, unreadable
+from util.error import UserError
 
 
 class Job(NamedTuple):
@@ -60,7 +61,7 @@ def inspect(job: Job, spec: DatasetSpec | None) -> Found:
         except UserError as error:
             return Found("outside", str(error))
         if not os.path.isfile(path):
-            return Found("no mask" if path == job.label else "no image", f"{path}: no such file")
+            return Found("no mask" if path == job.label else "no image", f"{path}: no such file{odd_name(job.image)}")
         try:
             with Image.open(path) as img:
                 sizes[path] = img.size
@@ -76,7 +77,7 @@ def inspect(job: Job, spec: DatasetSpec | None) -> Found:
         except UserError as error:
             return Found("mask", str(error))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL reports broken files as all of these
-            return Found("unreadable", f"{path}: cannot be read ({reason(error)})")
+            return Found("unreadable", f"{path}: {unreadable(error, 'replace it')}")
     if len(set(sizes.values())) > 1:
         text = ", ".join(f"{os.path.relpath(path, job.root)} is {w} x {h}" for path, (w, h) in sizes.items())
         return Found("size", f"{text}, expected one size", orientation=turn)
@@ -99,6 +100,32 @@ def count(values: np.ndarray) -> dict[int, int]:
         return {value: n for value, n in enumerate(Image.fromarray(values).histogram()) if n}
     found, counts = np.unique(values, return_counts=True)
     return dict(zip(found.tolist(), counts.tolist(), strict=True))
+
+
+def by_class(values: Mapping[int, int], spec: DatasetSpec) -> Counter[int]:
+    """Pixels of each class id from pixels of each mask value; -1: ignored, and illegal ones."""
+    pixels = Counter[int]()
+    for value, n in values.items():
+        label = class_of(value, spec)
+        pixels[-1 if label is None else label] += n
+    return pixels
+
+
+def nothing_to_learn(pixels: Counter[int], masks: int, spec: DatasetSpec) -> str:
+    """What is wrong with labelled masks of fewer than two classes; "" of others. pixels: see `by_class`."""
+    seen = [c for c in pixels if c >= 0]
+    if len(seen) > 1:
+        return ""
+    only = "".join(f" but {spec.classes[c]}" for c in seen)
+    return f"found no class{only} in {masks} masks ({pixels[-1] / pixels.total():.1%} of the pixels are ignored), expected two or more"
+
+
+def two_values(values: Collection[int], spec: DatasetSpec) -> str:
+    """The label_map that masks of two values may need, 0 and 255 for example; "" where the data set has another number of classes."""
+    if len(values) != 2 or spec.nclass != 2 or spec.name in SPECS or spec.label_map:
+        return ""
+    low, high = sorted(values)
+    return f"masks of two values: say what they stand for with `label_map: {{{low}: {spec.classes[0]}, {high}: {spec.classes[1]}}}`"
 
 
 def illegal(values: Iterable[int], spec: DatasetSpec) -> list[int]:

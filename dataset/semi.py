@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from dataset.change import date_paths, label_path
-from dataset.lists import Entry, ImageList, inside
-from dataset.look import count, illegal
+from dataset.lists import Entry, ImageList, inside, odd_name
+from dataset.look import count, illegal, two_values
 from dataset.photometry import compiled, draw_photometry, strong_views
 from dataset.sampler import Key
 from dataset.spec import IGNORE, DatasetSpec
-from dataset.stored import check_whole, mask_values, to_rgb, turned, unknown_range
+from dataset.stored import check_whole, mask_values, to_rgb, turned, unknown_range, unreadable
 from dataset.transform import Geometry, crop_image, crop_mask, cut_image, draw_box, draw_geometry, ignore_map
-from util.error import UserError, reason
+from util.error import UserError
 
 STREAMS = {"x": 0, "u": 1}  # labelled, unlabelled: part of a sample's seed
 
@@ -91,7 +91,7 @@ def find_file(root: str, path: str) -> str:
         mode = os.stat(full).st_mode
     except FileNotFoundError as error:
         where = f"the folder that the list's paths start from, {root} (data_root; of unlabelled lists data_root_u)"
-        raise BadFileError(f"{full}: no such file; check the list, and {where}") from error
+        raise BadFileError(f"{full}: no such file{odd_name(path)}; check the list, and {where}") from error
     except (OSError, ValueError) as error:  # ValueError: a zero byte
         raise _unreadable(full, error) from error
     if not stat.S_ISREG(mode):  # reading a pipe would wait for ever
@@ -100,7 +100,7 @@ def find_file(root: str, path: str) -> str:
 
 
 def _unreadable(full: str, error: Exception) -> BadFileError:
-    return BadFileError(f"{full}: cannot be read as an image ({reason(error)}); replace the file or take it off the list")
+    return BadFileError(f"{full}: {unreadable(error, 'replace the file or take it off the list')}")
 
 
 def open_file(root: str, path: str) -> tuple[Image.Image, np.ndarray | None]:
@@ -151,19 +151,20 @@ def open_mask(spec: DatasetSpec, root: str, path: str, size: tuple[int, int], im
         why = turned(image_path) or "correct one of them"
         raise UserError(f"{full}: mask is {image.size}, its image {size} (width, height); expected the same size: {why}")
     found = np.array(list(count(values)))
-    if wrong := illegal(found.tolist(), spec):
-        raise _illegal_label(spec, full, wrong[0], int(found[-1]))
+    if illegal(found.tolist(), spec):
+        raise _illegal_label(spec, full, found.tolist())
     table = spec.label_table.astype(np.uint8)
     return np.array(values, np.uint8) if np.array_equal(table[found], found) else table[values]
 
 
-def _illegal_label(spec: DatasetSpec, path: str, found: int, worst: int) -> UserError:
-    """The mistake of a mask that holds the value `found`; `worst` is its largest value."""
-    advice = "correct the mask, or use label_map"
+def _illegal_label(spec: DatasetSpec, path: str, found: list[int]) -> UserError:
+    """The mistake of a mask that holds the values `found`, ascending."""
+    advice = two_values(found, spec) or "correct the mask, or use label_map"
     if spec.task == "change":
         # the reference would read a mask of 0 and 1 as all unchanged
-        advice = "multiply the mask by 255" if worst == 1 else "write the mask as PNG, without smoothing and without other classes"
-    return UserError(f"{path}: found label {found}, expected {spec.legal} for {spec.name}; {advice}")
+        scales = {1: "multiply the mask by 255", 65535: "write the mask with 8 bits (divide it by 257)"}
+        advice = scales.get(found[-1], "write the mask as PNG, without smoothing and without other classes")
+    return UserError(f"{path}: found label {illegal(found, spec)[0]}, expected {spec.legal} for {spec.name}; {advice}")
 
 
 def image_tensor(images: Sequence[Image.Image]) -> Tensor:

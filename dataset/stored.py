@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +11,9 @@ from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from dataset.spec import IGNORE, DatasetSpec
-from util.error import UserError
+from util.error import UserError, reason
 
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # of half the size at which Pillow refuses an image as an attack
 SUBFILE, BITS, COMPRESSION, PHOTOMETRIC, CHANNELS, PLANAR, SAMPLE_FORMAT = 254, 258, 259, 262, 277, 284, 339  # tags of TIFF files
 PART_OF_A_PAGE = 1 | 4  # bits of SUBFILE: a smaller copy of another page, its transparency
 ORIENTATION = 274  # of EXIF
@@ -57,6 +59,14 @@ def _tiff_pages(path: str) -> int:
             page.load(file)
             count += not page.get(SUBFILE, 0) & PART_OF_A_PAGE
     return count
+
+
+def unreadable(error: Exception, advice: str) -> str:
+    """What to say of a file that Pillow gave up on with `error`, and what to do about it."""
+    if isinstance(error, Image.DecompressionBombError):
+        found, limit = (int(number) / 1e6 for number in re.findall(r"\d+", str(error))[:2])
+        return f"found {found:.0f} megapixels, expected at most {limit:.0f} in one image; cut it into tiles"
+    return f"cannot be read as an image ({reason(error)}); {advice}"
 
 
 def orientation(image: Image.Image) -> int:

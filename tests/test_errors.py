@@ -169,6 +169,7 @@ ROWS: dict[str, tuple[Break, tuple[str, ...]]] = {
     "config is binary": (file("tiny.yaml", b"\xff\xfe\x00\x01"), ("tiny.yaml", "not valid YAML")),
     "key missing": (config(backbone=None), ("tiny.yaml", "`backbone`", "add it")),
     "key unknown": (config(batchsize=4), ("batchsize", "nearest is 'batch_size'")),
+    "key of another program": (config(sync_bn=True), ("sync_bn", "no such config key; remove it", "util/config.py")),
     "key unknown in --set": (setting("epoch=3"), ("epoch", "nearest is 'epochs'")),
     "--set without a value": (setting("epochs"), ("--set epochs", "expected key=value")),
     "type: word for a number": (setting("epochs=many"), ("epochs", "'many'", "expected int")),
@@ -265,6 +266,15 @@ ROWS: dict[str, tuple[Break, tuple[str, ...]]] = {
     "absolute path outside the root": (line("unlabeled", "/etc/hostname None"), ("/etc/hostname", "outside the data root")),
     "list is a folder": (folder_instead("labeled.txt"), ("labeled.txt", "Is a directory", "one image per line")),
     "list is a link to itself": (link("unlabeled.txt", "unlabeled.txt"), ("unlabeled.txt", "symbolic links")),
+    "list in UTF-16": (
+        file("labeled.txt", "images/0.jpg masks/0.png\n".encode("utf-16-le")),
+        ("labeled.txt", "UTF-16", "save it as UTF-8"),
+    ),
+    "list of Windows paths": (line("unlabeled", "images\\9.jpg None"), ("images\\9.jpg", "no such file", "parted by \\, expected /")),
+    "unlabelled list too short": (
+        file("unlabeled.txt", b"images/9.jpg None\n"),
+        ("1 images an epoch of the unlabelled list", "unlabeled.txt", "longer list"),
+    ),
     "list is binary": (file("unlabeled.txt", b"\xff\xd8\xff\xe0"), ("unlabeled.txt", "UTF-8")),
     "list with one word of spaces": (line("labeled", "  images/0.jpg"), ("labeled.txt:1", "image mask")),
     "list leads outside through the middle": (line("labeled", "images/../../x.jpg masks/0.png"), ("outside the data root",)),

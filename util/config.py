@@ -230,9 +230,10 @@ def make_config(
         raise UserError(f"valset: found {valset!r}, expected the labelled data set {values.get('dataset')!r}")
     known = {f.name: f for f in fields(kind or Config)}
     for name in [name for name in values if name not in known]:
-        near = difflib.get_close_matches(str(name), known, 1, 0 if kind else 0.8)
-        if near:
-            raise UserError(f"{name}: no such config key; the nearest is {near[0]!r}")
+        near = difflib.get_close_matches(str(name), known, 1, 0.6 if kind else 0.8)
+        if near or kind:
+            advice = f"the nearest is {near[0]!r}" if near else "remove it, or look for the one that is meant in util/config.py"
+            raise UserError(f"{name}: no such config key; {advice}")
         del values[name]
     values |= {name: value for name, value in given.items() if value is not None}
     for name, f in known.items():

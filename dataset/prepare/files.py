@@ -17,7 +17,7 @@ from tqdm import tqdm
 from dataset.change import date_paths, label_path
 from dataset.lists import read_list
 from dataset.spec import get_spec
-from dataset.stored import mask_values
+from dataset.stored import mask_values, unreadable
 from dataset.walk import folders
 from util.error import UserError
 from util.files import write_atomic
@@ -56,7 +56,9 @@ def _unpack(archive: Path, folder: Path, wanted: Callable[[str], bool]) -> Path:
     try:
         if zipfile.is_zipfile(archive) or archive.suffix.lower() == ".zip":  # one that was cut off is no zip file any more
             with zipfile.ZipFile(archive) as file:
-                members = [(i.filename, i.file_size, partial(file.open, i)) for i in file.infolist() if not i.is_dir()]
+                # programs of Windows part folders by a backslash; the standard has none in names
+                members = [(i.filename.replace("\\", "/"), i.file_size, partial(file.open, i)) for i in file.infolist()]
+                members = [member for member in members if not member[0].endswith("/")]
                 _extract(iter(members), len(members), folder, wanted)
         else:
             with tarfile.open(archive) as file:
@@ -142,7 +144,7 @@ def read_image(path: Path) -> Image.Image:
         img = Image.open(path)
         img.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be read as an image ({error}); unpack or download it again") from error
+        raise UserError(f"{path}: {unreadable(error, 'unpack or download it again')}") from error
     return img
 
 

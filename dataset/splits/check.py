@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dataset.change import label_path
 from dataset.lists import Entry, missing_validation, read_list
-from dataset.look import Found, Job, class_of, illegal, inspect
+from dataset.look import Found, Job, by_class, class_of, illegal, inspect, nothing_to_learn, two_values
 from dataset.spec import IGNORE, SPECS, DatasetSpec
 from dataset.stored import NOT_APPLIED
 from util.error import UserError
@@ -108,9 +108,7 @@ def _job(spec: DatasetSpec, one: Checked, entry: Entry, decode: bool) -> Job:
 def _add(one: Checked, spec: DatasetSpec, job: Job, found: Found) -> None:
     """Adds one image's finding to the list's sums."""
     one.masks += bool(found.values)
-    for value, count in found.values.items():
-        label = class_of(value, spec)
-        one.pixels[-1 if label is None else label] += count
+    one.pixels.update(by_class(found.values, spec))
     if found.problem:
         one.problems.append((found.kind, found.problem))
     elif wrong := illegal(found.values, spec):
@@ -125,9 +123,7 @@ def _absent(one: Checked, spec: DatasetSpec) -> list[str]:
         how = "`make --stratify` draws pairs with every class; what other mask values stand for is the key label_map"
         return [f"{one.path}: no mask has {names}, which will not be learned: {how}."] if names else []
     if all(kind != "value" for kind, _ in one.problems):
-        only = "".join(f" but {spec.classes[c]}" for c in seen)
-        ignored = f" ({one.pixels[-1] / one.pixels.total():.1%} of the pixels are ignored)"
-        one.problems.append(("one class", f"{one.path}: found no class{only} in {one.masks} masks{ignored}, expected two or more"))
+        one.problems.append(("one class", f"{one.path}: {nothing_to_learn(one.pixels, one.masks, spec)}"))
     return []
 
 
@@ -195,11 +191,8 @@ def _hints(spec: DatasetSpec, jobs: dict[Job, Found], kinds: list[str]) -> list[
         hints.append("ids from 19 to 33 are raw Cityscapes ids: make the train ids with `python -m dataset.prepare cityscapes`.")
     if spec.name == "ade20k" and (150 in values or "raw" in kinds):
         hints.append("these look like raw ADE20K labels (0 is void, 1 to 150): shift them with `python -m dataset.prepare ade20k`.")
-    if {"value", "one class"} & set(kinds) and len(values) == spec.nclass == 2 and spec.name not in SPECS and not spec.label_map:
-        low, high = sorted(values)
-        hints.append(
-            f"masks of two values: say what they stand for with `label_map: {{{low}: {spec.classes[0]}, {high}: {spec.classes[1]}}}`."
-        )
+    if {"value", "one class"} & set(kinds) and (advice := two_values(values, spec)):
+        hints.append(f"{advice}.")
     if spec.task == "change" and 1 in values and 1 not in spec.label_map:
         hints.append("change masks of 0 and 1, expected 0 and 255: `python -m dataset.prepare` writes those, or multiply them by 255.")
     if "twice" in kinds or "both" in kinds:

@@ -332,6 +332,13 @@ ROWS: dict[str, tuple[dict[str, Any], Callable[[], Any] | None, tuple[str, ...]]
     "no root in the list": ({"data_root_u": []}, None, ("data_root_u", "empty list")),
     "supervised_length is a word": ({"supervised_length": "long"}, None, ("supervised_length", "'long'")),
     "masks of 0 and 128": ({}, lambda: street(8, (0, 128)), ("masks/p ", "found label", "label_map")),
+    "black and white masks": (
+        {"classes": ["dry", "wet"]}, lambda: street(8, (0, 255)),
+        ("1_2/labeled.txt", "found no class but dry in 3 masks", "expected two", "label_map: {0: dry, 255: wet}"),
+    ),
+    "black and white masks, 255 not ignored": (
+        {"classes": ["dry", "wet"], "ignore_index": 9}, lambda: street(8, (0, 255)), ("found label 255", "label_map: {0: dry, 255: wet}"),
+    ),
     "mask value beyond the classes": ({"classes": ["a", "b"]}, None, ("masks/p ", "found label 2", "0..1 or 255 (ignored)", "label_map")),
     "mask value not in label_map": (
         {"label_map": {0: 0, 1: 1, 7: 2}}, None, ("masks/p ", "found label 2", "0 (sky), 1 (road), 7 (car) or 255 (ignored)"),
