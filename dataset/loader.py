@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 
 from torch.utils.data import DataLoader
 
@@ -17,7 +18,7 @@ from dataset.change import date_paths, label_path
 from dataset.custom import spec_of, unlabeled_places
 from dataset.demo.sets import draw_at_first_use
 from dataset.lists import ImageList, missing_validation
-from dataset.look import Job, by_class, illegal, inspect, nothing_to_learn, two_values
+from dataset.look import Found, Job, by_class, illegal, inspect, nothing_to_learn, two_values
 from dataset.sampler import ShardSampler, repeated_length
 from dataset.semi import Source, Sources, TrainSet, ValSet, collate, find_file
 from dataset.spec import SPECS, DatasetSpec
@@ -41,6 +42,7 @@ class Data:
     spec: DatasetSpec
     sampler: ShardSampler
     loader: DataLoader
+    labeled: Source
     validation: Source
     eval_mode: str
     workers: int
@@ -121,19 +123,38 @@ def check_files(source: Source) -> None:
 def check_labels(source: Source) -> None:
     """Raises UserError where the labelled masks have fewer than two classes: nothing can be learned. Reads until it finds a second one."""
     spec, pixels, values = source.spec, Counter[int](), set[int]()
-    entries = [source.ids[i] for i in range(len(source.ids))]
-    jobs = [Job(source.root, one.image, label_path(one.image) if spec.task == "change" else one.mask, spec.task) for one in entries]
-    with ThreadPoolExecutor(16) as pool:
-        for first in range(0, len(jobs), 16):
-            for found in pool.map(partial(inspect, spec=spec), jobs[first : first + 16]):
-                if found.problem or illegal(found.values, spec):
-                    return  # who reads the file will say it
-                pixels.update(by_class(found.values, spec))
-                values.update(found.values)
-            if not nothing_to_learn(pixels, len(jobs), spec):
-                return
-    wrong = nothing_to_learn(pixels, len(jobs), spec)
+    for found in _look_at(source):
+        if found.problem or illegal(found.values, spec):
+            return  # who reads the file will say it
+        pixels.update(by_class(found.values, spec))
+        values.update(found.values)
+        if not nothing_to_learn(pixels, len(source.ids), spec):
+            return
+    wrong = nothing_to_learn(pixels, len(source.ids), spec)
     raise UserError(f"{source.ids.path}: {wrong}; {two_values(values, spec) or 'correct the masks, or use label_map'}")
+
+
+def label_pixels(source: Source, skip_bad: bool = False) -> Counter[int]:
+    """Pixels of each class id in all masks of a labelled list; -1: ignored ones.
+
+    skip_bad: leave out the files that cannot be read, for which else UserError is raised.
+    """
+    pixels = Counter[int]()
+    for found in _look_at(source):
+        if found.problem and not skip_bad:
+            raise UserError(f"{found.problem}; correct the file, or take it off {source.ids.path}")
+        pixels.update(by_class(found.values, source.spec))
+    return pixels
+
+
+def _look_at(source: Source) -> Iterator[Found]:
+    """The images and masks of a labelled list, in order, looked at by several threads."""
+    change = source.spec.task == "change"
+    entries = (source.ids[i] for i in range(len(source.ids)))
+    jobs = (Job(source.root, one.image, label_path(one.image) if change else one.mask, source.spec.task) for one in entries)
+    with ThreadPoolExecutor(16) as pool:
+        while some := list(islice(jobs, 64)):
+            yield from pool.map(partial(inspect, spec=source.spec), some)
 
 
 def test_source(cfg: Config, spec: DatasetSpec, validation: Source, log: logging.Logger) -> Source | None:
@@ -259,4 +280,4 @@ def open_data(cfg: Config, world: World, reads: Reads, log: logging.Logger) -> D
         if spec.name not in SPECS:
             check_labels(sources["x"].parts[0])
     lists = {name: source.sha256 for name, source in sources.items()} | {"val": validation.ids.sha256}
-    return Data(spec, sampler, loader, validation, cfg.eval_mode or spec.eval_mode, loader.num_workers, lists)
+    return Data(spec, sampler, loader, sources["x"].parts[0], validation, cfg.eval_mode or spec.eval_mode, loader.num_workers, lists)

@@ -15,7 +15,6 @@ from dataset.batch import Batch
 from engine.ema import Ema, make_teacher
 from engine.method import Method
 from engine.schedule import poly
-from model.loss import check_criterion
 from model.segmenter import Segmenter
 from util import checkpoint
 from util.config import Config
@@ -43,7 +42,6 @@ class Trainer:
         self.stop = False
         self.grad_norm = self.losses = torch.zeros(())
         self.world = world = world or World()
-        check_criterion(cfg.criterion)
         self.student = model.to(world.device)
         self.student.backbone.checkpointing = cfg.activation_checkpointing
         if cfg.lock_backbone:

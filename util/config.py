@@ -51,7 +51,7 @@ class Config:
     batch_size: int = key(positive=True)  # labelled images, and as many unlabelled ones, of one shard's mini-batch
     lr: float = key(positive=True, most=1)  # of the encoder
     lr_multi: float = key(40.0, positive=True)  # the decoder's rate is lr * lr_multi
-    # labelled loss: CELoss | OHEM
+    # labelled loss: CELoss | OHEM | Focal | Dice | Lovasz (model/loss.py), kwargs.class_weights: a list, or auto
     criterion: dict = key({"name": "CELoss", "kwargs": {"ignore_index": 255}})
     conf_thresh: float = key(0.95, most=1)  # pseudo labels count from this confidence on
     lossu_weight: float = key(1.0)  # w in (loss_x + w * loss_u) / (1 + w)

@@ -1,10 +1,13 @@
 """Data sets that a config describes: what works, and what each mistake in one says."""
 
+import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ import yaml
 from PIL import Image
 
 import evaluate
+import fixmatch
 import predict
 import supervised
 import unimatch_v2
@@ -254,6 +258,28 @@ def test_methods_of_a_sweep_see_as_many_images(capsys: pytest.CaptureFixture[str
     log = Path("alone/train.log").read_text()
     assert log.count("Iters:") == 1
     assert "supervised_length: found none, nor an unlabelled list, so that an epoch is one pass over the labelled list (1 steps)" in log
+
+
+def test_class_weights_from_the_labelled_masks() -> None:
+    """`auto` is numbers in the log, by the pixels of the labelled list alone; every method takes every criterion."""
+    street(12)
+    config()
+    make()
+    entries = ImageList("splits/street/1_2/labeled.txt", "segmentation", masks=True)
+    masks = [np.asarray(Image.open(f"street/{entries[i].mask}")) for i in range(len(entries))]
+    pixels = sum(np.bincount(mask.ravel(), minlength=3) for mask in masks)
+    weights = [round(1 / math.log(1.02 + n / pixels.sum()), 4) for n in pixels.tolist()]  # type: ignore[union-attr]
+    lists = ["--labeled-id-path", "splits/street/1_2/labeled.txt", "--unlabeled-id-path", "splits/street/1_2/unlabeled.txt"]
+    runs: dict[str, tuple[ModuleType, str]] = {
+        "Focal": (unimatch_v2, "{gamma: 1, class_weights: auto}"),
+        "Dice": (fixmatch, "{ce: 1, class_weights: auto}"),
+        "Lovasz": (supervised, "{class_weights: auto}"),
+    }
+    for name, (method, kwargs) in runs.items():
+        method.main(["--config", "c.yaml", *lists, "--save-path", name, "--set", f"criterion={{name: {name}, kwargs: {kwargs}}}"])
+        log = Path(f"{name}/train.log").read_text()
+        assert str(weights) in " ".join(log.split()), name
+        assert math.isfinite(float(re.findall(r"Total loss: ([\d.]+)", log)[-1]))
 
 
 def test_check_ends_quietly_when_nobody_reads_on() -> None:
