@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -24,12 +25,14 @@ from tqdm import tqdm
 from dataset import picture
 from dataset.batch import normalize
 from dataset.find import PairSource, find_pairs
+from dataset.lists import ImageList
 from dataset.loader import loader_workers, validation_source
 from dataset.semi import Source, image_tensor
 from dataset.spec import IGNORE, DatasetSpec
 from engine import metric
 from engine.evaluation import LARGE, check_window, on_device, predict, validation_loader
 from engine.trained_model import Trained, load_trained
+from engine.zero import labeled_classes, reasons
 from model.segmenter import Segmenter
 from util.cli import Parser
 from util.config import Config, load_config, parse_arguments
@@ -99,8 +102,8 @@ def score(model: Segmenter, source: Source, recipe: Recipe, workers: int, world:
     return scores
 
 
-def figures(scores: Scores, spec: DatasetSpec) -> dict[str, Any]:
-    """All figures of a list in percent, under the keys of the JSON file."""
+def figures(scores: Scores, spec: DatasetSpec, labeled: Mapping[int, int] | None = None) -> dict[str, Any]:
+    """All figures of a list in percent, under the keys of the JSON file. labeled: pixels of each class that the model has learned from."""
     matrix = scores.matrix.cpu()
     iou, recall, band = metric.iou(matrix), metric.recall(matrix), metric.boundary_iou(scores.bands.cpu())
     accuracy = metric.pixel_accuracy(matrix)
@@ -119,6 +122,7 @@ def figures(scores: Scores, spec: DatasetSpec) -> dict[str, Any]:
     if spec.task == "change":
         out |= {"unchanged_iou": float(iou[0]), "changed_iou": float(iou[1]), "overall_accuracy": accuracy}
         out |= {name.lower(): value for name, value in metric.changed_class(matrix).items()}
+    out["at_zero"] = {spec.classes[k]: why for k, why in reasons(matrix, labeled).items()}
     absent = [name for name, count in zip(spec.classes, matrix.sum(1).tolist(), strict=True) if count == 0]
     out |= {"iou": named(iou), "accuracy": named(recall), "boundary_iou": named(band), "absent": absent, "confusion": matrix.tolist()}
     return out
@@ -141,8 +145,7 @@ def _table(result: dict[str, Any], spec: DatasetSpec, recipe: Recipe) -> str:
             f"{result['iou'][name]:8.2f}{result['boundary_iou'][name]:10.2f}{result['accuracy'][name]:10.2f}{100 * sum(row) / total:10.2f}"
         )
         lines.append(f"{name:<{width}}{cells}")
-    if result["absent"]:
-        lines.append(f"note: without a pixel in this list, and counted as 0: {', '.join(result['absent'])}")
+    lines += [f"note: {name} has 0: {why}" for name, why in result["at_zero"].items()]
     return "\n".join(lines)
 
 
@@ -223,25 +226,37 @@ def _check_outputs(args: argparse.Namespace, folder: Path) -> None:
         check_output("--out", folder, folder=True)
 
 
+def _labeled(trained: Trained) -> Mapping[int, int] | None:
+    """Labelled pixels of each class in the list that the model was trained with; None where it is not known, or no longer there."""
+    if trained.labeled is None:
+        return None
+    path, root = trained.labeled
+    try:
+        return labeled_classes(Source(trained.spec, root, ImageList(path, trained.spec.task, masks=True)))
+    except UserError:
+        return None
+
+
 def _report(args: argparse.Namespace, trained: Trained, scores: Scores, recipe: Recipe, listed: str) -> None:
-    """Prints the figures and writes what was asked for."""
+    """Writes what was asked for, then prints the figures."""
     spec = trained.spec
-    result = figures(scores, spec)
-    print(f"{args.checkpoint}: {trained}, {result['images']} images of {listed}, {recipe}\n\n{_table(result, spec, recipe)}", flush=True)
-    for value, _, name in scores.images[: args.worst]:
-        print(f"worst: {value:6.2f}  {name}")
+    result = figures(scores, spec, _labeled(trained))
     if args.json:
-        result |= {"checkpoint": args.checkpoint, "which": trained.which, "epoch": trained.epoch, "list": listed, "mode": recipe.mode}
-        result |= {"window": recipe.window if recipe.mode == "sliding_window" else None, "scales": list(recipe.scales), "flip": recipe.flip}
-        result |= {"boundary_distance": recipe.distance, "bf16": args.bf16}
+        facts = {"checkpoint": args.checkpoint, "which": trained.which, "epoch": trained.epoch, "list": listed, "mode": recipe.mode}
+        facts |= {"window": recipe.window if recipe.mode == "sliding_window" else None, "scales": list(recipe.scales), "flip": recipe.flip}
+        facts |= {"boundary_distance": recipe.distance, "bf16": args.bf16}
         figure = "changed_iou" if spec.task == "change" else "miou"
-        result["worst"] = [{"image": name, figure: value} for value, _, name in scores.images[: args.worst]]
+        worst = [{"image": name, figure: value} for value, _, name in scores.images[: args.worst]]
+        text = json.dumps(result | facts | {"worst": worst}, indent=1)
         with output("--json", Path(args.json)):
-            write_atomic(Path(args.json), lambda file: file.write(json.dumps(result, indent=1).encode()))
+            write_atomic(Path(args.json), lambda file: file.write(text.encode()))
     if args.confusion:
         image = picture.confusion_picture(np.array(result["confusion"]), spec.classes)
         with output("--confusion", Path(args.confusion)):
             picture.save(image, Path(args.confusion))
+    print(f"{args.checkpoint}: {trained}, {result['images']} images of {listed}, {recipe}\n\n{_table(result, spec, recipe)}", flush=True)
+    for value, _, name in scores.images[: args.worst]:
+        print(f"worst: {value:6.2f}  {name}")
 
 
 def main(argv: list[str]) -> None:

@@ -15,7 +15,9 @@ from PIL import Image
 from dataset.lists import IMAGE_ENDINGS, Entry, read_list
 from dataset.semi import BadFileError, inside, open_image, open_mask
 from dataset.spec import DatasetSpec
-from util.error import UserError, reason
+from dataset.stored import unreadable
+from dataset.walk import image_tree
+from util.error import UserError
 
 
 class Pair(NamedTuple):
@@ -35,22 +37,24 @@ def read_image(path: Path) -> Image.Image:
     """An RGB image of any mode. Raises UserError where it cannot be read."""
     try:
         return open_image(str(path.parent), path.name)
-    except BadFileError as error:  # its advice is for the lists of a training run
-        cause = error.__cause__ or error
-        if isinstance(cause, FileNotFoundError):
+    except BadFileError as error:
+        if isinstance(error.__cause__, FileNotFoundError):  # its advice is for the lists of a training run
             raise UserError(
                 f"{path}: no such file; correct the path, or for a list give the folder that it is relative to: --data-root"
             ) from error
-        raise UserError(f"{path}: cannot be read as an image ({reason(cause)}); replace the file or leave it out") from error
+        if isinstance(error.__cause__, Exception):
+            raise UserError(f"{path}: {unreadable(error.__cause__, 'replace the file or leave it out')}") from error
+        raise
 
 
 def images_in(folder: Path, without: Path | None = None) -> list[Path]:
     """All images in a folder and below, sorted, but for those under `without`. Raises UserError for a folder that holds none."""
-    skip = without.resolve() if without else None
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS and p.is_file())
-    found = [p for p in found if skip is None or skip not in p.resolve().parents]
+    found, others = tree = image_tree(folder, [without] if without else [])
     if not found:
-        raise UserError(f"{folder}: found no image in this folder, expected files ending in {' '.join(IMAGE_ENDINGS)}; check the path")
+        left = f" ({tree.left_out()})" if others else ""
+        raise UserError(
+            f"{folder}: found no image in this folder{left}, expected files ending in {' '.join(IMAGE_ENDINGS)}; check the path"
+        )
     return found
 
 
@@ -179,9 +183,9 @@ class PairSource:
         return read_pair(self.pairs[entry.image])
 
     def mask(self, entry: Entry, size: tuple[int, int]) -> np.ndarray:
-        label = self.pairs[entry.image].label
-        assert label is not None
-        return open_mask(self.spec, str(label.parent), label.name, size)
+        pair = self.pairs[entry.image]
+        assert pair.label is not None
+        return open_mask(self.spec, str(pair.label.parent), pair.label.name, size, str(pair.a))
 
 
 def read_scene(scene: Scene) -> list[Image.Image]:

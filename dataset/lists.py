@@ -33,6 +33,8 @@ def parse_line(line: str, where: str, task: str = "segmentation") -> Entry:
     where: list and line number, for the UserError about a line that is something else.
     """
     if task == "change":
+        if line != line.strip():
+            raise UserError(f"{where}: found {shown(line)}, expected one file name without a blank before or behind it; remove the blank")
         if "\t" in line or any(word.lower().endswith(IMAGE_ENDINGS) for word in line.split(" ")[:-1]):
             raise UserError(
                 f"{where}: found {shown(line)}, expected one file name, found under A/, B/ and label/; is it a list of image-mask pairs "
@@ -65,12 +67,19 @@ def _read(path: str | os.PathLike[str]) -> bytes:
         raise UserError(f"{_not_there(path)}; get it with `python -m dataset.splits fetch` or write one with `make`") from None
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a path with a zero byte
         raise UserError(f"{path}: not a list that can be read ({reason(error)}); expected a UTF-8 text with one image per line") from error
+    if b"\0" in content:
+        raise UserError(f"{path}: found zero bytes, as UTF-16 has them, expected a UTF-8 text with one image per line; save it as UTF-8")
     content = content.removesuffix(b"\n")
     if _BLANK.search(content):
         content = b"\n".join(line for line in content.split(b"\n") if line.strip())
     if not content:
         raise UserError(f"{path}: found an empty list, expected one image per line")
     return content
+
+
+def odd_name(path: str) -> str:
+    """What may be wrong with a path of a list that leads to no file; "" where nothing catches the eye."""
+    return " (its folders are parted by \\, expected /)" if "\\" in path else ""
 
 
 def _not_there(path: str | os.PathLike[str]) -> str:

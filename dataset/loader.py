@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 
 from torch.utils.data import DataLoader
 
@@ -14,9 +17,10 @@ from dataset.batch import Reads
 from dataset.custom import spec_of, unlabeled_places
 from dataset.demo.sets import draw_at_first_use
 from dataset.lists import ImageList, missing_validation
+from dataset.look import Found, Job, by_class, illegal, inspect, nothing_to_learn, two_values
 from dataset.sampler import ShardSampler, repeated_length
 from dataset.semi import Source, Sources, TrainSet, ValSet, collate, find_file
-from dataset.spec import DatasetSpec
+from dataset.spec import SPECS, DatasetSpec
 from util.config import Config
 from util.dist import World, cpu_count
 from util.error import UserError
@@ -27,6 +31,8 @@ WHOLE = 64 * 2**20  # bytes of a whole image and its mask: 16 megapixels
 PREFETCH = 2  # mini-batches that each loader process has ready
 PART = 2.0  # pixels of an image's part in a mini-batch, in crops: on average 1.3 to 2.0 for large images, padding included
 
+LISTS = {"x": "labelled", "u": "unlabelled", "val": "validation"}
+
 
 @dataclass(frozen=True)
 class Data:
@@ -35,6 +41,7 @@ class Data:
     spec: DatasetSpec
     sampler: ShardSampler
     loader: DataLoader
+    labeled: Source
     validation: Source
     eval_mode: str
     workers: int
@@ -42,11 +49,30 @@ class Data:
 
     def shared_lists(self) -> list[str]:
         """What to tell where one list serves two purposes."""
-        names = {"x": "labelled", "u": "unlabelled", "val": "validation"}
         effect = "the scores are of images that it was trained with"
         told = {("x", "u"): "there is nothing more to learn from than the labels", ("x", "val"): effect, ("u", "val"): effect}
         same = [pair for pair in told if self.lists.get(pair[0], "") == self.lists.get(pair[1])]
-        return [f"the {names[a]} and the {names[b]} list are the same: {told[a, b]}" for a, b in same]
+        return [f"the {LISTS[a]} and the {LISTS[b]} list are the same: {told[a, b]}" for a, b in same]
+
+    def short_epoch(self) -> list[str]:
+        """What to tell where nothing says how long a supervised epoch is to be."""
+        if "u" in self.sampler.streams or self.spec.supervised_length:
+            return []
+        return [
+            f"supervised_length: found none, nor an unlabelled list, so that an epoch is one pass over the labelled list "
+            f"({self.sampler.steps} steps); to compare with a semi-supervised run, give its --unlabeled-id-path too"
+        ]
+
+
+def supervised(cfg: Config) -> Config:
+    """The config of a supervised run: no unlabelled lists; of own data, an epoch of as many images as these have.
+
+    Without that, a sweep over methods would compare few steps with many. `supervised_length` gives another number; built-in data sets
+    have their published one.
+    """
+    places = unlabeled_places(cfg) if cfg.unlabeled_id_path and not spec_of(cfg).supervised_length else []
+    length = sum(len(ImageList(path, cfg.task or "segmentation", masks=False)) for path, _ in places if os.path.exists(path))
+    return replace(cfg, unlabeled_id_path=None, supervised_length=length or cfg.supervised_length)
 
 
 def shard_count(cfg: Config, world: World, log: logging.Logger) -> int:
@@ -89,6 +115,41 @@ def check_files(source: Source) -> None:
     first = ValSet(source)[0]
     if isinstance(first, UserError):
         raise first
+
+
+def check_labels(source: Source) -> None:
+    """Raises UserError where the labelled masks have fewer than two classes: nothing can be learned. Reads until it finds a second one."""
+    spec, pixels, values = source.spec, Counter[int](), set[int]()
+    for found in _look_at(source):
+        if found.problem or illegal(found.values, spec):
+            return  # who reads the file will say it
+        pixels.update(by_class(found.values, spec))
+        values.update(found.values)
+        if not nothing_to_learn(pixels, len(source.ids), spec):
+            return
+    wrong = nothing_to_learn(pixels, len(source.ids), spec)
+    raise UserError(f"{source.ids.path}: {wrong}; {two_values(values, spec) or 'correct the masks, or use label_map'}")
+
+
+def label_pixels(source: Source, skip_bad: bool = False) -> Counter[int]:
+    """Pixels of each class id in all masks of a labelled list; -1: ignored ones.
+
+    skip_bad: leave out the files that cannot be read, for which else UserError is raised.
+    """
+    pixels = Counter[int]()
+    for found in _look_at(source):
+        if found.problem and not skip_bad:
+            raise UserError(f"{found.problem}; correct the file, or take it off {source.ids.path}")
+        pixels.update(by_class(found.values, source.spec))
+    return pixels
+
+
+def _look_at(source: Source) -> Iterator[Found]:
+    """The images and masks of a labelled list, in order, looked at by several threads."""
+    jobs = (Job(source.root, *source.spec.files(source.ids[i])) for i in range(len(source.ids)))
+    with ThreadPoolExecutor(16) as pool:
+        while some := list(islice(jobs, 64)):
+            yield from pool.map(partial(inspect, spec=source.spec), some)
 
 
 def test_source(cfg: Config, spec: DatasetSpec, validation: Source, log: logging.Logger) -> Source | None:
@@ -188,10 +249,11 @@ def training_loader(
     batch = reads.labeled * cfg.batch_size
     sampler = ShardSampler(streams, batch, shards, world.own_shards(shards))
     if sampler.steps == 0:
-        shortest = min(length for _, length in streams.values())
+        name, shortest = min(((name, length) for name, (_, length) in streams.items()), key=lambda stream: stream[1])
+        lists = " ".join(part.ids.path for part in sources[name].parts)
         raise UserError(
-            f"batch_size: {shortest} images an epoch make no full mini-batch of {batch} on each of {shards} shard(s); "
-            f"lower batch_size or shards, or give a longer list"
+            f"batch_size: {shortest} images an epoch of the {LISTS[name]} list ({lists}) make no full mini-batch of {batch} on each of "
+            f"{shards} shard(s); lower batch_size or shards, or give a longer list"
         )
     workers = loader_workers(cfg, world)
     on_device = views_on_device(cfg, world)
@@ -217,5 +279,7 @@ def open_data(cfg: Config, world: World, reads: Reads, log: logging.Logger) -> D
     validation = validation_source(cfg, spec)
     if world.local_rank == 0:  # once on each machine: their disks may differ
         check_files(validation)
+        if spec.name not in SPECS:
+            check_labels(sources["x"].parts[0])
     lists = {name: source.sha256 for name, source in sources.items()} | {"val": validation.ids.sha256}
-    return Data(spec, sampler, loader, validation, cfg.eval_mode or spec.eval_mode, loader.num_workers, lists)
+    return Data(spec, sampler, loader, sources["x"].parts[0], validation, cfg.eval_mode or spec.eval_mode, loader.num_workers, lists)

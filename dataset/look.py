@@ -1,22 +1,18 @@
 """Looks at one image and its mask without knowing the lists: what `check` and the stratified `make` do on all cores."""
 
+import hashlib
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from dataset.lists import inside
-from dataset.spec import IGNORE, DatasetSpec
+from dataset.lists import inside, odd_name
+from dataset.spec import IGNORE, SPECS, DatasetSpec
+from dataset.stored import check_whole, mask_values, orientation, to_rgb, unknown_range, unreadable
 from util.error import UserError
-
-ID_MODES = ("L", "P", "1", "I", "I;16", "I;16B")  # modes whose pixels are class ids; a bit of mode 1 counts as 0 or 255, as PIL has it
-
-
-def is_deep(image: Image.Image) -> bool:
-    """Whether an image has 32 bits a pixel: what is black and white in it, nobody knows."""
-    return image.mode == "F" or (image.mode == "I" and image.format == "TIFF")
 
 
 class Job(NamedTuple):
@@ -38,49 +34,95 @@ class Job(NamedTuple):
 
 
 class Found(NamedTuple):
-    """kind and problem: "" when nothing is wrong. values: pixels per mask value."""
+    """kind and problem: "" when nothing is wrong. values: pixels per mask value. orientation: of the image, see dataset.stored.
+
+    digest: of the image's pixels, where they were decoded and are not all alike.
+    """
 
     kind: str = ""
     problem: str = ""
     values: dict[int, int] = {}  # noqa: RUF012 (a NamedTuple's default is never changed)
+    orientation: int = 1
+    digest: bytes = b""
 
 
-def inspect(job: Job) -> Found:
-    """Opens image and mask: do they exist, can they be read, have they one size, which values has the mask."""
-    sizes = {}
+def inspect(job: Job, spec: DatasetSpec | None) -> Found:
+    """Opens image and mask: do they exist, can they be read, have they one size, which values has the mask.
+
+    spec: None for a data set that nothing is known of yet.
+    """
+    sizes, turn, pixels = {}, 1, []
     for path in (*job.images, *filter(None, (job.label,))):
         try:
             inside(job.root, os.path.abspath(path))
         except UserError as error:
             return Found("outside", str(error))
         if not os.path.isfile(path):
-            return Found("no mask" if path == job.label else "no image", f"{path}: no such file")
+            return Found("no mask" if path == job.label else "no image", f"{path}: no such file{odd_name(os.path.relpath(path, job.root))}")
         try:
             with Image.open(path) as img:
                 sizes[path] = img.size
+                check_whole(img, path)
                 if path == job.label:
-                    if img.format == "GIF":
-                        return Found("color", f"{path}: found a GIF, whose values are renumbered as it is read, expected PNG")
-                    if img.mode not in ID_MODES:
-                        return Found("color", f"{path}: found a mask of mode {img.mode}, expected one channel of class ids")
-                    values = _count(img)
-                elif is_deep(img):
-                    return Found("depth", f"{path}: found 32 bits a pixel (mode {img.mode}), expected 8 or 16")
-                elif job.decode:
-                    img.load()
+                    values = count(mask_values(img, path, spec))
+                elif wrong := unknown_range(img):
+                    return Found("depth", f"{path}: found {wrong}, expected 8 or 16 bits without sign")
+                else:
+                    turn = max(turn, orientation(img))
+                    if job.decode:
+                        pixels.append(np.asarray(to_rgb(img)))
+        except UserError as error:
+            return Found("mask", str(error))
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:  # PIL reports broken files as all of these
-            return Found("unreadable", f"{path}: cannot be read ({error})")
+            return Found("unreadable", f"{path}: {unreadable(error, 'replace it')}")
     if len(set(sizes.values())) > 1:
         text = ", ".join(f"{os.path.relpath(path, job.root)} is {w} x {h}" for path, (w, h) in sizes.items())
-        return Found("size", f"{text}, expected one size")
-    return Found(values=values if job.label else {})
+        return Found("size", f"{text}, expected one size", orientation=turn)
+    return Found(values=values if job.label else {}, orientation=turn, digest=_digest(pixels))
 
 
-def _count(img: Image.Image) -> dict[int, int]:
-    if img.mode in ("L", "P", "1"):
-        return {value: count for value, count in enumerate(img.histogram()) if count}
-    values, counts = np.unique(np.asarray(img).astype(np.int64), return_counts=True)
-    return dict(zip(values.tolist(), counts.tolist(), strict=True))
+def _digest(images: list[np.ndarray]) -> bytes:
+    """Equal for equal pixels, whatever the file is called and however it is compressed. Nothing for blank images, which many sets have."""
+    if all((image == image[0, 0]).all() for image in images):
+        return b""
+    digest = hashlib.blake2b(digest_size=16)
+    for image in images:
+        digest.update(repr(image.shape).encode() + image.tobytes())
+    return digest.digest()
+
+
+def count(values: np.ndarray) -> dict[int, int]:
+    """How many pixels of a mask have each of its values, ascending."""
+    if values.dtype == np.uint8:
+        return {value: n for value, n in enumerate(Image.fromarray(values).histogram()) if n}
+    found, counts = np.unique(values, return_counts=True)
+    return dict(zip(found.tolist(), counts.tolist(), strict=True))
+
+
+def by_class(values: Mapping[int, int], spec: DatasetSpec) -> Counter[int]:
+    """Pixels of each class id from pixels of each mask value; -1: ignored, and illegal ones."""
+    pixels = Counter[int]()
+    for value, n in values.items():
+        label = class_of(value, spec)
+        pixels[-1 if label is None else label] += n
+    return pixels
+
+
+def nothing_to_learn(pixels: Counter[int], masks: int, spec: DatasetSpec) -> str:
+    """What is wrong with labelled masks of fewer than two classes; "" of others. pixels: see `by_class`."""
+    seen = [c for c in pixels if c >= 0]
+    if len(seen) > 1:
+        return ""
+    only = "".join(f" but {spec.classes[c]}" for c in seen)
+    return f"found no class{only} in {masks} masks ({pixels[-1] / pixels.total():.1%} of the pixels are ignored), expected two or more"
+
+
+def two_values(values: Collection[int], spec: DatasetSpec) -> str:
+    """The label_map that masks of two values may need, 0 and 255 for example; "" where the data set has another number of classes."""
+    if len(values) != 2 or spec.nclass != 2 or spec.name in SPECS or spec.label_map:
+        return ""
+    low, high = sorted(values)
+    return f"masks of two values: say what they stand for with `label_map: {{{low}: {spec.classes[0]}, {high}: {spec.classes[1]}}}`"
 
 
 def illegal(values: Iterable[int], spec: DatasetSpec) -> list[int]:

@@ -22,10 +22,12 @@ from torch import Tensor
 
 from dataset import picture
 from dataset.batch import Batch, Reads, denormalize, make_batch
-from dataset.custom import spec_of
+from dataset.custom import spec_of, unlabeled_places
+from dataset.lists import Entry, inside
 from dataset.loader import training_loader, training_sources
 from dataset.semi import batches, tensor_images
 from dataset.spec import IGNORE, DatasetSpec
+from dataset.stored import turned
 from model.encoder import Encoder
 from model.pseudo import cutmix
 from model.spec import check_crop, get_encoder
@@ -114,6 +116,14 @@ def first_mini_batches(cfg: Config, encoder: Encoder, count: int) -> tuple[list[
     return out, spec
 
 
+def notes(mini_batches: Sequence[Batch], cfg: Config, spec: DatasetSpec) -> list[str]:
+    """What a picture of training crops does not show: images that viewers turn and training does not."""
+    names = [name for batch in mini_batches for name in (*batch.name_x, *batch.name_u)]
+    roots = [cfg.data_root, *(root for _, root in unlabeled_places(cfg))]
+    paths = [inside(root, path) for root in roots for name in names for path in spec.files(Entry(name, None))[0]]
+    return [note for note in map(turned, dict.fromkeys(paths)) if note]
+
+
 def _config(args: argparse.Namespace) -> Config:
     """The config with its lists: named, of a split, or those in the config itself."""
     unlabeled = args.unlabeled_id_path
@@ -150,6 +160,8 @@ def main(argv: list[str]) -> None:
         with output("--out", path):
             picture.save(image, path)
         print(f"{path}: {image.width} x {image.height}")
+    for note in notes(mini_batches, cfg, spec):
+        print(f"note: {note}")
 
 
 if __name__ == "__main__":

@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from dataset.batch import RawBatch, Reads
-from dataset.lists import Entry, ImageList, inside
-from dataset.look import illegal, is_deep
+from dataset.lists import Entry, ImageList, inside, odd_name
+from dataset.look import count, illegal, two_values
 from dataset.photometry import draw_photometry, strong_view
 from dataset.sampler import Key
 from dataset.spec import IGNORE, DatasetSpec
+from dataset.stored import check_whole, mask_values, to_rgb, turned, unknown_range, unreadable
 from dataset.transform import crop_image, crop_mask, cut_image, draw_box, draw_geometry, ignore_map
-from util.error import UserError, reason
+from util.error import UserError
 
 STREAMS = {"x": 0, "u": 1, "second": 2}  # labelled, unlabelled, unlabelled again: part of a sample's seed
 
@@ -56,9 +57,8 @@ class Source:
 
     def mask(self, entry: Entry, size: tuple[int, int]) -> np.ndarray:
         """Class ids (H, W) uint8 of an entry's mask, 255 where ignored; `size` is its image's (width, height)."""
-        _, path = self.spec.files(entry)
-        assert path is not None, "the list was read with masks=True"
-        return open_mask(self.spec, self.root, path, size)
+        (image, *_), path = self.spec.files(entry)
+        return open_mask(self.spec, self.root, str(path), size, inside(self.root, image))
 
 
 class Sources:
@@ -90,7 +90,7 @@ def find_file(root: str, path: str) -> str:
         mode = os.stat(full).st_mode
     except FileNotFoundError as error:
         where = f"the folder that the list's paths start from, {root} (data_root; of unlabelled lists data_root_u)"
-        raise BadFileError(f"{full}: no such file; check the list, and {where}") from error
+        raise BadFileError(f"{full}: no such file{odd_name(path)}; check the list, and {where}") from error
     except (OSError, ValueError) as error:  # ValueError: a zero byte
         raise _unreadable(full, error) from error
     if not stat.S_ISREG(mode):  # reading a pipe would wait for ever
@@ -99,7 +99,7 @@ def find_file(root: str, path: str) -> str:
 
 
 def _unreadable(full: str, error: Exception) -> BadFileError:
-    return BadFileError(f"{full}: cannot be read as an image ({reason(error)}); replace the file or take it off the list")
+    return BadFileError(f"{full}: {unreadable(error, 'replace the file or take it off the list')}")
 
 
 def open_file(root: str, path: str) -> tuple[Image.Image, np.ndarray | None]:
@@ -107,6 +107,7 @@ def open_file(root: str, path: str) -> tuple[Image.Image, np.ndarray | None]:
     full = find_file(root, path)
     try:
         with Image.open(full) as image:
+            check_whole(image, full)
             pixels = _decode_png(full, image.mode) if image.format == "PNG" else None
             if pixels is not None:
                 return Image.fromarray(pixels), pixels
@@ -128,49 +129,41 @@ def _decode_png(path: str, mode: str) -> np.ndarray | None:
 
 
 def open_image(root: str, path: str) -> Image.Image:
-    """An RGB image of any mode: grey, palette, RGBA (alpha is dropped), CMYK, 16-bit (its high byte). EXIF rotation is ignored.
-
-    Raises BadFileError for 32 bits a pixel too.
-    """
+    """An RGB image of any mode (dataset.stored.to_rgb). EXIF rotation is ignored. Raises BadFileError for other than 8 or 16 bits too."""
     image, _ = open_file(root, path)
-    if is_deep(image):
-        raise BadFileError(f"{find_file(root, path)}: found 32 bits a pixel (mode {image.mode}), expected 8 or 16; convert it to 8 bits")
-    if image.mode.startswith("I"):
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    return image if image.mode == "RGB" else image.convert("RGB")
+    if wrong := unknown_range(image):
+        raise BadFileError(f"{inside(root, path)}: found {wrong}, expected 8 or 16 bits without sign; convert it to 8 bits")
+    try:
+        return to_rgb(image)
+    except ValueError as error:
+        raise _unreadable(inside(root, path), error) from error
 
 
-def open_mask(spec: DatasetSpec, root: str, path: str, size: tuple[int, int]) -> np.ndarray:
-    """Class ids (H, W) uint8 of a mask file, 255 where ignored. `size` is the image's (width, height).
+def open_mask(spec: DatasetSpec, root: str, path: str, size: tuple[int, int], image_path: str = "") -> np.ndarray:
+    """Class ids (H, W) uint8 of a mask file, 255 where ignored. `size` is the image's (width, height); its path is for the message.
 
     Raises UserError for a colour mask, another size, or a value that is no class.
     """
-    (image, values), full = open_file(root, path), inside(root, path)
-    if image.format == "GIF":
-        raise UserError(
-            f"{full}: found a GIF, whose values are renumbered as it is read, expected a mask without palette; make it again as PNG"
-        )
-    if image.mode == "1":
-        image = image.convert("L")
-    if image.mode not in ("L", "P") and not image.mode.startswith("I"):
-        raise UserError(f"{full}: found mode {image.mode}, expected one channel of class ids (8-bit grey or palette); convert the mask")
+    (image, _), full = open_file(root, path), inside(root, path)
+    values = mask_values(image, full, spec)
     if image.size != size:
-        raise UserError(f"{full}: mask is {image.size}, its image {size} (width, height); expected the same size, correct one of them")
-    values = np.array(image) if values is None else values
-    found = np.unique(values) if image.mode.startswith("I") else np.flatnonzero(image.histogram())
-    if wrong := illegal(found.tolist(), spec):
-        raise _illegal_label(spec, full, wrong[0], int(found[-1]))
+        why = turned(image_path) or "correct one of them"
+        raise UserError(f"{full}: mask is {image.size}, its image {size} (width, height); expected the same size: {why}")
+    found = np.array(list(count(values)))
+    if illegal(found.tolist(), spec):
+        raise _illegal_label(spec, full, found.tolist())
     table = spec.label_table.astype(np.uint8)
-    return values.astype(np.uint8, copy=False) if np.array_equal(table[found], found) else table[values]
+    return np.array(values, np.uint8) if np.array_equal(table[found], found) else table[values]
 
 
-def _illegal_label(spec: DatasetSpec, path: str, found: int, worst: int) -> UserError:
-    """The mistake of a mask that holds the value `found`; `worst` is its largest value."""
-    advice = "correct the mask, or use label_map"
+def _illegal_label(spec: DatasetSpec, path: str, found: list[int]) -> UserError:
+    """The mistake of a mask that holds the values `found`, ascending."""
+    advice = two_values(found, spec) or "correct the mask, or use label_map"
     if spec.task == "change":
         # the reference would read a mask of 0 and 1 as all unchanged
-        advice = "multiply the mask by 255" if worst == 1 else "write the mask as PNG, without smoothing and without other classes"
-    return UserError(f"{path}: found label {found}, expected {spec.legal} for {spec.name}; {advice}")
+        scales = {1: "multiply the mask by 255", 65535: "write the mask with 8 bits (divide it by 257)"}
+        advice = scales.get(found[-1], "write the mask as PNG, without smoothing and without other classes")
+    return UserError(f"{path}: found label {illegal(found, spec)[0]}, expected {spec.legal} for {spec.name}; {advice}")
 
 
 def image_tensor(images: Sequence[Image.Image]) -> Tensor:

@@ -23,12 +23,16 @@ WHICH = {"student": "student", "EMA": "ema"}  # the models of a run, and what --
 
 @dataclass(frozen=True)
 class Trained:
-    """A model in eval mode with what is known about it. which: "ema" or "student"; epoch: 0-based, None where the file does not say."""
+    """A model in eval mode with what is known about it. which: "ema" or "student"; epoch: 0-based, None where the file does not say.
+
+    labeled: the labelled list it was trained with and its data root, where the file says it.
+    """
 
     model: Segmenter
     spec: DatasetSpec
     which: str
     epoch: int | None
+    labeled: tuple[str, str] | None = None
 
     def __str__(self) -> str:
         name = "EMA teacher" if self.which == "ema" else "student"
@@ -67,7 +71,9 @@ def load_trained(cfg: Config, path: str, which: str | None = None, device: torch
     _check_classes(weights.get(f"{model.last_layer}.weight"), spec, path)
     checkpoint.load_strictly(model, weights, path, f"was it trained with backbone {cfg.backbone} ({cfg.config})?")
     epoch = state.get("epoch")
-    return Trained(model.to(device).eval(), spec, which, epoch if isinstance(epoch, int) else None)
+    made = state.get("config")
+    labeled = (str(made["labeled_id_path"]), str(made["data_root"])) if isinstance(made, dict) and made.get("labeled_id_path") else None
+    return Trained(model.to(device).eval(), spec, which, epoch if isinstance(epoch, int) else None, labeled)
 
 
 def _check_origin(state: dict[str, Any], cfg: Config, spec: DatasetSpec, path: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dataset.batch import Batch, make_batch
-from dataset.loader import open_data, shard_count, test_source
+from dataset.loader import label_pixels, open_data, shard_count, supervised, test_source
 from dataset.preview import sheets
 from dataset.semi import batches
 from engine import resume
@@ -29,6 +29,7 @@ from engine.page.writer import Watch
 from engine.provenance import add_start, changed_versions, versions
 from engine.records import Averages, Record
 from engine.update import Trainer
+from model.loss import balanced_weights, check_criterion
 from model.spec import check_crop, get_encoder
 from util import checkpoint
 from util.config import Config, may_change, parse_command
@@ -55,9 +56,8 @@ class Run:
         world.wait()  # the first process has claimed the folder
         check_crop(cfg.crop_size, get_encoder(cfg.backbone).facts())
         self.data = open_data(cfg, world, method.reads, open_log(None))
-        cfg = self.cfg = replace(
-            cfg, teacher=method.teacher_of(cfg, self.data.spec.task), model=cfg.model or get_encoder(cfg.backbone).model
-        )
+        teacher, architecture = method.teacher_of(cfg, self.data.spec.task), cfg.model or get_encoder(cfg.backbone).model
+        cfg = self.cfg = replace(cfg, teacher=teacher, model=architecture, criterion=self._criterion())
         self.steps = self.data.sampler.steps
         self.config = asdict(cfg) | {"shards": self.data.sampler.shards, "nclass": self.data.spec.nclass}  # as they are in effect
         self.config["method"] = method.name
@@ -65,7 +65,7 @@ class Run:
             self.config["classes"] = list(self.data.spec.classes)  # the names themselves: a file of them may change
         found = self._find()
         torch.manual_seed(cfg.seed)
-        notes = self.data.shared_lists()
+        notes = self.data.shared_lists() + self.data.short_epoch()
         model = start_model(cfg, self.data, notes, resumed=found is not None)
         self.trainer = Trainer(cfg, model, method, self.steps * cfg.epochs, world)
         self.averages = Averages(world)
@@ -101,6 +101,19 @@ class Run:
             self.log.info("************ Load from checkpoint at epoch %i%s\n", self.epoch, inside)
         else:
             self._save(required=True)  # finds a disk that is full before the first step, and says what belongs to this run
+
+    def _criterion(self) -> dict[str, Any]:
+        """The labelled criterion with numbers for `class_weights: auto`. Raises UserError for one that makes no sense."""
+        criterion, nclass = self.cfg.criterion, self.data.spec.nclass
+        check_criterion(criterion, nclass)
+        kwargs = criterion.get("kwargs") or {}
+        if kwargs.get("class_weights") != "auto":
+            return criterion
+        # the first process's, for all
+        skip_bad = self.cfg.bad_images == "skip"
+        pixels = self.world.gather([label_pixels(self.data.labeled, skip_bad) if self.world.main else None])[0]
+        assert pixels is not None
+        return criterion | {"kwargs": kwargs | {"class_weights": balanced_weights([pixels[c] for c in range(nclass)])}}
 
     def _find(self) -> tuple[Path, dict[str, Any], list[str]] | None:
         """What `resume.find_checkpoint` finds, the same for all processes; None where it is a start that binds nobody."""
@@ -313,6 +326,7 @@ class Run:
 def train(method: Method, argv: list[str], description: str | None) -> None:
     """The command of a method: reads the command line, joins the processes, trains."""
     cfg = parse_command(argv, description, method.semi, method.config)
+    cfg = cfg if method.semi else supervised(cfg)
     with (
         deterministic(cfg.deterministic),
         processes(cfg.device) as world,

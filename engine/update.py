@@ -17,7 +17,6 @@ from engine.ema import Ema, make_teacher
 from engine.method import Method, shard_seed
 from engine.optimizer import load_optimizer_, make_optimizer, set_rate_
 from engine.schedule import poly
-from model.loss import check_criterion
 from model.segmenter import Segmenter
 from util import checkpoint
 from util.config import Config
@@ -45,7 +44,6 @@ class Trainer:
         self.stop = False
         self.grad_norm = self.losses = torch.zeros(())
         self.world = world = world or World()
-        check_criterion(cfg.criterion)
         self.student = model.to(world.device)
         self.student.backbone.checkpointing = cfg.activation_checkpointing
         if cfg.lock_backbone:

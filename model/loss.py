@@ -1,5 +1,9 @@
-"""Losses of the three methods (METHOD.md 3)."""
+"""Losses of all methods (METHOD.md 3)."""
 
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -8,15 +12,45 @@ from torch import Tensor
 
 from util.error import UserError
 
-
-def cross_entropy(pred: Tensor, mask: Tensor, ignore_index: int = 255) -> Tensor:
-    """Mean cross-entropy over labelled pixels. pred: logits (B, K, H, W); mask: (B, H, W) long. 0 where no pixel is labelled."""
-    # not reduction="sum", which CUDA adds up in any order
-    total = F.cross_entropy(pred, mask, ignore_index=ignore_index, reduction="none").sum()
-    return total / (mask != ignore_index).sum().clamp(min=1)
+Weights = Sequence[float] | None
 
 
-def ohem(pred: Tensor, mask: Tensor, thresh: float, min_kept: int, ignore_index: int = 255) -> Tensor:
+def cross_entropy(pred: Tensor, mask: Tensor, ignore_index: int = 255, class_weights: Weights = None) -> Tensor:
+    """Mean cross-entropy over labelled pixels. pred: logits (B, K, H, W); mask: (B, H, W) long. 0 where no pixel is labelled.
+
+    class_weights: a pixel counts as much as the weight of its true class, in the sum and in what it is divided by.
+    """
+    return _pixel_mean(F.cross_entropy(pred, mask, ignore_index=ignore_index, reduction="none"), mask, ignore_index, class_weights)
+
+
+def _pixel_mean(loss: Tensor, mask: Tensor, ignore_index: int, class_weights: Weights) -> Tensor:
+    """Weighted mean of the losses (B, H, W) of labelled pixels. They are 0 elsewhere."""
+    valid = mask != ignore_index
+    if class_weights is None:
+        # not reduction="sum", which CUDA adds up in any order
+        return loss.sum() / valid.sum().clamp(min=1)
+    weight = _tensor(class_weights, mask.device)[mask.masked_fill(~valid, 0)] * valid
+    return _quotient((loss * weight).sum(), weight.sum())
+
+
+def _quotient(total: Tensor, weight: Tensor) -> Tensor:
+    """total / weight, and 0 where nothing counts."""
+    return total / torch.where(weight > 0, weight, 1)
+
+
+def _tensor(class_weights: Sequence[float], device: torch.device) -> Tensor:
+    if class_weights == "auto":
+        raise UserError("criterion.kwargs.class_weights: found auto, which stands for a run's labelled list, expected numbers here")
+    return _cached(tuple(class_weights), device)
+
+
+@cache
+def _cached(class_weights: tuple[float, ...], device: torch.device) -> Tensor:
+    """Copied to the device once: a copy in each step would wait for a GPU."""
+    return torch.tensor(class_weights, dtype=torch.float32, device=device)
+
+
+def ohem(pred: Tensor, mask: Tensor, thresh: float, min_kept: int, ignore_index: int = 255, class_weights: Weights = None) -> Tensor:
     """Online hard example mining: cross-entropy over the pixels whose true class has probability <= a threshold.
 
     The threshold is `thresh`, or the `min_kept`-th smallest probability of the mini-batch where that is larger, so that at
@@ -30,7 +64,7 @@ def ohem(pred: Tensor, mask: Tensor, thresh: float, min_kept: int, ignore_index:
             bound = _smallest(prob.flatten(), min_kept).clamp(min=thresh)
             bound = bound.masked_fill(valid.sum() < min_kept, torch.inf)  # too few valid pixels: keep all, without reading the count
         mask = mask.masked_fill(prob > bound, ignore_index)
-    return cross_entropy(pred, mask, ignore_index)
+    return cross_entropy(pred, mask, ignore_index, class_weights)
 
 
 def _smallest(values: Tensor, k: int) -> Tensor:
@@ -38,37 +72,121 @@ def _smallest(values: Tensor, k: int) -> Tensor:
     return values.sort().values[k - 1] if values.is_cuda else values.kthvalue(k).values
 
 
+def focal(pred: Tensor, mask: Tensor, gamma: float = 2.0, ignore_index: int = 255, class_weights: Weights = None) -> Tensor:
+    """Focal loss (Lin et al. 2017): cross-entropy times (1 - p)^gamma, p the true class's probability; its mean as in `cross_entropy`."""
+    loss = F.cross_entropy(pred, mask, ignore_index=ignore_index, reduction="none")
+    # 1 - p; not quite 0, where a gamma below 1 would have an infinite gradient
+    missing = (-torch.expm1(-loss)).clamp(min=1e-6)
+    return _pixel_mean(loss * missing**gamma, mask, ignore_index, class_weights)
+
+
+def dice(pred: Tensor, mask: Tensor, ce: float = 0.0, ignore_index: int = 255, class_weights: Weights = None) -> Tensor:
+    """Soft Dice loss (Milletari et al. 2016): of a class, 1 - 2 sum(p g) / (sum(p) + sum(g)) over the mini-batch's labelled pixels.
+
+    p: the class's probability, g: 1 where it is the true class, else 0. The (weighted) mean of the classes that are labelled in the
+    mini-batch. ce: cross-entropy, times this, is added.
+    """
+    prob, truth, valid = _by_class(pred, mask, ignore_index)
+    both, labeled = ((prob * truth).sum((0, 2, 3)), truth.sum((0, 2, 3)))
+    losses = 1 - 2 * both / ((prob * valid).sum((0, 2, 3)) + labeled).clamp(min=1)
+    return _class_mean(losses, labeled, class_weights) + _added(ce, pred, mask, ignore_index, class_weights)
+
+
+def lovasz(pred: Tensor, mask: Tensor, ce: float = 0.0, ignore_index: int = 255, class_weights: Weights = None) -> Tensor:
+    """Lovasz-Softmax (Berman et al. 2018): the convex extension of 1 - IoU of a class, over the mini-batch's labelled pixels.
+
+    With the errors |g - p| in descending order it is their sum, each times what IoU loses when its pixel joins the wrong ones. The
+    (weighted) mean of the classes that are labelled in the mini-batch. ce: as in `dice`.
+    """
+    prob, truth, valid = _by_class(pred, mask, ignore_index)
+    labeled = truth.sum((0, 2, 3))
+    errors = (truth.to(prob.dtype) - prob).abs() * valid  # an ignored pixel has none: it comes last and adds nothing
+    losses = [_lovasz_class(errors[:, k].flatten(), truth[:, k].flatten()) for k in range(pred.shape[1])]
+    return _class_mean(torch.stack(losses), labeled, class_weights) + _added(ce, pred, mask, ignore_index, class_weights)
+
+
+def _lovasz_class(errors: Tensor, truth: Tensor) -> Tensor:
+    ordered, places = errors.sort(descending=True, stable=True)
+    # counts, not float sums: CUDA has no order for those
+    found = truth[places].cumsum(0)
+    loss = 1 - (found[-1] - found) / (found[-1] + torch.arange(1, len(found) + 1, device=found.device) - found)  # 1 - IoU
+    return (ordered * loss.diff(prepend=loss.new_zeros(1))).sum()
+
+
+def _by_class(pred: Tensor, mask: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Probabilities (B, K, H, W), whether it is the true class (B, K, H, W), and whether a pixel is labelled (B, 1, H, W)."""
+    valid = (mask != ignore_index)[:, None]
+    classes = torch.arange(pred.shape[1], device=pred.device)[:, None, None]
+    return pred.softmax(dim=1), (mask[:, None] == classes) & valid, valid
+
+
+def _class_mean(losses: Tensor, labeled: Tensor, class_weights: Weights) -> Tensor:
+    """Mean of the losses (K,) of classes with labelled pixels (K,)."""
+    weight = (labeled > 0).to(losses.dtype)
+    if class_weights is not None:
+        weight = weight * _tensor(class_weights, losses.device)
+    return _quotient((losses * weight).sum(), weight.sum())
+
+
+def _added(ce: float, pred: Tensor, mask: Tensor, ignore_index: int, class_weights: Weights) -> Tensor | float:
+    return ce * cross_entropy(pred, mask, ignore_index, class_weights) if ce else 0.0
+
+
+CRITERIA: dict[str, Callable[..., Tensor]] = {"CELoss": cross_entropy, "OHEM": ohem, "Focal": focal, "Dice": dice, "Lovasz": lovasz}
+
+
 def labeled_loss(pred: Tensor, mask: Tensor, criterion: dict[str, Any]) -> Tensor:
-    """Loss on labelled images by the config's `criterion`: {name: CELoss | OHEM, kwargs: {...}}."""
-    kwargs = criterion.get("kwargs") or {}
-    if criterion["name"] == "CELoss":
-        return cross_entropy(pred, mask, **kwargs)
-    return ohem(pred, mask, **kwargs)
+    """Loss on labelled images by the config's `criterion`: {name: one of CRITERIA, kwargs: {...}}. class_weights: numbers by now."""
+    return CRITERIA[criterion["name"]](pred, mask, **(criterion.get("kwargs") or {}))
 
 
-def check_criterion(criterion: dict[str, Any]) -> None:
+def balanced_weights(pixels: Sequence[int]) -> list[float]:
+    """What `class_weights: auto` stands for: 1 / ln(1.02 + share of the labelled pixels) (Paszke et al. 2016), from 1.4 to 50.5."""
+    return [round(1 / math.log(1.02 + count / max(1, sum(pixels))), 4) for count in pixels]
+
+
+# what a key of `kwargs` may be, and whether a value is
+_RULES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "thresh": ("a probability from 0 to 1", lambda v: _number(v) and v <= 1),
+    "min_kept": ("a whole number of pixels", lambda v: type(v) is int and v >= 0),
+    "gamma": ("a number, 0 or more", lambda v: _number(v)),
+    "ce": ("a number, 0 or more", lambda v: _number(v)),
+}
+
+
+def _number(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
+def check_criterion(criterion: dict[str, Any], nclass: int) -> None:
     """Raises UserError for a criterion that `labeled_loss` would not understand."""
-    allowed = {"CELoss": {"ignore_index"}, "OHEM": {"ignore_index", "thresh", "min_kept"}}
     name, kwargs = criterion.get("name"), criterion.get("kwargs") or {}
-    if name not in tuple(allowed):  # it may be a list, which has no hash
-        raise UserError(f"criterion.name: found {name!r}, expected CELoss or OHEM; correct the config")
+    if name not in tuple(CRITERIA):  # it may be a list, which has no hash
+        raise UserError(f"criterion.name: found {name!r}, expected one of {', '.join(CRITERIA)}; correct the config")
     if not isinstance(kwargs, dict):
         raise UserError(f"criterion.kwargs: found {kwargs!r}, expected `key: value` pairs; correct the config")
-    if unknown := set(kwargs) - allowed[name] or set(criterion) - {"name", "kwargs"}:
+    allowed = {key: value for key, value in inspect.signature(CRITERIA[name]).parameters.items() if key not in ("pred", "mask")}
+    if unknown := set(kwargs) - set(allowed) or set(criterion) - {"name", "kwargs"}:
         found = ", ".join(sorted(map(str, unknown)))
-        raise UserError(f"criterion: found {found}, expected name and kwargs with {', '.join(sorted(allowed[name]))}; correct the config")
-    if name == "OHEM" and not {"thresh", "min_kept"} <= set(kwargs):
-        raise UserError("criterion.kwargs: OHEM needs thresh (a probability) and min_kept (pixels); add them to the config")
+        raise UserError(f"criterion: found {found}, expected name and kwargs with {', '.join(sorted(allowed))}; correct the config")
+    if lacking := [key for key, value in allowed.items() if value.default is value.empty and key not in kwargs]:
+        raise UserError(f"criterion.kwargs: {name} needs {' and '.join(lacking)}, found no {lacking[0]}; add what is missing to the config")
     if (inner := kwargs.get("ignore_index", 255)) != 255:
         raise UserError(
             f"criterion.kwargs.ignore_index: found {inner!r}, expected 255, which masks hold once they are read; "
             "the value in the mask files is the key ignore_index"
         )
-    thresh, kept = kwargs.get("thresh", 0), kwargs.get("min_kept", 0)
-    if type(thresh) not in (int, float) or not 0 <= thresh <= 1:
-        raise UserError(f"criterion.kwargs.thresh: found {thresh!r}, expected a probability from 0 to 1; correct it in the config")
-    if type(kept) is not int or kept < 0:
-        raise UserError(f"criterion.kwargs.min_kept: found {kept!r}, expected a whole number of pixels; correct it in the config")
+    for key, (expected, fits) in _RULES.items():
+        if key in kwargs and not fits(kwargs[key]):
+            raise UserError(f"criterion.kwargs.{key}: found {kwargs[key]!r}, expected {expected}; correct it in the config")
+    weights = kwargs.get("class_weights")
+    if weights not in (None, "auto") and not (
+        isinstance(weights, list) and len(weights) == nclass and all(map(_number, weights)) and any(weights)
+    ):
+        raise UserError(
+            f"criterion.kwargs.class_weights: found {weights!r}, expected auto, or {nclass} numbers, one for each class, of 0 or more and "
+            "not all 0; correct it in the config"
+        )
 
 
 def unlabeled_loss(pred: Tensor, pseudo: Tensor, conf: Tensor, ignore: Tensor, thresh: float) -> Tensor:

@@ -3,7 +3,7 @@
     python -m scripts.export --checkpoint exp/camvid/unimatch_v2/best.pth --format onnx [--out model.onnx]
 
 torch: {"model": weights, "meta": text} for torch.load; safetensors: the same, its metadata holds "meta"; meta is JSON. onnx: a graph
-from `image` (B, 3, H, W) float32 RGB in 0..255 of any size from 7 pixels on (change detection: 6 channels, date A before date B) to
+from `image` (B, 3, H, W) float32 RGB in 0..255 of any size (change detection: 6 channels, date A before date B) to
 `logits` (B, K, H, W) of that size: normalising, and resizing to the multiples that the model needs and back, are part of it. The
 file is compared with PyTorch at several sizes before the command ends. Extras: pip install -r requirements-extra.txt
 """
@@ -34,7 +34,7 @@ from util.extra import extra
 from util.files import check_output, output, write_atomic
 
 SUFFIX = {"torch": ".pt", "safetensors": ".safetensors", "onnx": ".onnx"}
-SIZES = ((1, 98, 70), (2, 61, 45), (1, 28, 140), (1, 518, 518))  # batch, height, width that an ONNX file is tried at
+SIZES = ((1, 98, 70), (2, 61, 45), (1, 28, 140), (1, 5, 40), (1, 518, 518))  # batch, height, width that an ONNX file is tried at
 TOLERANCE = 1e-3  # largest difference of a logit from PyTorch's, relative to the largest logit
 OPSET = 17
 
@@ -70,7 +70,9 @@ class Exported(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
         multiple = self.model.multiple
-        fitting = [(side + multiple // 2) // multiple * multiple for side in (height, width)]
+        counts = [(side + multiple // 2) // multiple for side in (height, width)]
+        # at least 1, without a comparison, which the graph would keep as it came out for one size
+        fitting = [(count + 1 // (count + 1)) * multiple for count in counts]
         logits = self.model(F.interpolate(normalize(image, self.model.backbone), fitting, mode="bilinear", align_corners=True))
         return F.interpolate(logits, (height, width), mode="bilinear", align_corners=True)
 

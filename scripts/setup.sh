@@ -8,6 +8,7 @@
 # repository's folder, sets $root, and offers find_python and setup, which set $PYTHON.
 
 CDPATH='' # else cd may print where it went
+started=$PWD
 root=$(cd -- "$(dirname -- "$0")/.." && pwd) || exit 2
 cd -- "$root" || exit 2
 
@@ -43,6 +44,8 @@ run_settings() {
     method=${method:-unimatch_v2}
     split=${split:-366}
     [ -n "$config" ] || config=configs/${dataset:=pascal}.yaml
+    [ -f "$config" ] || [ ! -f "$started/$config" ] ||
+        fail "$config: no such config file in $root, where relative paths start; give config=$started/$config"
     [ -f "$config" ] || fail "$config: no such config file; name one with config=FILE, or with dataset=NAME one of those in configs/"
     dataset=${dataset:-$(config_value 'dataset\(_l\)*')}
     [ -n "$dataset" ] || fail "$config: found no line that begins with 'dataset:' and a name, expected one; write it so, or give dataset=NAME"

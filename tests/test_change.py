@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
@@ -318,8 +320,20 @@ def break_file(name: str, content: str | None):
     return broken
 
 
+def label_of_16_bits(pairs: Tiny, out: Path) -> list[str]:
+    with Image.open(pairs.root / "label/0.png") as image:
+        values = np.asarray(image).astype(np.uint16) * 257
+    Image.fromarray(values).save(pairs.root / "label/0.png")
+    return pairs.args(out)
+
+
 ROWS = {
     "B missing": (break_file("B/0.png", None), ("B/0.png", "no such file")),
+    "list line that ends in a blank": (
+        break_file("labeled.txt", "0.png \n1.png\n"),
+        ("labeled.txt:1: found '0.png '", "remove the blank"),
+    ),
+    "label of 0 and 65535": (label_of_16_bits, ("label/0.png: found label 65535", "8 bits (divide it by 257)")),
     "label missing": (break_file("label/0.png", None), ("label/0.png", "no such file")),
     "list of image-mask pairs": (break_file("unlabeled.txt", "a.jpg a.png\n"), ("unlabeled.txt:1", "one file name", "image-mask pairs")),
     "list of names for segmentation": (lambda p, out: p.args(out, "dataset=demo"), ("labeled.txt:1", "no mask", "change detection")),

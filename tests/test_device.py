@@ -25,6 +25,8 @@ pytestmark = pytest.mark.skipif(
 STEPS, EPOCHS = 6, 2
 SHOWN = ("dataset/preview.py", "engine/page/samples.py", "engine/page/writer.py")  # pictures and shares, once a run or an epoch
 OHEM = "criterion={name: OHEM, kwargs: {ignore_index: 255, thresh: 0.7, min_kept: 500}}"
+LOVASZ = "criterion={name: Lovasz, kwargs: {ce: 1, class_weights: [1, 2, 0.5, 1, 1, 3]}}"
+DICE = "criterion={name: Dice, kwargs: {class_weights: auto}}"
 Commands = dict[str, tuple[str, list[str]]]
 
 
@@ -36,8 +38,14 @@ def commands(tiny: Tiny, pairs: Tiny, out: Path) -> Commands:
     return {
         "unimatch_v2": ("unimatch_v2", train(out / "unimatch_v2", "views=device", "epochs=1", OHEM)),
         "unimatch_v2 2": ("unimatch_v2", train(out / "unimatch_v2", "views=device", f"epochs={EPOCHS}", OHEM)),
-        "fixmatch": ("fixmatch", train(out / "fixmatch", "views=worker", "eval_mode=sliding_window", "activation_checkpointing=true")),
-        "supervised": ("supervised", train(out / "supervised", "views=device", "batch_size=20", "lock_backbone=true", unlabeled=False)),
+        "fixmatch": (
+            "fixmatch",
+            train(out / "fixmatch", "views=worker", "eval_mode=sliding_window", "activation_checkpointing=true", LOVASZ),
+        ),
+        "supervised": (
+            "supervised",
+            train(out / "supervised", "views=device", "batch_size=20", "lock_backbone=true", DICE, unlabeled=False),
+        ),
         "change": ("unimatch_v2", change(out / "change", "views=device")),
         "evaluate": ("evaluate", [*models, "--json", f"{out}/plain.json", "--worst", "2", "--out", f"{out}/worst"]),
         "evaluate 2": ("evaluate", [*models, "--scales", "0.75", "1", "--flip", "--tile", "28", "--json", f"{out}/augmented.json"]),

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import evaluate
@@ -46,6 +47,20 @@ def test_numbers_are_those_of_the_loop(tiny: Tiny, run: Path, tmp_path: Path) ->
         assert [(name, f"{value:.2f}") for name, value in result["iou"].items()] == [(row[0], row[1 + i]) for row in classes]
         assert (result["which"], result["images"], result["epoch"]) == (which, 4, 1)
     assert scores(tiny, run, tmp_path / "s.json")["which"] == "ema"
+
+
+def test_a_console_that_lacks_the_classes_names(tiny: Tiny, run: Path, tmp_path: Path) -> None:
+    """The figures are printed as far as it can show them, and written."""
+    names = ["\u5929\u7a7a", "\u9053\u8def", "car", "tree", "b\u00e2timent", "sign"]
+    own = yaml.safe_load(tiny.config.read_text()) | {"dataset": "own", "classes": names}
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(own, allow_unicode=True), encoding="utf-8")
+    state = checkpoint.load(run / "latest.pth")
+    torch.save({name: state[name] for name in ("model", "model_ema", "epoch")}, tmp_path / "own.pth")
+    words = ["--config", str(tmp_path / "own.yaml"), "--checkpoint", str(tmp_path / "own.pth"), "--json", str(tmp_path / "s.json")]
+    done = command("evaluate.py", *words, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False), done.stderr
+    assert "\\u5929\\u7a7a" in done.stdout
+    assert list(json.loads((tmp_path / "s.json").read_text())["iou"]) == names
 
 
 def test_bf16_gives_the_numbers_of_a_bf16_run(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import difflib
 import types
 import typing
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ class Config:
     lr_factors: dict = key({})
     # statistics of BatchNorm layers: sync (over all shards' images; needs a process for each shard) | per_shard | frozen
     batch_norm: str = key("sync", choices=("sync", "per_shard", "frozen"))
-    # labelled loss: CELoss | OHEM
+    # labelled loss: CELoss | OHEM | Focal | Dice | Lovasz (model/loss.py), kwargs.class_weights: a list, or auto
     criterion: dict = key({"name": "CELoss", "kwargs": {"ignore_index": 255}})
     conf_thresh: float = key(0.95, most=1)  # pseudo labels count from this confidence on
     lossu_weight: float = key(1.0)  # w in (loss_x + w * loss_u) / (1 + w)
@@ -75,7 +75,7 @@ class Config:
     label_map: dict | None = key(None)  # its mask values where they are no class ids: {value: class id or name, or null to ignore it}
     ignore_index: int | None = key(None)  # its mask value that is ignored; null is 255
     task: str | None = key(None, choices=("segmentation", "change"))  # its kind; null is segmentation
-    # images of a supervised epoch: a shorter list is repeated; null is the data set's own
+    # images of a supervised epoch: a shorter list is repeated; null: see dataset/loader.py, supervised
     supervised_length: int | None = key(None, positive=True)
     # root of the unlabelled list, where it is another; a list: one for each unlabelled list
     data_root_u: str | list | None = key(None, may_change=True)
@@ -241,9 +241,10 @@ def make_config(
         raise UserError(f"valset: found {valset!r}, expected the labelled data set {values.get('dataset')!r}")
     known = {f.name: f for f in fields(kind or Config)}
     for name in [name for name in values if name not in known]:
-        near = difflib.get_close_matches(str(name), known, 1, 0 if kind else 0.8)
-        if near:
-            raise UserError(f"{name}: no such config key; the nearest is {near[0]!r}")
+        near = difflib.get_close_matches(str(name), known, 1, 0.6 if kind else 0.8)
+        if near or kind:
+            advice = f"the nearest is {near[0]!r}" if near else "remove it, or look for the one that is meant in util/config.py"
+            raise UserError(f"{name}: no such config key; {advice}")
         del values[name]
     values |= {name: value for name, value in given.items() if value is not None}
     for name, f in known.items():
@@ -267,10 +268,10 @@ def parse_arguments(parser: Parser, argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def parse_command(argv: list[str], description: str | None, unlabeled: bool | None, kind: type[Config] = Config) -> Config:
+def parse_command(argv: list[str], description: str | None, unlabeled: bool, kind: type[Config] = Config) -> Config:
     """Reads the command line that every method has (METHOD.md 5). Raises UserError.
 
-    unlabeled: whether there must be an unlabelled list; False leaves it out, None takes it where there is one. kind: see `make_config`.
+    unlabeled: whether there must be an unlabelled list. kind: see `make_config`.
     """
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True)
@@ -298,4 +299,4 @@ def parse_command(argv: list[str], description: str | None, unlabeled: bool | No
             raise UserError(f"{option}: found none, expected a list on the command line, or `{key}` in {args.config}")
     if not args.save_path.strip():
         raise UserError("--save-path: found an empty name, expected a folder; is a variable of the shell not set?")
-    return replace(cfg, unlabeled_id_path=None) if unlabeled is False else cfg
+    return cfg

@@ -1,6 +1,7 @@
 """The one error type for a user's mistake, and the one place where it is printed."""
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -55,6 +56,9 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None, save_m
     the launcher ends them before their traceback hides the cause. So does a bug that all of them meet, and rank 0 prints it.
     """
     first = os.environ.get("RANK", "0") == "0"
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the console's encoding lacks ends no command
+            stream.reconfigure(errors="backslashreplace")
     try:
         main(sys.argv[1:] if argv is None else argv)
         sys.stdout.flush()

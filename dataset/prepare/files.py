@@ -16,6 +16,8 @@ from tqdm import tqdm
 
 from dataset.lists import read_list
 from dataset.spec import get_spec
+from dataset.stored import mask_values, unreadable
+from dataset.walk import folders
 from util.error import UserError
 from util.files import write_atomic
 
@@ -53,7 +55,9 @@ def _unpack(archive: Path, folder: Path, wanted: Callable[[str], bool]) -> Path:
     try:
         if zipfile.is_zipfile(archive) or archive.suffix.lower() == ".zip":  # one that was cut off is no zip file any more
             with zipfile.ZipFile(archive) as file:
-                members = [(i.filename, i.file_size, partial(file.open, i)) for i in file.infolist() if not i.is_dir()]
+                # programs of Windows part folders by a backslash; the standard has none in names
+                members = [(i.filename.replace("\\", "/"), i.file_size, partial(file.open, i)) for i in file.infolist()]
+                members = [member for member in members if not member[0].endswith("/")]
                 _extract(iter(members), len(members), folder, wanted)
         else:
             with tarfile.open(archive) as file:
@@ -96,14 +100,14 @@ def under(roots: Sequence[Path], folder: str, ending: str) -> dict[str, Path]:
     parts = PurePosixPath(folder).parts
     for root in roots:
         top = Path(os.path.abspath(root))
-        for where, _, names in os.walk(top):
-            tail = (*top.parts[-len(parts) :], *Path(where).relative_to(top).parts)
+        for where, names in folders(top):
+            tail = (*top.parts[-len(parts) :], *where.relative_to(top).parts)
             at = next((i for i in range(len(tail) - len(parts), -1, -1) if tail[i : i + len(parts)] == parts), None)
             if at is not None:
                 below = "/".join(tail[at + len(parts) :])
                 for name in names:
-                    if name.endswith(ending) and not name.startswith("."):
-                        found.setdefault(f"{below}/{name}".lstrip("/"), Path(where) / name)
+                    if name.endswith(ending):
+                        found.setdefault(f"{below}/{name}".lstrip("/"), where / name)
     return dict(sorted(found.items()))
 
 
@@ -139,7 +143,7 @@ def read_image(path: Path) -> Image.Image:
         img = Image.open(path)
         img.load()
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path}: cannot be read as an image ({error}); unpack or download it again") from error
+        raise UserError(f"{path}: {unreadable(error, 'unpack or download it again')}") from error
     return img
 
 
@@ -148,7 +152,7 @@ def read_ids(path: Path) -> np.ndarray:
     img = read_image(path)
     if img.mode not in ("L", "P"):
         raise UserError(f"{path}: found mode {img.mode}, expected one channel of 8-bit ids; is it a label file of the official archive?")
-    return np.asarray(img)
+    return mask_values(img, str(path), None)
 
 
 def compare(dataset: str, dst: Path) -> str:

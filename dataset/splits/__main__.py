@@ -84,18 +84,21 @@ def _make_list(args: argparse.Namespace, path: Path, made: Made) -> Path:
     if args.spec is not None and args.spec.task == "change":
         raise UserError(f"--images: {args.dataset} has pairs; list their names yourself: `ls {args.data_root or 'DIR'}/A > {path}`")
     masks = None if args.masks is None else Path(args.masks)
-    root, entries, left = pair_folders(Path(args.images), masks, Path(args.data_root) if args.data_root else None, args.mask_suffix)
-    held = _held_out(args, entries)
-    entries = [entry for entry in entries if entry not in held]
+    paired = pair_folders(Path(args.images), masks, Path(args.data_root) if args.data_root else None, args.mask_suffix)
+    held = _held_out(args, paired.entries)
+    entries = [entry for entry in paired.entries if entry not in held]
     bare = sum(entry.mask is None for entry in entries)
     made.lists[path] = [format_line(entry) for entry in entries]
-    made.notes.append(f"{path}: {len(entries)} images, {bare} without a mask (these can only be unlabelled), {left} masks without an image")
+    made.notes.append(
+        f"{path}: {len(entries)} images, {bare} without a mask (these can only be unlabelled), {paired.alone} masks without an image"
+    )
+    made.notes.extend(paired.notes)
     if held:
         val = Path("splits") / args.dataset / "val.txt"
         made.lists[val] = [format_line(entry) for entry in held]
         made.notes.append(f"{val}: {len(held)} images held out for validation with seed {args.seed}")
-    made.notes.append(f"data_root: {root}")
-    args.data_root = str(root)
+    made.notes.append(f"data_root: {paired.root}")
+    args.data_root = str(paired.root)
     return path
 
 
@@ -244,7 +247,11 @@ def _parser() -> Parser:
     sub.add_argument("--config", metavar="FILE", help="config of the data set; it may name other lists")
     sub.add_argument("--data-root", help="default: the config's, or data/<dataset>")
     sub.add_argument("--data-root-u", help="data root of the unlabelled lists, where it is another one")
-    sub.add_argument("--decode", action="store_true", help="read every image to its end: finds truncated ones, takes longer")
+    sub.add_argument(
+        "--decode",
+        action="store_true",
+        help="read every image to its end, as is done for your own data: finds truncated ones, and copies of validation images",
+    )
     sub.add_argument("--classes", type=int, metavar="N", help="number of classes of a data set that is not built in")
     sub.add_argument("--ignore-index", type=int, default=255, help="mask value that is ignored there (default: %(default)s)")
     sub.set_defaults(call=check)

@@ -3,13 +3,14 @@
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from os.path import isfile, join, normpath
 from pathlib import Path
 
 from dataset.lists import Entry, missing_validation, read_list
-from dataset.look import Found, Job, class_of, illegal, inspect
+from dataset.look import Found, Job, by_class, class_of, illegal, inspect, nothing_to_learn, two_values
 from dataset.spec import IGNORE, SPECS, DatasetSpec
+from dataset.stored import NOT_APPLIED
 from util.error import UserError
 from util.pool import parallel
 
@@ -80,18 +81,20 @@ def check(spec: DatasetSpec, lists: list[Checked], decode: bool = False) -> list
     """Fills in problems and pixel counts of every list. Returns hints on what the problems come from and how to fix them."""
     _check_membership(lists)
     jobs: dict[Job, Found] = {}
+    decode = decode or spec.name not in SPECS  # nobody has looked at these lists before
     wanted = [[_job(spec, one, entry, decode) for entry in one.entries] for one in lists]
     for job in (job for group in wanted for job in group):
         jobs[job] = Found()
-    jobs = dict(zip(jobs, parallel(inspect, list(jobs), "check"), strict=True))
+    jobs = dict(zip(jobs, parallel(partial(inspect, spec=spec), list(jobs), "check"), strict=True))
     for one, group in zip(lists, wanted, strict=True):
         for job in group:
             _add(one, spec, job, jobs[job])
         if spec.name == "ade20k" and one.masks >= 20 and not one.pixels[-1]:  # raw labels without the last class have legal values only
             one.problems.append(("raw", f"{one.path}: found no ignored pixel in {one.masks} masks, expected some with 255"))
+    _check_content(lists, [[jobs[job].digest for job in group] for group in wanted])
     labeled = [one for one in lists if one.role == "labeled" and one.masks and spec.name not in SPECS]
     absent = [hint for one in labeled for hint in _absent(one, spec)]
-    return _hints(spec, jobs, [kind for one in lists for kind, _ in one.problems]) + absent
+    return _hints(spec, jobs, [kind for one in lists for kind, _ in one.problems]) + _turned(jobs) + absent
 
 
 def _job(spec: DatasetSpec, one: Checked, entry: Entry, decode: bool) -> Job:
@@ -102,9 +105,7 @@ def _job(spec: DatasetSpec, one: Checked, entry: Entry, decode: bool) -> Job:
 def _add(one: Checked, spec: DatasetSpec, job: Job, found: Found) -> None:
     """Adds one image's finding to the list's sums."""
     one.masks += bool(found.values)
-    for value, count in found.values.items():
-        label = class_of(value, spec)
-        one.pixels[-1 if label is None else label] += count
+    one.pixels.update(by_class(found.values, spec))
     if found.problem:
         one.problems.append((found.kind, found.problem))
     elif wrong := illegal(found.values, spec):
@@ -119,10 +120,17 @@ def _absent(one: Checked, spec: DatasetSpec) -> list[str]:
         how = "`make --stratify` draws pairs with every class; what other mask values stand for is the key label_map"
         return [f"{one.path}: no mask has {names}, which will not be learned: {how}."] if names else []
     if all(kind != "value" for kind, _ in one.problems):
-        only = "".join(f" but {spec.classes[c]}" for c in seen)
-        ignored = f" ({one.pixels[-1] / one.pixels.total():.1%} of the pixels are ignored)"
-        one.problems.append(("one class", f"{one.path}: found no class{only} in {one.masks} masks{ignored}, expected two or more"))
+        one.problems.append(("one class", f"{one.path}: {nothing_to_learn(one.pixels, one.masks, spec)}"))
     return []
+
+
+def _turned(jobs: dict[Job, Found]) -> list[str]:
+    """A hint where photographs have an EXIF orientation: with an upright mask, a square one would be learned wrongly."""
+    files = [(job.images[0], found.orientation) for job, found in jobs.items() if found.orientation > 1]
+    if not files:
+        return []
+    path, orientation = files[0]
+    return [f"{len(files)} images have an EXIF orientation, as {path} ({orientation}), {NOT_APPLIED}."]
 
 
 def _some(values: list[int]) -> str:
@@ -145,6 +153,19 @@ def _check_membership(lists: list[Checked]) -> None:
                 one.problems.append(("both", f"{one.path}: {file} is in {other.path} too"))
 
 
+def _check_content(lists: list[Checked], digests: list[list[bytes]]) -> None:
+    """No validation image in a training list under another name. digests: of each list's images, empty ones say nothing."""
+    held: dict[bytes, tuple[Path, str]] = {}
+    for one, group in zip(lists, digests, strict=True):
+        if one.role == "val":
+            held |= {digest: (one.path, file) for digest, file in zip(group, one.files, strict=True) if digest}
+    for one, group in zip(lists, digests, strict=True):
+        for digest, file in zip(group, one.files, strict=True):
+            path, other = held.get(digest, (one.path, file))
+            if one.role != "val" and other != file:
+                one.problems.append(("equal", f"{one.path}: {file} has the same pixels as {other} of {path}"))
+
+
 def _hints(spec: DatasetSpec, jobs: dict[Job, Found], kinds: list[str]) -> list[str]:
     """The most common causes, recognised by what was found."""
     hints = []
@@ -156,26 +177,27 @@ def _hints(spec: DatasetSpec, jobs: dict[Job, Found], kinds: list[str]) -> list[
     untouched = (job.label.replace("labelTrainIds", "labelIds") for job, found in jobs.items() if found.kind == "no mask" and job.label)
     if spec.name == "cityscapes" and any(isfile(path) for path in untouched):
         hints.append("only the raw Cityscapes label ids are there: make the train ids with `python -m dataset.prepare cityscapes`.")
-    if "color" in kinds:
+    if "mask" in kinds:
         how = (
             "`python -m dataset.prepare pascal` turns them into ids"
             if spec.name == "pascal"
             else "store the class id of each pixel instead"
         )
-        hints.append(f"some masks hold colors instead of class ids: {how}.")
+        hints.append(f"some masks do not hold one class id for each pixel: {how}.")
     if "value" in kinds and spec.name == "cityscapes" and values & set(range(19, 34)):
         hints.append("ids from 19 to 33 are raw Cityscapes ids: make the train ids with `python -m dataset.prepare cityscapes`.")
     if spec.name == "ade20k" and (150 in values or "raw" in kinds):
         hints.append("these look like raw ADE20K labels (0 is void, 1 to 150): shift them with `python -m dataset.prepare ade20k`.")
-    if {"value", "one class"} & set(kinds) and len(values) == spec.nclass == 2 and spec.name not in SPECS and not spec.label_map:
-        low, high = sorted(values)
-        hints.append(
-            f"masks of two values: say what they stand for with `label_map: {{{low}: {spec.classes[0]}, {high}: {spec.classes[1]}}}`."
-        )
+    if {"value", "one class"} & set(kinds) and (advice := two_values(values, spec)):
+        hints.append(f"{advice}.")
     if spec.task == "change" and 1 in values and 1 not in spec.label_map:
         hints.append("change masks of 0 and 1, expected 0 and 255: `python -m dataset.prepare` writes those, or multiply them by 255.")
     if "twice" in kinds or "both" in kinds:
         hints.append("images in more than one place make the result worthless: draw the pair again with `python -m dataset.splits make`.")
+    if "equal" in kinds:
+        hints.append(
+            "the score of an image that was trained with under another name says nothing: delete the copies and make the lists again."
+        )
     return hints
 
 
@@ -223,7 +245,7 @@ def classes_in(spec: DatasetSpec | None, root: str, entries: list[Entry]) -> lis
     """The classes in each mask; without a DatasetSpec every value but 255. Raises UserError at the first broken mask."""
     jobs = [Job(root, *(spec.files(entry) if spec else ((entry.image,), entry.mask))) for entry in entries]
     classes = []
-    for found in parallel(inspect, jobs, "read masks"):
+    for found in parallel(partial(inspect, spec=spec), jobs, "read masks"):
         if found.problem:
             raise UserError(f"{found.problem}; `python -m dataset.splits check` lists all problems")
         labels = (class_of(value, spec) if spec else value for value in found.values if spec or value != IGNORE)

@@ -4,8 +4,10 @@ import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from dataset.lists import IMAGE_ENDINGS, Entry
+from dataset.walk import image_tree
 from util.error import UserError
 
 
@@ -44,19 +46,31 @@ def choose(ranked: Sequence[int], count: int, classes: Sequence[frozenset[int]] 
     return taken | set([i for i in ranked if i not in taken][: count - len(taken)])
 
 
-def pair_folders(images: Path, masks: Path | None, root: Path | None, suffix: str = "") -> tuple[Path, list[Entry], int]:
+class Paired(NamedTuple):
+    """Images with their masks, relative to `root`. alone: how many masks have no image. notes: which files were left out."""
+
+    root: Path
+    entries: list[Entry]
+    alone: int
+    notes: list[str]
+
+
+def pair_folders(images: Path, masks: Path | None, root: Path | None, suffix: str = "") -> Paired:
     """Pairs each image with the mask of the same name (other ending allowed), subfolders included, in the order of the names.
 
-    root: data root below which paths are written; None means the nearest folder that has both. suffix: what a mask's name has
-    behind the image's name (`_L` for a.jpg and a_L.png). Returns the data root, the entries (an image without a mask gets None) and
-    the number of masks that belong to no image. Raises UserError for folders without images or without a single match.
+    One folder may lie in the other. root: data root below which paths are written; None means the nearest folder that has both. suffix:
+    what a mask's name has behind the image's name (`_L` for a.jpg and a_L.png). An image without a mask gets None. Raises UserError for
+    folders without images or without a single match.
     """
     if masks is not None and masks.resolve() == images.resolve():
         raise UserError(f"--masks: found the folder of --images ({images}), expected another one; move the masks to a folder of their own")
-    found = _by_name(images, "--images")
+    found, notes = _by_name(images, "--images", masks)
     if root is None:
         root = Path(os.path.commonpath([os.path.abspath(images), os.path.abspath(masks or images)]))
-    of = _by_name(masks, "--masks") if masks is not None else {}
+    of: dict[str, Path] = {}
+    if masks is not None:
+        of, of_masks = _by_name(masks, "--masks", images)
+        notes += of_masks
     entries = []
     for name, image in found.items():
         mask = of.pop(name + suffix, None)
@@ -64,23 +78,26 @@ def pair_folders(images: Path, masks: Path | None, root: Path | None, suffix: st
     if masks is not None and all(entry.mask is None for entry in entries):
         example = next(iter(found)) + suffix
         raise UserError(f"--masks: found no mask with an image's name in {masks} (looked for {example}.png); is --mask-suffix needed?")
-    return root, entries, len(of)
+    return Paired(root, entries, len(of), notes)
 
 
-def _by_name(folder: Path, option: str) -> dict[str, Path]:
-    """Files of a folder and its subfolders by path without the ending."""
+def _by_name(folder: Path, option: str, other: Path | None) -> tuple[dict[str, Path], list[str]]:
+    """Images of a folder and its subfolders by path without the ending, and what to say of its other files. `other` is left out."""
     if not folder.is_dir():
         raise UserError(f"{option}: no such folder: {folder}")
+    inner = [other] if other is not None and folder.resolve() in other.resolve().parents else []
+    tree = image_tree(folder, inner)
     names: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith("."):
-            name = path.relative_to(folder).with_suffix("").as_posix()
-            if name in names:
-                raise UserError(f"{option}: found {names[name].name} and {path.name} in {path.parent}, expected one file per name")
-            names[name] = path
+    for path in tree.images:
+        name = path.relative_to(folder).with_suffix("").as_posix()
+        if name in names:
+            raise UserError(f"{option}: found {names[name].name} and {path.name} in {path.parent}, expected one file per name")
+        names[name] = path
+    left = tree.left_out()
     if not names:
-        raise UserError(f"{option}: found no image in {folder}, expected files that end in {', '.join(IMAGE_ENDINGS)}")
-    return names
+        also = f" ({left})" if left else ""
+        raise UserError(f"{option}: found no image in {folder}{also}, expected files that end in {', '.join(IMAGE_ENDINGS)}")
+    return names, [f"{folder}: {left}"] if left else []
 
 
 def _below(path: Path, root: Path) -> str:

@@ -30,6 +30,7 @@ class PageData:
     epochs: a row per epoch: epoch, seconds (training and evaluation), memory (MiB, or None), training scalars (means), unless it was
     resumed after its last step images_per_second, and where it was evaluated: scores, accuracy (per model), iou (per model and class).
     kept: share of pixels with a pseudo label of each class in the last step, percent. confusion: (K, K) counts of the judged model.
+    at_zero: why the classes that have never been above 0 stay there, by id.
     samples: rows of (caption, data URI), each row headed by the name of its image. warnings: lines of the log.
     """
 
@@ -46,6 +47,7 @@ class PageData:
     epochs: list[dict[str, Any]] = field(default_factory=list)
     kept: list[float] = field(default_factory=list)
     confusion: list[list[int]] = field(default_factory=list)
+    at_zero: dict[int, str] = field(default_factory=dict)
     samples: list[tuple[str, list[tuple[str, str]]]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     updated: str = ""
@@ -149,6 +151,7 @@ def _classes(data: PageData) -> str:
     assert best is not None
     heads = ["class", *(f"{name} IoU" for name in data.models), f"best epoch ({best['epoch']})"]
     heads += ["pseudo labels, %"] if data.kept else []
+    heads += ["stays at 0"] if data.at_zero else []
     lines = []
     for k, (name, color) in enumerate(zip(data.classes, data.palette, strict=True)):
         swatch = f'<span class="swatch" style="background:rgb{tuple(color)}"></span>'
@@ -157,6 +160,9 @@ def _classes(data: PageData) -> str:
         if data.kept:
             share = data.kept[k]
             cells += _cell(share, f'<span class="share" style="width:{0.6 * share:.1f}px"></span>{share:.2f}')
+        if data.at_zero:
+            why = escape(data.at_zero.get(k, ""))
+            cells += f'<td class="why" data-value="{why}">{why}</td>'
         lines.append(f"<tr>{cells}</tr>")
     head = "".join(f"<th><button>{escape(name)}</button></th>" for name in heads)
     kept = " Pseudo labels: share of all unlabelled pixels of the epoch's last step that count for the class." if data.kept else ""

@@ -6,7 +6,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from engine.page.render import PageData, data_uri, render
 from engine.page.samples import sample_panels
 from engine.records import Record
 from engine.update import Trainer
+from engine.zero import labeled_classes, reasons
 from model.pseudo import pseudo_label
 from model.segmenter import Segmenter
 from util.config import Config
@@ -87,6 +88,7 @@ class Watch:
         spec = data.spec
         settings = asdict(cfg) | {"processes": world.size, "shards": data.sampler.shards, "eval_mode": data.eval_mode}
         split = Path(cfg.labeled_id_path).parent.name
+        self.labeled: Mapping[int, int] | None = None  # pixels of each class, counted when somebody asks
         self.page = PageData(
             title=" \u00b7 ".join((record.method.name, cfg.dataset, split, cfg.backbone)),
             settings=settings,
@@ -143,13 +145,26 @@ class Watch:
         if not self.world.main:
             return
         row = self._row(epoch, means, matrices)
-        page.epochs.append(row)
+        page.epochs.append(row | ({"kept": page.kept} if page.kept else {}))
         if "images_per_second" in row:
             board.add("train/images_per_second", row["images_per_second"], epoch)
         if matrices is not None:
             page.confusion = matrices[page.judged].tolist()
+            page.at_zero = self._at_zero(matrices[page.judged])
             self._draw_samples(epoch, models, trainer.labels_by)
         self._write()
+
+    def _at_zero(self, matrix: Tensor) -> dict[int, str]:
+        """Why the classes that have been at 0 in every evaluation stay there."""
+        page = self.page
+        stay = [k for k in range(len(page.classes)) if not any(row["iou"][page.judged][k] for row in page.evaluated)]
+        if not stay:
+            return {}
+        if self.labeled is None:
+            self.labeled = labeled_classes(self.data.labeled)
+        seen = [row["kept"] for row in page.epochs if row.get("kept")]
+        found = reasons(matrix, self.labeled, [sum(shares) for shares in zip(*seen, strict=True)] if seen else None)
+        return {k: found[k] for k in stay}
 
     def _draw_samples(self, epoch: int, models: dict[str, Segmenter], labels_by: Segmenter | None) -> None:
         cfg, page = self.cfg, self.page

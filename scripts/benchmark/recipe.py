@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,7 +63,7 @@ class Recipe:
     def steps(self, shards: int) -> int:
         """Optimiser steps of an epoch; 0 where the lists make no full mini-batch."""
         lists = self.lengths
-        target = lists.unlabeled if self.semi else self.spec.supervised_length
+        target = lists.unlabeled if self.semi else self.spec.supervised_length or lists.unlabeled
         length = repeated_length(lists.labeled, target, self.spec.task == "change")
         return epoch_steps([length, lists.unlabeled] if self.semi else [length], shards, self.batch)
 
@@ -133,10 +134,12 @@ def find_lengths(cfg: Config, semi: bool, split: str | None, labeled: int | None
     lists = {"labeled": [cfg.labeled_id_path], "unlabeled": [path for path, _ in unlabeled_places(cfg)] if cfg.unlabeled_id_path else [""]}
     if split is not None:
         lists = {name: [spec.list_path(split, name)] for name in lists}
+    if not semi:  # of own data, the unlabelled lists that there are give the length of an epoch: dataset/loader.py, supervised
+        lists["unlabeled"] = [] if spec.supervised_length else [path for path in lists["unlabeled"] if os.path.isfile(path)]
     counts = {"labeled": 0, "unlabeled": 0}
-    for name, given, needed in (("labeled", labeled, True), ("unlabeled", unlabeled, semi)):
-        if given is not None or not needed:
-            counts[name] = given or 0
+    for name, given in (("labeled", labeled), ("unlabeled", unlabeled)):
+        if given is not None:
+            counts[name] = given
         elif all(lists[name]):
             counts[name] = sum(map(list_length, lists[name]))
         else:

@@ -1,6 +1,5 @@
 """Tables from training logs: `python -m scripts.report [--format markdown|json|latex] PATH...` (files, or folders with *.log in them)."""
 
-import io
 import json
 import os
 import sys
@@ -72,8 +71,6 @@ def main(argv: list[str]) -> None:
         text = json.dumps([run.to_json() for run in runs], indent=1)
     else:
         text = (markdown if args.format == "markdown" else latex)(build_tables(runs), runs, skipped)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal of another encoding shall not end the report
     print(text)
 
 

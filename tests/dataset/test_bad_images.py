@@ -94,7 +94,7 @@ def png(width: int, height: int) -> bytes:
         (b"", "cannot be read as an image"),
         (b"GIF89a", "cannot be read as an image"),
         (png(0, 10), "cannot be read as an image"),
-        (png(50_000, 50_000), "decompression bomb"),
+        (png(50_000, 50_000), "found 2500 megapixels, expected at most 179 in one image; cut it into tiles"),
         (png(10, 10)[:40], "cannot be read as an image"),
         (png(4000, 4000), "cannot be read as an image"),
         (b"BM" + bytes(60), "cannot be read as an image"),
@@ -136,7 +136,7 @@ def test_every_mode_of_an_image_becomes_rgb_and_a_mask_of_another_mode_is_told(m
     except OSError:
         pytest.skip(f"Pillow cannot write TIFF of mode {mode}, or cannot read what it wrote")
     if mode in ("I", "F"):  # 0 to 1, 0 to 255, degrees: turned into 8 bits, most would be black
-        with pytest.raises(BadFileError, match=r"x\.tif: found 32 bits a pixel .*, expected 8 or 16; convert it"):
+        with pytest.raises(BadFileError, match=r"x\.tif: found (values of 32 bits|floating).*, expected 8 or 16 .*; convert it"):
             open_image(str(tmp_path), name)
     else:
         assert (open_image(str(tmp_path), name).mode, open_image(str(tmp_path), name).size) == ("RGB", (6, 4))
@@ -151,7 +151,7 @@ def test_a_gif_is_no_mask(tmp_path: Path) -> None:
     Image.fromarray(np.array([[0, 5], [5, 255]], np.uint8)).save(tmp_path / "x.gif")
     with pytest.raises(UserError, match=r"x\.gif: found a GIF, whose values are renumbered"):
         open_mask(get_spec("pascal"), str(tmp_path), "x.gif", (2, 2))
-    assert inspect(Job(str(tmp_path), ("x.gif",), "x.gif")).problem.endswith("expected PNG")
+    assert "found a GIF" in inspect(Job(str(tmp_path), ("x.gif",), "x.gif"), None).problem
 
 
 @pytest.mark.parametrize("name", ["pascal", "levir"])

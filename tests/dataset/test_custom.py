@@ -1,10 +1,13 @@
 """Data sets that a config describes: what works, and what each mistake in one says."""
 
+import math
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,9 @@ import yaml
 from PIL import Image
 
 import evaluate
+import fixmatch
 import predict
+import supervised
 import unimatch_v2
 from dataset.custom import spec_of, unlabeled_places
 from dataset.lists import ImageList
@@ -44,11 +49,11 @@ def config(**values: object) -> Path:
     return Path("c.yaml")
 
 
-def street(n: int = 8, values: tuple[int, ...] = (0, 1, 2)) -> None:
+def street(n: int = 8, values: tuple[int, ...] = (0, 1, 2), seed: int = 0) -> None:
     """n photographs and masks in images/ and masks/ below street/, the masks' columns holding `values` in turn."""
     for i in range(n):
         width, height = ((40, 30), (33, 47))[i % 2]
-        write_image(Path(f"street/images/p {i}.jpg"), width, height, i)
+        write_image(Path(f"street/images/p {i}.jpg"), width, height, seed + i)
         Path("street/masks").mkdir(exist_ok=True)
         pixels = np.resize(np.repeat(np.array(values), 5), (height, width))
         Image.fromarray(pixels.astype(np.uint8 if max(values) < 256 else np.uint16)).save(f"street/masks/p {i}.png")
@@ -220,7 +225,7 @@ def test_several_unlabelled_lists_each_with_its_root() -> None:
 
 def test_a_run_over_two_roots(capsys: pytest.CaptureFixture[str]) -> None:
     """Lists in the config or on the command line, where several follow the one option."""
-    street(6)
+    street(6, seed=100)  # other photographs: copies of validation images would be a problem
     os.rename("street", "b")
     street(8)
     config(data_root_u=["street", "b"])
@@ -235,6 +240,46 @@ def test_a_run_over_two_roots(capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     splits.main(["check", "--config", "c.yaml"])
     assert "ub.txt" in capsys.readouterr().out
+
+
+def test_methods_of_a_sweep_see_as_many_images(capsys: pytest.CaptureFixture[str]) -> None:
+    """A supervised epoch is as long as the unlabelled lists that it is given, unless the config says how long."""
+    street(12)
+    config()
+    splits.main(["make", "--config", "c.yaml", "--images", "street/images", "--masks", "street/masks", "--val", "1/6", "--count", "2"])
+    lists = ["--labeled-id-path", "splits/street/2/labeled.txt", "--unlabeled-id-path", "splits/street/2/unlabeled.txt"]
+    steps = {}
+    for name, settings in {"u": (), "ten": ("--set", "supervised_length=10", "--set", "batch_size=1")}.items():
+        supervised.main(["--config", "c.yaml", *lists, "--save-path", name, *settings])
+        steps[name] = Path(f"{name}/train.log").read_text().count("Iters:")
+    assert steps == {"u": 2, "ten": 5}  # 8 and 10 images, in mini-batches of 4 and 2
+    assert "'supervised_length': 8," in Path("u/train.log").read_text()
+    supervised.main(["--config", "c.yaml", *lists[:2], "--save-path", "alone", "--set", "batch_size=1"])
+    log = Path("alone/train.log").read_text()
+    assert log.count("Iters:") == 1
+    assert "supervised_length: found none, nor an unlabelled list, so that an epoch is one pass over the labelled list (1 steps)" in log
+
+
+def test_class_weights_from_the_labelled_masks() -> None:
+    """`auto` is numbers in the log, by the pixels of the labelled list alone; every method takes every criterion."""
+    street(12)
+    config()
+    make()
+    entries = ImageList("splits/street/1_2/labeled.txt", "segmentation", masks=True)
+    masks = [np.asarray(Image.open(f"street/{entries[i].mask}")) for i in range(len(entries))]
+    pixels = sum(np.bincount(mask.ravel(), minlength=3) for mask in masks)
+    weights = [round(1 / math.log(1.02 + n / pixels.sum()), 4) for n in pixels.tolist()]  # type: ignore[union-attr]
+    lists = ["--labeled-id-path", "splits/street/1_2/labeled.txt", "--unlabeled-id-path", "splits/street/1_2/unlabeled.txt"]
+    runs: dict[str, tuple[ModuleType, str]] = {
+        "Focal": (unimatch_v2, "{gamma: 1, class_weights: auto}"),
+        "Dice": (fixmatch, "{ce: 1, class_weights: auto}"),
+        "Lovasz": (supervised, "{class_weights: auto}"),
+    }
+    for name, (method, kwargs) in runs.items():
+        method.main(["--config", "c.yaml", *lists, "--save-path", name, "--set", f"criterion={{name: {name}, kwargs: {kwargs}}}"])
+        log = Path(f"{name}/train.log").read_text()
+        assert str(weights) in " ".join(log.split()), name
+        assert math.isfinite(float(re.findall(r"Total loss: ([\d.]+)", log)[-1]))
 
 
 def test_check_ends_quietly_when_nobody_reads_on() -> None:
@@ -313,6 +358,13 @@ ROWS: dict[str, tuple[dict[str, Any], Callable[[], Any] | None, tuple[str, ...]]
     "no root in the list": ({"data_root_u": []}, None, ("data_root_u", "empty list")),
     "supervised_length is a word": ({"supervised_length": "long"}, None, ("supervised_length", "'long'")),
     "masks of 0 and 128": ({}, lambda: street(8, (0, 128)), ("masks/p ", "found label", "label_map")),
+    "black and white masks": (
+        {"classes": ["dry", "wet"]}, lambda: street(8, (0, 255)),
+        ("1_2/labeled.txt", "found no class but dry in 3 masks", "expected two", "label_map: {0: dry, 255: wet}"),
+    ),
+    "black and white masks, 255 not ignored": (
+        {"classes": ["dry", "wet"], "ignore_index": 9}, lambda: street(8, (0, 255)), ("found label 255", "label_map: {0: dry, 255: wet}"),
+    ),
     "mask value beyond the classes": ({"classes": ["a", "b"]}, None, ("masks/p ", "found label 2", "0..1 or 255 (ignored)", "label_map")),
     "mask value not in label_map": (
         {"label_map": {0: 0, 1: 1, 7: 2}}, None, ("masks/p ", "found label 2", "0 (sky), 1 (road), 7 (car) or 255 (ignored)"),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from dataset.custom import spec_of, unlabeled_places
 from dataset.lists import Entry, ImageList, read_list
+from dataset.loader import supervised
 from dataset.sampler import epoch_steps
 from tests.conftest import ROOT
 from util.config import load_config, parse_command
@@ -108,4 +109,4 @@ def test_lists_of_the_config_and_of_the_command_line(tmp_path: Path) -> None:
     assert (cfg.labeled_id_path, cfg.unlabeled_id_path) == ("l.txt", "a b.txt")  # one list is text, as in the authors' logs
     cfg = parse_command([*config, "--unlabeled-id-path", "a.txt", "b.txt", "--set", "data_root_u=[x, y]"], None, True)
     assert unlabeled_places(cfg) == [("a.txt", "x"), ("b.txt", "y")]
-    assert parse_command(config, None, False).unlabeled_id_path is None
+    assert supervised(parse_command(config, None, False)).unlabeled_id_path is None

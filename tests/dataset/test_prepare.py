@@ -402,6 +402,16 @@ def hostile_zip(path: Path, root: Path) -> None:
             archive.writestr(name.format(root=root), png())
 
 
+def test_a_zip_with_the_paths_of_windows() -> None:
+    """Some programs part folders by a backslash in it, against the standard."""
+    write("ade/annotations/training/a.png", ids([0, 1, 150], (3, 1)))
+    with zipfile.ZipFile("windows.zip", "w") as archive:
+        archive.writestr("ADE\\annotations\\training\\", b"")
+        archive.write("ade/annotations/training/a.png", "ADE\\annotations\\training\\a.png")
+    main(["ade20k", "--src", "windows.zip", "--dst", "out"])
+    assert np.asarray(Image.open("out/annotations/training/a.png")).tolist() == [[255, 0, 149]]
+
+
 @pytest.mark.parametrize("make", [hostile_tar, hostile_zip])
 def test_an_archive_reaches_nothing_outside(make: Callable[[Path, Path], None], tmp_path: Path) -> None:
     root = tmp_path / "root"

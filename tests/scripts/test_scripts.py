@@ -55,12 +55,12 @@ def repo(tmp_path: Path) -> Path:
     return folder
 
 
-def sh(script: Path, *args: str, path: str = "", **env: str) -> "subprocess.CompletedProcess[str]":
-    """Runs a script from the root folder with this test's Python first on the PATH, or with `path` as the PATH."""
+def sh(script: Path, *args: str, path: str = "", cwd: str | Path = "/", **env: str) -> "subprocess.CompletedProcess[str]":
+    """Runs a script from another folder with this test's Python first on the PATH, or with `path` as the PATH."""
     full = {k: v for k, v in os.environ.items() if k not in ("dataset", "method", "split", "exp", "config", "save_path", "task")}
     full["PATH"] = path or f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     command = ["sh", str(script), *args]
-    return subprocess.run(command, cwd="/", env=full | env, capture_output=True, text=True, timeout=100)
+    return subprocess.run(command, cwd=cwd, env=full | env, capture_output=True, text=True, timeout=100)
 
 
 def tools(folder: Path, **commands: str) -> str:
@@ -153,6 +153,13 @@ def test_a_missing_config_is_named_at_once(script: str, env: dict[str, str]) -> 
     done = sh(ROOT / f"scripts/{script}", "1", "29500", "gpu", **env)
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert done.stderr.startswith("error: configs/kitti.yaml: no such config file; name one with config=FILE")
+
+
+def test_a_config_beside_the_caller_is_named_with_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("dataset: own\n")
+    done = sh(ROOT / "scripts/train.sh", "1", "29500", cwd=tmp_path, config="c.yaml")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert f"no such config file in {ROOT}, where relative paths start; give config={tmp_path}/c.yaml" in done.stderr
 
 
 @pytest.mark.parametrize(("code", "line"), [("2", "error: one line\n"), ("5", "error: rank 0 ended with exit code 5\n")])

@@ -117,8 +117,8 @@ ROWS = [
     ("no root", "no such file", "hint: most files are missing"),
     ("size", "i/2.png is 8 x 6, m/2.png is 6 x 8", ""),
     ("value", "m/2.png: found the values 21, expected 0..20 or 255", ""),
-    ("color", "m/2.png: found a mask of mode RGB", "hint: some masks hold colors"),
-    ("depth", "i/2.png: found 32 bits a pixel (mode F), expected 8 or 16", ""),
+    ("color", "m/2.png: found mode RGB, expected one channel", "hint: some masks do not hold one class id for each pixel"),
+    ("depth", "i/2.png: found floating-point values, expected 8 or 16 bits", ""),
     ("no picture", "m/2.png: cannot be read", ""),
     ("empty file", "i/2.png: cannot be read", ""),
     ("cut mask", "m/2.png: cannot be read", ""),
@@ -168,3 +168,24 @@ def test_camvid(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(Path(__file__).parents[3] / "splits/camvid", "splits/camvid")
     main(["check", "camvid", "--data-root", str(shared.resolve() / "camvid")])
     assert "splits/camvid/1_8/labeled.txt        46          46    11/11" in capsys.readouterr().out
+
+
+def test_a_validation_image_under_another_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """A copied or re-saved file is found by its pixels; a blank tile, of which many sets have some, is no copy of another."""
+    data("own", [0, 1])
+    for i in range(8):
+        Image.effect_noise((8, 6), 50).convert("RGB").save(f"data/own/i/{i}.png")
+    Image.open("data/own/i/0.png").save("data/own/i/3.bmp")
+    Path("data/own/i/5.png").write_bytes(Path("data/own/i/1.png").read_bytes())
+    Path("splits/own/1_3/labeled.txt").write_text("i/2.png m/2.png\ni/3.bmp m/3.png\n")
+    Path("splits/own/1_3/unlabeled.txt").write_text("i/4.png None\ni/5.png None\n")
+    with pytest.raises(UserError, match="found problems in 2 of 3 lists of own, 2 in all"):
+        main(["check", "own", "--classes", "2"])
+    out = capsys.readouterr().out
+    assert "labeled.txt: data/own/i/3.bmp has the same pixels as data/own/i/0.png of splits/own/val.txt" in out
+    assert "unlabeled.txt: data/own/i/5.png has the same pixels as data/own/i/1.png of splits/own/val.txt" in out
+    assert "hint: the score of an image that was trained with under another name" in out
+    for i in range(8):
+        Image.new("RGB", (8, 6), "black").save(f"data/own/i/{i}.png")
+    Image.new("L", (8, 6)).save("data/own/i/3.bmp")
+    main(["check", "own", "--classes", "2"])

@@ -11,15 +11,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import evaluate
 import supervised
 import unimatch_v2
 from dataset.spec import get_spec
 from engine.page.chart import ticks
 from engine.page.render import duration
-from tests.conftest import Tiny
+from engine.zero import reasons
+from tests.conftest import Tiny, make_tiny
 
 CLASSES = get_spec("demo").classes
 
@@ -75,6 +80,44 @@ def test_page_of_a_supervised_run_says_nothing_of_a_teacher(tiny: Tiny, tmp_path
     assert "best mIoU (student), epoch 0" in page
     for word in ("EMA", "pseudo label", "Mask ratio"):
         assert word not in page
+
+
+def test_classes_that_stay_at_0_say_why(tiny: Tiny, tmp_path: Path) -> None:
+    """By a run whose labelled masks lack the class `cross` and whose validation masks lack `ring`, with a threshold nobody reaches."""
+    data = make_tiny(tmp_path / "data")
+    for i in range(22):
+        path = data.root / f"masks/{i}.png"
+        mask = np.array(Image.open(path))
+        mask[mask == (5 if i < 6 else 4)] = 0
+        Image.fromarray(mask).save(path)
+    unimatch_v2.main(data.args(tmp_path / "run", "epochs=1", "conf_thresh=1.0", "batch_size=6"))
+    page = (tmp_path / "run/report.html").read_text()
+    why = dict(re.findall(r'<tr><td data-value="(\w+)">.*?<td class="why" data-value="(.*?)">', page))
+    assert set(why) == set(CLASSES), "the column is there for all"
+    assert why["cross"].startswith("in no labelled mask, never a pseudo label, ")
+    assert why["ring"].startswith("never a pseudo label, in no mask that is scored, ")
+    assert [name for name in CLASSES if "in no labelled mask" in why[name]] == ["cross"]
+    iou = json.loads((tmp_path / "run/report.json").read_text())["epochs"][-1]["iou"][1]
+    assert [bool(why[name]) for name in CLASSES] == [value == 0 for value in iou]
+    words = ["--config", str(data.config), "--checkpoint", str(tmp_path / "run/latest.pth"), "--json", str(tmp_path / "s.json")]
+    evaluate.main(words)
+    told = json.loads((tmp_path / "s.json").read_text())["at_zero"]
+    assert set(told) == {name for name, value in zip(CLASSES, iou, strict=True) if value == 0}
+    assert told["cross"].startswith("in no labelled mask, ")
+    assert told["ring"].startswith("in no mask that is scored, ")
+
+
+def test_reasons_by_hand() -> None:
+    matrix = torch.tensor([[5, 2, 0, 0, 0], [3, 0, 0, 0, 0], [4, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]])
+    matrix[0, 4] = 1
+    assert reasons(matrix, None) == {
+        1: "predicted, but nowhere right",
+        2: "never predicted",
+        3: "in no mask that is scored, never predicted",
+        4: "in no mask that is scored, predicted, but nowhere right",
+    }
+    assert reasons(matrix, {0: 9, 1: 9}, [1.0, 0.0, 0.5, 0.0, 0.0])[2] == "in no labelled mask, never predicted"
+    assert reasons(matrix, {0: 9, 1: 9}, [1.0, 0.0, 0.5, 0.0, 0.0])[1] == "never a pseudo label, predicted, but nowhere right"
 
 
 def test_round_numbers() -> None:
