@@ -1,10 +1,11 @@
-"""Memory of a training step on one GPU, without a GPU: the method's own step runs on tensors that have shapes but no storage."""
+"""A training step or an evaluation on tensors that have shapes but no storage: its memory, its traffic and its operations, without a GPU.
 
-from __future__ import annotations
+What runs is the method's own step and the run's own model, so nothing here knows which ones these are.
+"""
 
-import importlib
 import weakref
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,145 +13,160 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from dataset.batch import Batch
-from dataset.spec import DatasetSpec
-from engine.ema import make_teacher
-from model.dropout import factor_width
+from dataset.custom import spec_of
+from engine.evaluation import predict
+from engine.method import Method
+from model import configured_model
 from model.segmenter import Segmenter
-from scripts.benchmark.work import IMAGES, meta_model
 from util.config import Config
 from util.precision import SIXTEEN_BIT, autocast
 
 GIB = 2**30
-
-
-# Operations that a card's peak rate limits rather than its memory (what scripts/benchmark/work.py counts), and those that move nothing.
-PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "convolution_backward", "_scaled_dot_product")
-NOTHING = ("empty", "new_empty", "detach", "_unsafe_view")
-
-
-@dataclass(frozen=True)
-class Footprint:
-    """Bytes of one training process. activations: what autograd holds between forward and backward pass, one shard at a time.
-    temporary: what the fullest moment of the backward pass needs besides; AdamW's fused update needs nothing.
-    No part of the total: moved, what the operations between the products of one shard's step read and write, not compiled; and
-    operations, how many of any kind it starts on the GPU."""
-
-    weights: int
-    teacher: int
-    gradients: int
-    adam: int
-    batches: int
-    activations: int
-    temporary: int
-    moved: int
-    operations: int
-
-    @property
-    def total(self) -> int:
-        """Bytes at the fullest moment."""
-        return self.weights + self.teacher + self.gradients + self.adam + self.batches + self.activations + self.temporary
+KINDS = ("linear layers", "attention", "convolutions")  # of products: what decides their rate on a card
+NOTHING = ("empty", "new_empty", "detach", "_unsafe_view")  # operations that move no bytes
+# fused attention on CPUs, which PyTorch's counter does not know
+FUSED_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **named: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **named: sdpa_backward_flop_count(*shapes[:4]),
+}
+FORMULAS = FlopCounterMode(display=False, custom_mapping=FUSED_ATTENTION).flop_registry
+Work = Counter[tuple[str, str, str]]  # floating-point operations by network, kind and phase, see `Meter`
 
 
 class Meter(TorchDispatchMode):
-    """Follows the storages that operations allocate inside it: bytes `live` now and at the fullest moment (`peak`), bytes
-    `moved`, number of `operations`."""
+    """Counts what the operations inside it do.
+
+    live, peak: bytes of the storages that they allocate, now and at the fullest moment. operations: how many there are of any kind.
+    moved: bytes that all but products read and write. work: floating-point operations of products, a multiplication and its addition
+    being two, as PyTorch's FlopCounterMode counts them, by network ("teacher": passes without a gradient; "student"), kind (KINDS) and
+    phase (forward | backward | again: the forward pass that activation checkpointing repeats).
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.live = self.peak = self.moved = self.operations = 0
+        self.work: Work = Counter()
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         older = {x.untyped_storage()._cdata for x in given}
-        out = func(*args, **(kwargs or {}))
+        out = func(*args, **kwargs)
         made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
         name = func.overloadpacket.__name__
         if made and not func.is_view and not name.startswith(NOTHING):
             self.operations += 1
-            if not name.startswith(PRODUCTS):
+            if formula := FORMULAS.get(func.overloadpacket):
+                self.work[_part(name)] += formula(*args, **kwargs, out_val=out)
+            else:
                 self.moved += sum(min(x.nbytes, x.untyped_storage().nbytes()) for x in (*given, *made))  # an expanded one is read once
         for tensor in made:
-            self._add(tensor.untyped_storage(), older)
+            storage = tensor.untyped_storage()
+            key, size = storage._cdata, storage.nbytes()
+            if key in self.known or key in older:  # a view, an operation in place, or from before this mode
+                continue
+            self.known.add(key)
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._free, key, size)
         return out
-
-    def _add(self, storage: torch.UntypedStorage, older: set[int]) -> None:
-        key = storage._cdata
-        if key in self.known or key in older:  # a view, an operation in place, or from before this mode
-            return
-        self.known.add(key)
-        self.live += storage.nbytes()
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._free, key, storage.nbytes())
 
     def _free(self, key: int, size: int) -> None:
         self.known.discard(key)
         self.live -= size
 
 
-def empty_batch(cfg: Config, spec: DatasetSpec, method: str, width: int) -> Batch:
-    """A mini-batch of the shapes that a run has with an encoder of this width; its numbers mean nothing."""
-    size = cfg.crop_size
-    count = cfg.batch_size if IMAGES[method][0] else 2 * cfg.batch_size
-    img, mask = torch.zeros(count, 3 * spec.dates, size, size), torch.zeros(count, size, size, dtype=torch.long)
-    if not IMAGES[method][0]:
-        return Batch(img, mask)
-    ignore, box = torch.zeros(count, size, size, dtype=torch.uint8), torch.zeros(count, size, size, dtype=torch.bool)
-    return Batch(img, mask, img.clone(), img.clone(), img.clone(), ignore, box, box.clone(), torch.ones(2 * count, width))
+def _part(name: str) -> tuple[str, str, str]:
+    """Network, kind and phase of the product that is computed now, by its name."""
+    kind = KINDS[1] if "attention" in name else KINDS[2] if "convolution" in name else KINDS[0]
+    if torch._C._current_graph_task_id() == -1:  # not in a backward pass
+        return "student" if torch.is_grad_enabled() else "teacher", kind, "forward"
+    return "student", kind, "again" if torch.is_grad_enabled() else "backward"
 
 
-def measure_step(cfg: Config, spec: DatasetSpec, method: str, student: Segmenter, teacher: nn.Module | None) -> tuple[int, Meter]:
+def hollow_model(cfg: Config, mode: FakeTensorMode) -> Segmenter:
+    """The run's model as CPU tensors of `mode`, frozen where the config says so."""
+    spec = spec_of(cfg)
+    with torch.device("meta"):
+        model = configured_model(cfg, spec.nclass, spec.task)
+    state = model.state_dict()
+    with mode:
+        model.load_state_dict({name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in state.items()}, assign=True)
+    if cfg.lock_backbone:
+        model.backbone.requires_grad_(False)
+    return model
+
+
+def empty_batch(cfg: Config, method: Method, channels: tuple[int, ...]) -> Batch:
+    """A mini-batch of the shapes that a run has with an encoder whose maps have these channels; its numbers mean nothing."""
+    size, count, reads = cfg.crop_size, cfg.batch_size, method.reads
+
+    def images(number: int) -> Tensor:
+        return torch.zeros(number, 3 * spec_of(cfg).dates, size, size)
+
+    def unlabeled() -> dict[str, Any]:
+        views = {f"img_u_s{i + 1}": images(count) for i in range(reads.strong_views)}
+        boxes = {f"box{i + 1}": torch.zeros(count, size, size, dtype=torch.bool) for i in range(reads.strong_views)}
+        return {"img_u_w": images(count), "ignore_u": torch.zeros(count, size, size, dtype=torch.uint8)} | views | boxes
+
+    labeled = reads.labeled * count
+    batch = Batch(images(labeled), torch.zeros(labeled, size, size, dtype=torch.long), **(unlabeled() if method.semi else {}))
+    second = Batch(images(0), images(0), **unlabeled()) if reads.second_draw else None
+    drop = method.draw(count, channels, torch.Generator(), cfg) if method.draw else batch.drop
+    return replace(batch, second=second, drop=drop)
+
+
+def dry_step(cfg: Config, method: Method, student: Segmenter, teacher: nn.Module | None, batch: Batch) -> tuple[int, Meter]:
     """(held, meter) of one shard: bytes alive when the forward pass is done, and the whole step's figures, besides weights, gradients
     and mini-batch. The student's parameters have gradients already, as from the second shard on."""
-    step = importlib.import_module(method).step
     student.backbone.checkpointing = cfg.activation_checkpointing
     for p in student.parameters():
-        if p.requires_grad:
-            p.grad = torch.zeros_like(p)
-    batch = empty_batch(cfg, spec, method, factor_width(student.backbone.channels))
-    labels_by = student if importlib.import_module(method).METHOD.teacher_of(cfg, spec.task) == "student" else teacher
+        p.grad = torch.zeros_like(p) if p.requires_grad else None
+    labels_by = student if method.teacher_of(cfg, spec_of(cfg).task) == "student" else teacher
     with Meter() as meter:
         with autocast("bf16" if cfg.precision in SIXTEEN_BIT else "fp32", torch.device("cpu")):
-            loss, _ = step(student.train(), labels_by, batch, cfg)
+            loss, _ = method.step(student.train(), labels_by, batch, cfg)
         held = meter.live
         loss.backward()
     return held, meter
 
 
-def hollow_models(cfg: Config, spec: DatasetSpec, method: str, mode: FakeTensorMode) -> tuple[Segmenter, nn.Module | None]:
-    """The run's student and teacher (None for supervised) as CPU tensors of `mode`, which have no storage."""
-    student = meta_model(cfg, spec)
-    teacher = make_teacher(student) if IMAGES[method][0] else None
-    shapes = {name: tensor.shape for name, tensor in student.state_dict().items()}
-    with mode:
-        for model in filter(None, (student, teacher)):
-            model.load_state_dict({name: torch.empty(shape) for name, shape in shapes.items()}, assign=True)
-    return student, teacher
+def footprint(cfg: Config, method: Method, shards: int = 1) -> tuple[dict[str, int], Meter]:
+    """(memory, meter) of a process that runs `shards` shards one after the other: bytes by purpose, and the figures of one shard's step.
 
-
-def footprint(cfg: Config, spec: DatasetSpec, method: str, shards: int = 1) -> Footprint:
-    """The memory of a process that runs `shards` shards one after the other.
-
-    Attention counts as the fused kernels do it: q, k, v, output and one number a row; never the N x N matrix.
+    Of the bytes, activations are what autograd holds between forward and backward pass, one shard at a time, and temporary is what the
+    fullest moment of the backward pass needs besides; AdamW's fused update needs nothing. Attention counts as the fused kernels do it: q,
+    k, v, output and one number a row; never the N x N matrix. Nothing is compiled.
     """
     mode = FakeTensorMode()
-    student, teacher = hollow_models(cfg, spec, method, mode)
+    student = hollow_model(cfg, mode)
+    teacher = hollow_model(cfg, mode).eval().requires_grad_(False) if method.teacher == "ema" else None
+    with mode:
+        batch = empty_batch(cfg, method, student.backbone.channels)
+        held, meter = dry_step(cfg, method, student, teacher, batch)
+    size = sum(x.nbytes for one in (batch, batch.second) if one for x in vars(one).values() if isinstance(x, Tensor))
     weights = 4 * sum(p.numel() for p in student.parameters())
     trained = 4 * sum(p.numel() for p in student.parameters() if p.requires_grad)
-    with mode:
-        held, meter = measure_step(cfg, spec, method, student, teacher)
-        batch = empty_batch(cfg, spec, method, factor_width(student.backbone.channels))
-        size = sum(x.nbytes for x in vars(batch).values() if isinstance(x, Tensor))
-    return Footprint(
-        weights=weights,
-        teacher=weights if teacher is not None else 0,
-        gradients=trained,
-        adam=2 * trained,
-        batches=2 * shards * size,  # of this step and of the next one
-        activations=held,
-        temporary=meter.peak - held,
-        moved=meter.moved,
-        operations=meter.operations,
-    )
+    memory = {
+        "weights": weights,
+        "teacher": weights if teacher is not None else 0,
+        "gradients": trained,
+        "adam": 2 * trained if cfg.optimizer == "adamw" else trained,
+        "batches": 2 * shards * size,  # of this step and of the next one
+        "activations": held,
+        "temporary": meter.peak - held,
+    }
+    return memory, meter
+
+
+def evaluation_work(cfg: Config, height: int, width: int) -> Work:
+    """Floating-point operations of evaluating one model on one image (change detection: one pair) of so many pixels."""
+    spec, mode = spec_of(cfg), FakeTensorMode()
+    model = hollow_model(cfg, mode)
+    with mode, torch.no_grad(), Meter() as meter:
+        predict(model, torch.empty(1, 3 * spec.dates, height, width), cfg.eval_mode or spec.eval_mode, cfg.crop_size)
+    return meter.work

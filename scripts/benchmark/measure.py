@@ -1,7 +1,6 @@
 """Times of alternatives, taken turn by turn in one run so that a busy machine slows all of them alike, and the rows of the table."""
 
-from __future__ import annotations
-
+import argparse
 import gc
 import json
 import time
@@ -16,21 +15,23 @@ import torch
 
 from util.error import UserError, reason
 from util.files import output, write_atomic
+from util.precision import SIXTEEN_BIT, matmul_precision
 
 AT_LEAST, AT_MOST = ">=", "<="
+Goal = tuple[str, float]  # AT_LEAST or AT_MOST, and the bound
 
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of the table. `goal`: (">=" or "<=", bound), None for a figure that is only reported. low, high: over the rounds.
+    """One figure of the table. goal: None for a figure that is only reported. low, high: over the rounds.
 
     value: None where it could not be measured; then `note` says why.
     """
 
     figure: str
     value: float | None
-    unit: str  # "x literal", "GB", "ms", "%"
-    goal: tuple[str, float] | None = None
+    unit: str  # "x literal", "GiB", "ms", "%"
+    goal: Goal | None = None
     low: float | None = None
     high: float | None = None
     note: str = ""
@@ -43,13 +44,33 @@ class Row:
         sign, bound = self.goal
         return self.value >= bound if sign == AT_LEAST else self.value <= bound
 
+    def __str__(self) -> str:
+        """A line of a Markdown table."""
+        spread = "" if self.low is None or self.high is None else f"{self.low:.3g} to {self.high:.3g}"
+        goal = "" if self.goal is None else f"{self.goal[0]} {self.goal[1]:g} {'met' if self.met else '**missed**'}"
+        value = "**failed**" if self.value is None else f"{self.value:.3g} {self.unit}"
+        return f"| {self.figure} | {value} | {spread} | {goal} | {self.note.replace('|', '/')} |"
 
-def attempt(figure: str, measure: Callable[[], Iterable[Row]]) -> Iterator[Row]:
-    """The rows that `measure` makes, and one that says why where it fails, so that the others can go on.
 
-    What a machine may lack is told in that row; a bug has its traceback on stderr besides.
+def over_rounds(figure: str, values: list[float], unit: str, goal: Goal | None = None, note: str = "") -> Row:
+    """The median of the rounds, with the smallest and the largest."""
+    return Row(figure, median(values), unit, goal, min(values), max(values), note)
+
+
+def ratio(figure: str, literal: list[float], ours: list[float], goal: Goal | None = None, note: str = "") -> Row:
+    """How many times as fast as the literal way: literal / ours of each round."""
+    times = f"{1000 * median(literal):.4g} -> {1000 * median(ours):.4g} ms"
+    parts = [a / b for a, b in zip(literal, ours, strict=True)]
+    return over_rounds(figure, parts, "x literal", goal, f"{times}{', ' + note if note else ''}")
+
+
+def attempt(figure: str, device: torch.device, measure: Callable[[], Iterable[Row]]) -> Iterator[Row]:
+    """The rows that `measure` makes, and one that says why where it fails, so that the others can still be measured.
+
+    What a machine may lack is in that row alone; a bug has its traceback on stderr besides.
     """
     try:
+        release(device)
         yield from measure()
         return
     except (UserError, torch.OutOfMemoryError, torch._dynamo.exc.TorchDynamoException) as error:
@@ -68,13 +89,6 @@ def release(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def write_figures(path: str, figures: Any) -> None:
-    """Writes the file of --json. Raises UserError where it cannot be written."""
-    text = json.dumps(figures, indent=1) + "\n"
-    with output("--json", Path(path)):
-        write_atomic(Path(path), lambda file: file.write(text.encode()))
-
-
 def wait_for(device: torch.device) -> None:
     """Returns when the device has done what it was given."""
     if device.type == "cuda":
@@ -83,14 +97,11 @@ def wait_for(device: torch.device) -> None:
         torch.mps.synchronize()
 
 
-def seconds(
-    alternatives: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device | None = None, warm: int = 1
-) -> dict[str, list[float]]:
+def seconds(calls: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device, warm: int = 1) -> dict[str, list[float]]:
     """Seconds of each alternative in each round, which runs all, one after the other; the first `warm` ones do not count."""
-    device = device or torch.device("cpu")
-    times: dict[str, list[float]] = {name: [] for name in alternatives}
+    times: dict[str, list[float]] = {name: [] for name in calls}
     for i in range(warm + rounds):
-        for name, call in alternatives.items():
+        for name, call in calls.items():
             wait_for(device)
             begin = time.perf_counter()
             call()
@@ -100,8 +111,23 @@ def seconds(
     return times
 
 
-def ratio(figure: str, literal: list[float], ours: list[float], goal: tuple[str, float] | None = None, note: str = "") -> Row:
-    """How many times as fast as the literal way: the median over the rounds of literal / ours, with the smallest and the largest."""
-    parts = [a / b for a, b in zip(literal, ours, strict=True)]
-    times = f"{1000 * median(literal):.4g} -> {1000 * median(ours):.4g} ms"
-    return Row(figure, median(parts), "x literal", goal, min(parts), max(parts), f"{times}{', ' + note if note else ''}")
+def matrix_rate(device: torch.device, precision: str) -> float:
+    """TFLOP/s of a large matrix product here, in a run's `precision`."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = (torch.randn(size, size, device=device, dtype=SIXTEEN_BIT.get(precision, torch.float32)) for _ in range(2))
+    with matmul_precision(precision, device):
+        return 2 * size**3 / 1e12 / min(seconds({"product": lambda: a @ b}, 5, device, warm=2)["product"])
+
+
+def write_figures(path: str, figures: Any) -> None:
+    """Writes the file of --json. Raises UserError where it cannot be written."""
+    text = json.dumps(figures, indent=1) + "\n"
+    with output("--json", Path(path)):
+        write_atomic(Path(path), lambda file: file.write(text.encode()))
+
+
+def count(text: str) -> int:
+    """A whole number above 0, of a command line."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number above 0")
+    return int(text)

@@ -11,11 +11,10 @@ import pytest
 import torch
 
 from dataset.batch import Reads
-from dataset.lists import ImageList
 from dataset.loader import WHOLE, check_shared_memory, with_room
-from dataset.semi import Source, Sources, TrainSet, collate
+from dataset.semi import Sources, TrainSet, collate
 from dataset.spec import get_spec
-from scripts.benchmark.data import write_images
+from scripts.benchmark.data import drawn_source
 from tests.conftest import Tiny
 from util.config import Config, load_config
 from util.error import UserError
@@ -69,10 +68,8 @@ def test_fewer_processes_decode_whole_images_where_there_is_little_room(
 def test_the_estimate_is_close_to_large_mini_batches(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, on_device: bool, fits: float, too_little: float
 ) -> None:
-    write_images(tmp_path, 400, 300, "jpg", 6.0)
-    listed = str(tmp_path / "list.txt")
-    sources = {s: Sources([Source(get_spec("pascal"), str(tmp_path), ImageList(listed, "segmentation", s == "x"))]) for s in "xu"}
-    data = TrainSet(sources, 84, 0, Reads(), on_device=on_device)
+    drawn = Sources([drawn_source(tmp_path, get_spec("pascal"), (400, 300))])
+    data = TrainSet({"x": drawn, "u": drawn}, 84, 0, Reads(), on_device=on_device)
     mini_batches: list[Any] = [collate([data[(("x", epoch, i, i), ("u", epoch, i, i))] for i in range(4)]) for epoch in range(16)]
     tensors = [value for batch in mini_batches for value in vars(batch).values() if isinstance(value, torch.Tensor)]
     real = sum(tensor.nbytes for tensor in tensors) / len(mini_batches)

@@ -1,11 +1,12 @@
 """Shipped configs with a few keys changed."""
 
 from dataclasses import replace
+from typing import Any
 
 from tests.conftest import ROOT
 from util.config import Config, load_config
 
 
-def recipe(name: str, **changed: object) -> Config:
-    """configs/<name>.yaml, some of its keys changed."""
-    return replace(load_config(str(ROOT / f"configs/{name}.yaml")), **changed)
+def recipe(name: str, kind: type[Config] = Config, **changed: Any) -> Any:
+    """configs/<name>.yaml, some of its keys changed. kind: the class of a method's settings."""
+    return replace(load_config(str(ROOT / f"configs/{name}.yaml"), kind=kind), **changed)

@@ -9,39 +9,34 @@ from typing import Any
 import pytest
 import torch
 
-from scripts.benchmark import __main__, step
+from scripts.benchmark import __main__, speed
 from scripts.benchmark.measure import AT_LEAST, AT_MOST, Row, ratio, seconds
 from tests.conftest import command
-from tests.scripts.benchmark.recipes import recipe
 from util.error import UserError
 
 SETTINGS = ("backbone=dinov2_tiny", "crop_size=28", "batch_size=1")
-SMALL = ["--config", "configs/pascal.yaml", "--rounds", "1", *(part for setting in SETTINGS for part in ("--set", setting))]
+STEP = ["step", "--config", "configs/pascal.yaml", "--rounds", "1", "--device", "cpu", *(part for s in SETTINGS for part in ("--set", s))]
 
 
-def test_step_prints_its_table_and_writes_it(tmp_path: Path) -> None:
-    done = command("-m", "scripts.benchmark", "step", *SMALL, "--device", "cpu", "--json", str(tmp_path / "out.json"))
-    found = json.loads((tmp_path / "out.json").read_text())
-    assert done.returncode == any(row["met"] is False for row in found["rows"]), done.stderr
-    assert {"gpu", "cpu", "cores", "threads", "versions"} <= found["machine"].keys()
-    assert "| step, dinov2_tiny, 28, 1+1 images: fp32 |" in done.stdout
-    for row in found["rows"]:
-        assert row["value"] > 0
-        assert f"| {row['figure']} | {row['value']:.3g} {row['unit']} |" in done.stdout
-
-
-@pytest.mark.parametrize(("bound", "code"), [(0.0, None), (1e6, 1)])
-def test_a_missed_goal_is_exit_code_1(
-    bound: float, code: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+def test_a_step_is_printed_and_written_and_a_missed_goal_is_exit_code_1(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(step, "CPU_GOAL", (AT_LEAST, bound))
-    ended = None
-    try:
-        __main__.main(["step", *SMALL, "--device", "cpu"])
-    except SystemExit as end:
-        ended = end.code
-    assert ended == code
-    assert ("1 goals missed: step, dinov2_tiny" in capsys.readouterr().out) == (code == 1)
+    monkeypatch.setattr(speed, "CPU_GOAL", (AT_LEAST, 1e6))
+    with pytest.raises(SystemExit, match="1"):
+        __main__.main([*STEP, "--only", "fp32", "--json", str(tmp_path / "out.json")])
+    out, found = capsys.readouterr().out, json.loads((tmp_path / "out.json").read_text())
+    assert "1 goals missed: step, dinov2_tiny" in out
+    assert {"gpu", "cpu", "cores", "threads", "versions"} <= found["machine"].keys()
+    (row,) = found["rows"]
+    assert row["value"] > 0
+    assert f"| step, dinov2_tiny, 28, 1+1 images: fp32 | {row['value']:.3g} {row['unit']} |" in out
+
+
+def test_the_former_name_of_the_command() -> None:
+    done = command("-m", "util.benchmark", "plan", "--method", "mean_teacher")
+    assert done.returncode == 2
+    assert "argument --method: invalid choice: 'mean_teacher' (choose from " in done.stderr
+    assert "`python -m scripts.benchmark plan --help`" in done.stderr
 
 
 Measured = dict[str, Callable[..., Iterator[Row]]]
@@ -54,8 +49,11 @@ def kinds(monkeypatch: pytest.MonkeyPatch) -> Measured:
     def one(kind: str, *_: Any) -> Iterator[Row]:
         yield Row(f"figure of {kind}", 1.0, "s")
 
-    made: Measured = {kind: partial(one, kind) for kind in __main__.KINDS}
-    monkeypatch.setattr(__main__, "MEASURE", made)
+    monkeypatch.setattr("scripts.benchmark.measure.release", lambda device: None)
+    made: Measured = {}
+    for kind, (words, _) in __main__.KINDS.items():
+        made[kind] = partial(one, kind)
+        monkeypatch.setitem(__main__.KINDS, kind, (words, lambda *given, kind=kind: made[kind](*given)))
     return made
 
 
@@ -99,7 +97,7 @@ def test_a_gpu_that_has_broken_leaves_the_exit_code(
         if next(calls) > 0:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-    monkeypatch.setattr(__main__, "release", broken)
+    monkeypatch.setattr("scripts.benchmark.measure.release", broken)
     with pytest.raises(SystemExit, match="1"):
         __main__.main(["all", "--device", "cpu"])
     out = capsys.readouterr().out
@@ -117,17 +115,6 @@ def test_a_row_is_out_before_the_next_is_measured(kinds: Measured, tmp_path: Pat
     __main__.main(["all", "--device", "cpu", "--json", str(tmp_path / "out.json")])
 
 
-def test_a_setting_that_fails_leaves_the_other_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_compiler(device: torch.device) -> None:
-        raise UserError("compile: PyTorch cannot compile")
-
-    monkeypatch.setattr("engine.update.check_compiler", no_compiler)
-    cfg = recipe("pascal", backbone="dinov2_tiny", crop_size=28, batch_size=1)
-    found = list(step.rows(cfg, torch.device("cpu"), 1, ["fp32, compile", "fp32"]))
-    assert [row.value is None for row in found] == [True, False]
-    assert found[0].note == "UserError: compile: PyTorch cannot compile"
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -139,7 +126,7 @@ def test_a_setting_that_fails_leaves_the_other_settings(monkeypatch: pytest.Monk
         (["all", "--set", "backbone=dinov2_huge"], ["dinov2_huge", "dinov2_giant"]),
         (["all", "--config", "absent.yaml"], ["absent.yaml", "no such config file"]),
         (["loop"], ["loop", "found device cpu", "expected an NVIDIA GPU"]),
-        (["eval", "--config", "configs/levir.yaml"], ["eval", "configs/levir.yaml", "expected segmentation"]),
+        (["settings"], ["'settings'", "`python -m scripts.benchmark --help`"]),
         (["foo"], ["'foo'", "`python -m scripts.benchmark --help`"]),
     ],
     ids=lambda value: " ".join(value)[:40],
@@ -147,7 +134,7 @@ def test_a_setting_that_fails_leaves_the_other_settings(monkeypatch: pytest.Monk
 def test_mistakes_end_in_one_line_before_anything_is_measured(
     arguments: list[str], words: list[str], kinds: Measured, capsys: pytest.CaptureFixture
 ) -> None:
-    device = [] if "--device" in arguments or arguments == ["foo"] else ["--device", "cpu"]
+    device = [] if "--device" in arguments or arguments[0] in ("foo", "settings") else ["--device", "cpu"]
     with pytest.raises(UserError) as error:
         __main__.main([*arguments, *device])
     for word in words:
@@ -160,20 +147,12 @@ def test_all_skips_what_cannot_be_measured(kinds: Measured, capsys: pytest.Captu
     __main__.main(["all", "--config", "configs/levir.yaml", "--device", "cpu"])
     out = capsys.readouterr().out
     assert "skipped loop: found device cpu" in out
-    assert "skipped eval: configs/levir.yaml is about change detection" in out
-    assert [kind for kind in __main__.KINDS if f"| figure of {kind} |" in out] == ["step", "memory", "data"]
-
-
-def test_a_step_and_its_parts_of_change_detection() -> None:
-    cfg = recipe("levir", backbone="dinov2_tiny", crop_size=28, batch_size=2)
-    found = list(step.rows(cfg, torch.device("cpu"), 1, ["fp32"], ["fp32"]))
-    assert len(found) == 6
-    assert all(row.value for row in found), [row.note for row in found]
+    assert [kind for kind in __main__.KINDS if f"| figure of {kind} |" in out] == ["step", "memory", "eval", "data"]
 
 
 def test_alternatives_take_turns_and_warm_rounds_do_not_count() -> None:
     calls: list[str] = []
-    times = seconds({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, rounds=2, warm=1)
+    times = seconds({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, torch.device("cpu"), warm=1)
     assert calls == ["a", "b"] * 3
     assert {name: len(each) for name, each in times.items()} == {"a": 2, "b": 2}
 

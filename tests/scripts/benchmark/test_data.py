@@ -3,48 +3,58 @@
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from dataset.batch import Reads, normalize
-from dataset.lists import ImageList
-from dataset.semi import STREAMS, Source, Sources, TrainSet
+from dataset.batch import Batch, Reads, make_batch
+from dataset.custom import spec_of
+from dataset.semi import Sources, TrainSet, collate
 from dataset.spec import get_spec
 from model.encoder import Encoder
 from scripts.benchmark import data
+from tests.scripts.benchmark.recipes import recipe
 
 CROP = 56
+CPU = torch.device("cpu")
 
 
-@pytest.fixture(scope="module", params=["jpg", "png"])
-def root(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp(request.param)
-    data.write_images(root, 100, 75, request.param, 3.0)
-    return root
+@pytest.mark.parametrize(("stream", "suffix"), [("x", "jpg"), ("x", "png"), ("u", "jpg")])
+def test_both_ways_make_the_same_samples(stream: str, suffix: str, tmp_path: Path) -> None:
+    source = data.drawn_source(tmp_path, get_spec("pascal"), (100, 75), suffix)
+    literal = data.literal_samples(source, stream, CROP, range(8))
+    ours: Any = TrainSet({stream: Sources([source])}, CROP, 0, Reads(), on_device=True)
+    raw: Any = collate([ours[((stream, 0, i, i % 4),)] for i in range(8)])
+    made = make_batch(raw, CPU, Encoder())
+    for name in ("img_u_w", "img_u_s1", "img_u_s2", "ignore_u") if stream == "u" else ("img_x", "mask_x"):
+        torch.testing.assert_close(getattr(made, name), literal[name], rtol=0, atol=2e-6, check_dtype=False)
 
 
-@pytest.mark.parametrize("stream", ["x", "u"])
-def test_both_ways_make_the_same_samples(root: Path, stream: str) -> None:
-    lines = (root / "list.txt").read_text().splitlines()
-    sources = {stream: Sources([Source(get_spec("pascal"), str(root), ImageList(str(root / "list.txt"), "segmentation", stream == "x"))])}
-    ours = TrainSet(sources, CROP, 0, Reads())
-    for i in range(8):
-        literal = data.literal_sample(root, lines[i % 4], CROP, np.random.default_rng((0, STREAMS[stream], 0, i)), stream)
-        sample: Any = ours[((stream, 0, i, i % 4),)]
-        if stream == "x":
-            found = {"img": normalize(sample["img_x"], Encoder()), "mask": sample["mask_x"]}
-        else:
-            names = {"img": "img_u_w", "strong1": "img_u_s1", "strong2": "img_u_s2"}
-            found = {name: normalize(sample[field], Encoder()) for name, field in names.items()}
-            found |= {"ignore": sample["ignore_u"]} | {name: sample[name] for name in ("box1", "box2")}
-        assert set(found) == set(literal)
-        for name, value in literal.items():
-            torch.testing.assert_close(found[name], value, atol=2e-6, rtol=0, check_dtype=False)
+@pytest.mark.parametrize("name", ["pascal", "levir"])
+def test_a_mini_batch_is_that_of_a_run(name: str) -> None:
+    cfg = recipe(name, crop_size=28, batch_size=5)
+    ready, unmade = (make_batch(data.host_batch(cfg, on_device), CPU, Encoder()) for on_device in (False, True))
+    channels = 3 * spec_of(cfg).dates
+    for field in ("img_x", "img_u_w", "img_u_s1", "img_u_s2"):
+        assert getattr(ready, field).shape == (5, channels, 28, 28)
+        assert torch.equal(getattr(ready, field), getattr(unmade, field))
+    assert isinstance(ready, Batch)
+    assert not torch.equal(ready.img_u_s1, ready.img_u_s2)
 
 
-def test_rows(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_masks_hold_values_of_the_data_set(tmp_path: Path) -> None:
+    own: dict[str, Any] = {"dataset": "own", "classes": ["land", "water"], "nclass": None, "label_map": {10: 0, 200: 1}}
+    for i, (cfg, most) in enumerate(((recipe("ade20k"), 19), (recipe("demo", **own), 2), (recipe("levir"), 2))):
+        source = data.drawn_source(tmp_path / str(i), spec_of(cfg), (40, 30), count=6)
+        assert len(source.ids) == 6
+        masks = [source.mask(source.ids[j], (40, 30)) for j in range(4)]  # raises UserError for a value that is illegal
+        assert {int(value) for mask in masks for value in mask.flat} <= set(range(most))
+        assert len({int(value) for mask in masks for value in mask.flat}) > 1
+
+
+@pytest.mark.parametrize(("stream", "goal"), [("u", (">=", 10.0)), ("x", None)])
+def test_a_row(stream: str, goal: tuple[str, float] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "DRAWS", 4)
-    found = list(data._sample_rows(root, "500 x 375 JPG, crop 56", CROP, rounds=2))
-    assert [row.goal for row in found] == [(">=", 10.0), None, None, None, None, None]
-    assert all(row.low and row.value and row.high and 0 < row.low <= row.value <= row.high for row in found)
+    source = data.drawn_source(tmp_path, get_spec("pascal"), (40, 30))
+    row = data.sample_row(source, stream, 518, 1, "samples")
+    assert row.goal == goal
+    assert (row.value or 0) > 0

@@ -1,30 +1,37 @@
-"""The memory that is calculated without storage is the memory that a real step takes."""
+"""What is counted without storage is what a real step takes: its memory, its operations and who does them."""
 
-import importlib
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils.flop_counter import FlopCounterMode
 
+import fixmatch
+import supervised
+import unimatch_v1
+import unimatch_v2
 from dataset.custom import spec_of
 from engine.ema import make_teacher
-from model import build_model
-from scripts.benchmark.cards import get_card
-from scripts.benchmark.footprint import GIB, Footprint, Meter, empty_batch, footprint
-from scripts.benchmark.plan import fits
-from scripts.benchmark.scaling import Cluster
+from engine.method import Method
+from model import build_model, configured_model
+from scripts.benchmark.footprint import FUSED_ATTENTION, Meter, Work, empty_batch, evaluation_work, footprint
 from tests.scripts.benchmark.recipes import recipe
 from util.config import Config
 
+V2 = unimatch_v2.METHOD
 
-def really_saved(cfg: Config, method: str, bf16: bool) -> int:
-    """Bytes of the storages that autograd saves in a step on a CPU, besides weights and mini-batch."""
+
+def real_step(cfg: Config, method: Method) -> tuple[int, int]:
+    """Bytes of the storages that autograd saves in a step on a CPU, besides weights and mini-batch, and operations that PyTorch counts."""
     spec = spec_of(cfg)
-    student = build_model(cfg.backbone, spec.nclass, spec.task).train()
-    batch = empty_batch(cfg, spec, method, student.backbone.channels[0])
-    given = [*student.parameters(), *(x for x in vars(batch).values() if isinstance(x, Tensor))]
+    student = configured_model(cfg, spec.nclass, spec.task).train()
+    student.backbone.requires_grad_(not cfg.lock_backbone)
+    student.backbone.checkpointing = cfg.activation_checkpointing
+    batch = empty_batch(cfg, method, student.backbone.channels)
+    given = [*student.parameters(), *student.buffers(), *(x for x in vars(batch).values() if isinstance(x, Tensor))]
     older = {x.untyped_storage()._cdata for x in given}
     saved: dict[int, torch.UntypedStorage] = {}
 
@@ -34,62 +41,95 @@ def really_saved(cfg: Config, method: str, bf16: bool) -> int:
             saved[storage._cdata] = storage
         return tensor
 
-    teacher = student if spec.task == "change" else make_teacher(student)
-    with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-        loss, _ = importlib.import_module(method).step(student, teacher, batch, cfg)
-    del loss
-    return sum(storage.nbytes() for storage in saved.values())
+    teacher = student if method.teacher_of(cfg, spec.task) == "student" else make_teacher(student)
+    with FlopCounterMode(display=False, custom_mapping=FUSED_ATTENTION) as counter:
+        with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, enabled=cfg.precision == "bf16"):
+            loss, _ = method.step(student, teacher, batch, cfg)
+        held = sum(storage.nbytes() for storage in saved.values())
+        loss.backward()
+    return held, counter.get_total_flops()
 
 
 @pytest.mark.parametrize(
-    ("cfg", "method", "precision"),
+    ("name", "method", "changed"),
     [
-        (recipe("camvid"), "unimatch_v2", "fp32"),
-        (recipe("camvid"), "unimatch_v2", "bf16"),
-        (recipe("camvid", batch_size=2), "fixmatch", "fp32"),
-        (recipe("levir", backbone="dinov2_tiny", crop_size=126, batch_size=2), "unimatch_v2", "fp32"),
-        (recipe("cityscapes", backbone="dinov2_small", crop_size=112, batch_size=1), "supervised", "fp32"),
+        ("camvid", unimatch_v2, {"backbone": "dinov2_small", "batch_size": 1}),
+        ("camvid", unimatch_v2, {"precision": "bf16"}),
+        ("pascal", unimatch_v1, {"activation_checkpointing": True, "batch_size": 1}),
+        ("pascal", fixmatch, {"lock_backbone": True}),
+        ("levir", unimatch_v2, {}),
+        ("cityscapes", supervised, {"backbone": "dinov3_small", "batch_size": 1}),
+        ("pascal", fixmatch, {"backbone": "resnet50", "model": "deeplabv3plus"}),
     ],
-    ids=["camvid", "camvid-bf16", "fixmatch", "change", "supervised"],
+    ids=["small", "bf16", "v1-checkpointing", "fixmatch-frozen", "change", "supervised-dinov3", "deeplabv3plus"],
 )
-def test_activations_are_what_autograd_saves(cfg: Config, method: str, precision: str) -> None:
-    found = footprint(replace(cfg, precision=precision), spec_of(cfg), method)
-    assert found.activations == pytest.approx(really_saved(cfg, method, precision == "bf16"), rel=0.001)
+def test_activations_and_operations_are_those_of_a_real_step(name: str, method: Any, changed: dict[str, Any]) -> None:
+    cfg = recipe(name, method.METHOD.config, **{"backbone": "dinov2_tiny", "crop_size": 112, "batch_size": 2, **changed})
+    memory, meter = footprint(cfg, method.METHOD)
+    held, operations = real_step(cfg, method.METHOD)
+    assert memory["activations"] == pytest.approx(held, rel=0.001)
+    assert meter.work.total() == operations
+
+
+def part(work: Work, **wanted: str) -> int:
+    """Operations of some network, kind or phase."""
+    names = ("network", "kind", "phase")
+    return sum(amount for key, amount in work.items() if all(key[names.index(name)] == value for name, value in wanted.items()))
+
+
+def test_who_does_what_and_when() -> None:
+    cfg = recipe("pascal", backbone="dinov2_small", crop_size=112)
+    work = footprint(cfg, V2)[1].work
+    tokens, width, images = 8 * 8 + 1, 384, cfg.batch_size
+    linear = 12 * images * tokens * 2 * 12 * width**2  # of each block: qkv 3, projection 1, feed-forward 8
+    assert work["teacher", "linear layers", "forward"] == linear
+    assert work["student", "linear layers", "forward"] == 3 * linear
+    assert work["student", "linear layers", "backward"] == 6 * linear
+    attention = 12 * images * 2 * 2 * tokens**2 * width
+    assert work["teacher", "attention", "forward"] == attention
+    assert work["student", "attention", "backward"] == 3 * attention * 5 // 2  # a fused kernel forms the weights again
+    assert part(work, network="teacher", phase="forward") * 3 == part(work, network="student", phase="forward")
+    assert part(work, phase="again") == 0
+
+
+def test_checkpointing_repeats_the_blocks_and_keeps_one_tensor_of_each() -> None:
+    cfg = recipe("pascal", backbone="dinov2_small", crop_size=112)
+    (memory, plain), (less, again) = (footprint(replace(cfg, activation_checkpointing=on), V2) for on in (False, True))
+    for kind in ("linear layers", "attention"):
+        assert again.work["student", kind, "again"] == plain.work["student", kind, "forward"]
+    assert again.work.total() == plain.work.total() + part(again.work, phase="again")
+    assert part(again.work, phase="again", kind="convolutions") == 0
+    assert less["activations"] < 0.4 * memory["activations"]
+    assert sum(less.values()) < sum(memory.values())
+    assert again.moved > plain.moved
 
 
 def test_attention_saves_no_matrix_of_all_pairs() -> None:
     sizes = (252, 518)  # pixels; all else grows with the area
-    less, more = (recipe("pascal", backbone="dinov2_small", crop_size=size, batch_size=1) for size in sizes)
-    small, large = (footprint(cfg, spec_of(cfg), "supervised").activations for cfg in (less, more))
+    cfgs = (recipe("pascal", backbone="dinov2_tiny", crop_size=size) for size in sizes)
+    small, large = (footprint(cfg, supervised.METHOD)[0]["activations"] for cfg in cfgs)
     assert large / small == pytest.approx((sizes[1] / sizes[0]) ** 2, rel=0.02)
 
 
-def test_checkpointing_keeps_one_tensor_a_block() -> None:
-    cfgs = (recipe("pascal", precision="bf16", activation_checkpointing=checkpointing) for checkpointing in (False, True))
-    plain, less = (footprint(cfg, spec_of(cfg), "unimatch_v2") for cfg in cfgs)
-    assert less.activations < 0.4 * plain.activations
-    assert less.total < plain.total
-    assert less.moved > plain.moved
-
-
 def test_weights_and_what_follows_them() -> None:
-    cfg = recipe("pascal", lock_backbone=True)
+    cfg = recipe("pascal", backbone="dinov2_tiny", crop_size=28, lock_backbone=True)
     model = build_model(cfg.backbone, 21)
     decoder = sum(p.numel() for p in model.head.parameters() if p.requires_grad)
-    found = footprint(cfg, spec_of(cfg), "unimatch_v2")
     every = 4 * sum(p.numel() for p in model.parameters())
-    assert (found.weights, found.teacher, found.gradients, found.adam) == (every, every, 4 * decoder, 8 * decoder)
-    assert footprint(cfg, spec_of(cfg), "supervised").teacher == 0
+    memory, meter = footprint(cfg, V2)
+    assert [memory[name] for name in ("weights", "teacher", "gradients", "adam")] == [every, every, 4 * decoder, 8 * decoder]
+    assert not part(meter.work, phase="backward", kind="linear layers")  # the frozen encoder's
+    assert footprint(cfg, supervised.METHOD)[0]["teacher"] == 0
 
 
-@pytest.mark.parametrize("name", ["pascal", "ade20k"])
-def test_giant_fits_80_gb_with_bf16_and_checkpointing(name: str) -> None:
-    cfg = recipe(name, backbone="dinov2_giant", precision="bf16", activation_checkpointing=True)
-    found = footprint(cfg, spec_of(cfg), "unimatch_v2", shards=4)
-    standing = found.weights + found.teacher + found.gradients + found.adam
-    assert standing == pytest.approx(25e9, rel=0.02)
-    assert fits(found, Cluster(get_card("a100-80")))
-    assert not fits(found, Cluster(get_card("rtx4090")))
+def test_published_recipe_takes_about_15_tflop() -> None:
+    assert footprint(recipe("pascal"), V2)[1].work.total() == pytest.approx(15e12, rel=0.06)
+
+
+def test_evaluation_counts_windows() -> None:
+    cfg = recipe("cityscapes", backbone="dinov2_tiny")
+    windows, whole = evaluation_work(cfg, 1024, 2048), evaluation_work(replace(cfg, eval_mode="original"), 798, 798)
+    assert windows.total() == 8 * whole.total()  # 2 x 4 windows
 
 
 def test_meter_follows_allocations() -> None:
@@ -103,11 +143,7 @@ def test_meter_follows_allocations() -> None:
         assert meter.moved == 2400
         z @ z.T
     assert (meter.moved, meter.operations) == (2400, 4)  # a product
-
-
-def test_total_is_the_sum() -> None:
-    assert Footprint(1, 2, 4, 8, 16, 32, 64, moved=1000, operations=1000).total == 127
-    assert fits(Footprint(int(70 * GIB), 0, 0, 0, 0, 0, 0, 0, 0), Cluster(get_card("H100")))
+    assert meter.work == {("student", "linear layers", "forward"): 2000}
 
 
 @pytest.mark.gpu
@@ -115,21 +151,19 @@ def test_total_is_the_sum() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_gpu_takes_what_was_calculated(precision: str) -> None:
     cfg = recipe("pascal", batch_size=2, precision=precision)
-    spec = spec_of(cfg)
     with torch.device("cuda"):
-        student = build_model(cfg.backbone, spec.nclass).train()
+        student = build_model(cfg.backbone, spec_of(cfg).nclass).train()
         teacher = make_teacher(student)
-        batch = empty_batch(cfg, spec, "unimatch_v2", student.backbone.channels[0])
+        batch = empty_batch(cfg, V2, student.backbone.channels)
         for p in student.parameters():
             p.grad = torch.zeros_like(p) if p.requires_grad else None
-    step = importlib.import_module("unimatch_v2").step
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     with torch.autocast("cuda", torch.bfloat16, enabled=precision == "bf16"):
-        loss, _ = step(student, teacher, batch, cfg)
+        loss, _ = V2.step(student, teacher, batch, cfg)
     held = torch.cuda.memory_allocated() - before
     loss.backward()
     peak = torch.cuda.max_memory_allocated() - before
-    found = footprint(cfg, spec, "unimatch_v2")
-    assert held == pytest.approx(found.activations, rel=0.1)
-    assert peak == pytest.approx(found.activations + found.temporary, rel=0.15)
+    memory, _ = footprint(cfg, V2)
+    assert held == pytest.approx(memory["activations"], rel=0.1)
+    assert peak == pytest.approx(memory["activations"] + memory["temporary"], rel=0.15)

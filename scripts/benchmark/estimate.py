@@ -1,0 +1,229 @@
+"""Hours of a run on 1 to 64 cards and what limits it first: from its operations, its lists and the cards' data sheets."""
+
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+from dataset.custom import spec_of
+from dataset.sampler import epoch_steps, repeated_length
+from engine.method import Method
+from scripts.benchmark.footprint import GIB, KINDS, Meter, Work, evaluation_work, footprint
+from util.config import Config
+from util.error import UserError
+from util.precision import PRECISIONS, SIXTEEN_BIT
+
+EFFICIENCY = 0.7  # an assumption, no measurement: the share of a card's peak rate and bandwidth that a run reaches
+LAUNCH = 6e-6  # an assumption: seconds that PyTorch takes on the CPU to start one operation
+UPDATE = 48  # bytes that AdamW in one kernel (28) and EMA (20) move for a parameter
+LINK_SHARE = 0.7  # share of a link's nominal rate that an all-reduce reaches
+BUCKET = 25 * 2**20  # bytes of DDP's last bucket of gradients, which no backward pass is left to hide
+USABLE = 0.95  # share of a card's memory that a run may take; the rest is for CUDA, NCCL, cuDNN's workspaces and gaps
+FEW, MANY = (1, 2, 4, 8), (1, 2, 4, 8, 16, 32, 64)  # cards
+TALK, FEW_STEPS = 0.1, 50  # limits: share of a step spent in gradients, steps of an epoch
+# seconds of one CPU core per million pixels (training-logs/PERFORMANCE.md): Pillow decodes an image and resizes it, at scales from 0.5 to
+# 2; the crop's part is cut out for a GPU; Pillow makes two strong views of a crop
+JPEG, PNG, RESIZE, CUT, VIEWS = 0.0065, 0.029, 0.011, 0.002, 0.075
+PNG_SETS = {"cityscapes", "levir", "whu", "camvid"}
+
+
+@dataclass(frozen=True)
+class Card:
+    """Peak rates of one card, dense, in TFLOP/s (10^12 operations a second), sums in float32; from the maker's public data sheet.
+
+    memory: GiB. fp32: float32 without tensor cores. tf32, bf16, fp16: tensor cores; 0 where the card has none for that type.
+    bandwidth: GB/s of its memory. link: GB/s in one direction between cards of a node (NVLink, else PCIe 4.0 x16 or 3.0 for older).
+    """
+
+    name: str
+    memory: float
+    fp32: float
+    tf32: float
+    bf16: float
+    fp16: float
+    bandwidth: float
+    link: float
+
+    def rates(self, precision: str) -> dict[str, float]:
+        """TFLOP/s of each kind of product at a `precision`; 0 where the card cannot do it.
+
+        "fp32" is PyTorch's default: convolutions in TF32 on cards that have it, matrix products in full float32. The fused attention
+        of float32 runs three TF32 products for each float32 one on cards that have it.
+        """
+        linear = getattr(self, precision)
+        if precision in SIXTEEN_BIT or not linear:
+            return dict.fromkeys(KINDS, linear)
+        return dict(zip(KINDS, (linear, max(self.fp32, self.tf32 / 3), max(self.fp32, self.tf32)), strict=True))
+
+
+CARDS = {
+    card.name: card
+    for card in (
+        #     name       GiB   fp32   tf32   bf16   fp16   GB/s  link
+        Card("a100-40", 40, 19.5, 156.0, 312.0, 312.0, 1555, 300),  # SXM4
+        Card("a100-80", 80, 19.5, 156.0, 312.0, 312.0, 2039, 300),  # SXM4
+        Card("h100", 80, 66.9, 494.7, 989.4, 989.4, 3350, 450),  # SXM5
+        Card("h200", 141, 66.9, 494.7, 989.4, 989.4, 4800, 450),  # SXM5
+        Card("l40s", 48, 91.6, 183.0, 362.0, 362.0, 864, 32),
+        Card("a6000", 48, 38.7, 77.4, 154.8, 154.8, 768, 32),  # RTX A6000, Ampere
+        Card("rtx4090", 24, 82.6, 82.6, 165.2, 165.2, 1008, 32),
+        Card("rtx3090", 24, 35.6, 35.6, 71.0, 71.0, 936, 32),
+        Card("v100", 32, 15.7, 0.0, 0.0, 125.0, 900, 150),  # SXM2
+    )
+}
+
+
+class Plan:
+    """A run and the cards for it. lengths: of its lists, labeled, unlabeled and val; image: (height, width) of its images in pixels.
+
+    efficiency: share of a card's peak rate and bandwidth; node: cards in a node; network: GB/s in one direction out of a node; cores: CPU
+    cores beside each card. Raises UserError for a run that the lists or the card do not allow.
+    """
+
+    def __init__(
+        self, cfg: Config, method: Method, lengths: dict[str, int], image: tuple[int, int], card: Card,
+        efficiency: float = EFFICIENCY, node: int = 8, network: float = 25.0, cores: int = 8,
+    ) -> None:  # fmt: skip
+        self.cfg, self.method, self.lengths, self.image, self.card = cfg, method, lengths, image, card
+        self.efficiency, self.node, self.network, self.cores = efficiency, node, network, cores
+        self.shards = cfg.shards or 1
+        # labelled images of a shard's mini-batch; semi-supervised, as many unlabelled ones come with them
+        self.batch = method.reads.labeled * cfg.batch_size
+        # images that are read for each of these, itself included
+        self.files = (1 + method.semi + method.reads.second_draw) * spec_of(cfg).dates
+        self.evaluations = -(-cfg.epochs // cfg.eval_every)  # the last epoch has one in any case
+        if not self.steps(self.shards):
+            raise UserError(f"batch_size: these lists make no full mini-batch of {self.batch} on each of {self.shards} shard(s); lower it")
+        self.precisions = [precision for precision in PRECISIONS if all(card.rates(precision).values())]
+        if cfg.precision not in self.precisions:
+            raise UserError(f"precision: found {cfg.precision}, expected one that --card {card.name} has: {', '.join(self.precisions)}")
+
+    def steps(self, shards: int) -> int:
+        """Optimiser steps of an epoch; 0 where the lists make no full mini-batch."""
+        spec, reads, unlabeled = spec_of(self.cfg), self.method.reads, self.lengths["unlabeled"]
+        target, cut = unlabeled if reads.unlabeled else spec.supervised_length or unlabeled, spec.task == "change" or reads.cut_labeled
+        length = repeated_length(self.lengths["labeled"], target, cut)
+        return epoch_steps([length, unlabeled] if reads.unlabeled else [length], shards, self.batch)
+
+    def sample_seconds(self) -> float:
+        """Seconds of one core for a labelled image and, semi-supervised, the unlabelled one that comes with it."""
+        image, crop = self.image[0] * self.image[1], self.cfg.crop_size**2
+        made = CUT * crop  # a GPU makes its images itself, unless `views` says otherwise
+        if self.cfg.views == "worker":
+            made = RESIZE * image + (VIEWS / 2 * crop if self.method.semi else 0.0)
+        return self.files * ((PNG if self.cfg.dataset in PNG_SETS else JPEG) * image + made) / 1e6
+
+    @cached_property
+    def footprints(self) -> dict[tuple[str, bool], tuple[dict[str, int], Meter]]:
+        """Memory and meter of a process that runs all shards, by precision (fp32 | bf16) and activation checkpointing."""
+        found = {}
+        for precision, again in product(("fp32", "bf16"), (False, True)):
+            cfg = replace(self.cfg, precision=precision, activation_checkpointing=again)
+            found[precision, again] = footprint(cfg, self.method, self.shards)
+        return found
+
+    @cached_property
+    def work(self) -> tuple[Work, Work]:
+        """Operations of one shard's step, and of one evaluation, of all of the method's models."""
+        images = self.lengths["val"] * len(self.method.models)
+        scored = {part: images * amount for part, amount in evaluation_work(self.cfg, *self.image).items()}
+        return self.footprints["fp32", self.cfg.activation_checkpointing][1].work, Work(scored)
+
+    def cost(self, precision: str) -> dict[str, Any]:
+        """Seconds on one card, estimated: products at the peak rate, then what lies between them at the peak bandwidth, both at the
+        efficiency; or the time to start all of these operations, where a small model waits for that. The forward passes of an
+        evaluation are taken to come as near to their products as a step does.
+        """
+        rates, bandwidth = self.card.rates(precision), 1e9 * self.card.bandwidth
+        memory, used = self.footprints["fp32" if "32" in precision else "bf16", self.cfg.activation_checkpointing]
+
+        def at_peak(work: Work, phases: tuple[str, ...] = ("forward", "backward", "again")) -> float:
+            return sum(amount / (1e12 * rates[kind]) for (_, kind, phase), amount in work.items() if phase in phases)
+
+        step, scored = self.work
+        floor = at_peak(step)
+        shard = max((floor + used.moved / bandwidth) / self.efficiency, used.operations * LAUNCH)
+        gradients = memory["gradients"]
+        return {
+            "floor": floor,  # products of a shard's step at the peak rate: no implementation goes below
+            "shard": shard,  # the estimate for it
+            "backward": at_peak(step, ("backward", "again")) * shard / floor,  # of it; hides the gradients' way
+            "update": gradients / 4 * UPDATE / bandwidth / self.efficiency,  # optimiser and EMA
+            "evaluation": self.evaluations * at_peak(scored) * shard / floor,  # all of the run
+            "sent": gradients // (2 if self.cfg.grad_compression == "bf16" else 1),  # bytes of gradients
+        }
+
+    def scale(self, cost: dict[str, Any], gpus: int) -> dict[str, Any]:
+        """The run on so many cards; empty where its shards cannot be spread over them, or make no full mini-batch.
+
+        Gradients are averaged during the backward pass of the last shard: a ring sends 2 (W - 1) / W of them through its slowest link.
+        """
+        shards = max(self.shards, gpus)
+        steps = self.steps(shards)
+        if shards % gpus or not steps:
+            return {}
+        link = self.card.link if gpus <= self.node else min(self.card.link, self.network)
+        send = 2 * (gpus - 1) / gpus * cost["sent"] / (1e9 * link * LINK_SHARE)
+        exposed = max(send - cost["backward"], send * min(1.0, BUCKET / cost["sent"]))
+        step = shards // gpus * cost["shard"] + cost["update"] + exposed
+        evaluation = cost["evaluation"] / gpus / 3600
+        return {
+            "gpus": gpus,
+            "shards": shards,  # what the recipe becomes
+            "batch": shards * self.batch,  # labelled images of an optimiser step
+            "steps": steps,  # of an epoch
+            "step_seconds": step,
+            "exposed": exposed,  # seconds of a step that wait for gradients
+            "hours": steps * self.cfg.epochs * step / 3600 + evaluation,
+            "evaluation_hours": evaluation,  # of these
+            "loader_cores": shards // gpus * self.batch * self.sample_seconds() / step,  # that each card needs
+            "files_per_second": shards * self.batch * self.files / step,  # of all cards
+        }
+
+    def verdict(self, rows: list[dict[str, Any]]) -> str:
+        """One line: which limit comes first, and from how many cards on the others do."""
+        first: dict[str, tuple[int, str]] = {}  # {limit: (cards, why)}
+        for row in rows:
+            more, talk = row["shards"] > self.shards, row["exposed"] / row["step_seconds"]
+            tuned = f"{row['shards']} shards instead of the recipe's {self.shards}: the learning rate was tuned for {self.shards}"
+            cores = f"{row['loader_cores']:.1f} CPU cores a card for the loader, {self.cores} are there"
+            for limit, met, why in (
+                ("shards", more, tuned),
+                ("steps", more and row["steps"] < FEW_STEPS, f"{row['steps']} steps an epoch"),
+                ("network", talk > TALK, f"{talk:.0%} of a step waits for gradients"),
+                ("loader", row["loader_cores"] > self.cores, cores),
+            ):
+                if met:
+                    first.setdefault(limit, (row["gpus"], why))
+        if not first:
+            return f"nothing breaks up to {rows[-1]['gpus']} GPUs"
+        return "; ".join(f"from {gpus} GPU{'s' * (gpus > 1)} on: {why}" for gpus, why in sorted(first.values()))
+
+    def figures(self) -> dict[str, Any]:
+        """All of it for a machine to read: operations as they are, bytes, seconds, hours."""
+        cfg, steps = self.cfg, self.steps(self.shards)
+        costs = {precision: self.cost(precision) for precision in self.precisions}
+        rows = {precision: list(filter(None, (self.scale(cost, gpus) for gpus in MANY))) for precision, cost in costs.items()}
+        return {
+            "config": cfg.config,
+            "method": self.method.name,
+            "lengths": self.lengths,
+            "image_size": self.image,
+            "settings": {"precision": cfg.precision, "checkpointing": cfg.activation_checkpointing},
+            "step_work": {", ".join(part): amount for part, amount in self.work[0].items()},
+            "evaluation_work": self.work[1].total(),
+            "steps_per_epoch": steps,
+            "steps": steps * cfg.epochs,
+            "evaluations": self.evaluations,
+            "card": asdict(self.card),
+            "efficiency": self.efficiency,
+            "costs": costs,
+            "hours": {precision: {row["gpus"]: row["hours"] for row in each if row["gpus"] in FEW} for precision, each in rows.items()},
+            "memory": [
+                {"precision": precision, "checkpointing": again, **memory, "total": sum(memory.values())}
+                | {"moved": used.moved, "operations": used.operations, "fits": sum(memory.values()) <= USABLE * self.card.memory * GIB}
+                for (precision, again), (memory, used) in self.footprints.items()
+            ],
+            "gpus": rows[cfg.precision],
+            "verdict": self.verdict(rows[cfg.precision]),
+        }

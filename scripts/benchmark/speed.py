@@ -1,0 +1,225 @@
+"""Steps of UniMatch V2 and evaluations beside a literal way of doing the same; peak memory, and what activation checkpointing costs.
+
+The literal way is as plain as it can be written: float32, eager, softmax(QK^T)V; losses read back every step; a pass over the images for
+each model that is evaluated.
+"""
+
+import argparse
+import copy
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from dataset.batch import Batch, make_batch, normalize
+from dataset.custom import spec_of
+from engine.ema import ema_decay, make_teacher
+from engine.evaluation import evaluate, predict, validation_loader
+from engine.schedule import poly
+from engine.update import Trainer
+from model import configured_model
+from model.dropout import complementary_factors, factor_width
+from model.segmenter import Segmenter
+from scripts.benchmark.data import SIZE, drawn_source, host_batch
+from scripts.benchmark.footprint import GIB, evaluation_work, footprint
+from scripts.benchmark.measure import AT_LEAST, AT_MOST, Row, attempt, matrix_rate, over_rounds, ratio, seconds
+from unimatch_v2 import METHOD
+from util.config import Config
+from util.dist import World
+from util.precision import autocast, matmul_precision
+
+STEPS_IN_ALL = 1000  # of the learning rate schedule; any number would do
+GOAL, CPU_GOAL = (AT_LEAST, 6.0), (AT_LEAST, 1.0)  # of a step in bf16 with compile on a GPU; in fp32 elsewhere
+PEAK_GOAL, TIME_GOAL = (AT_MOST, 24.0), (AT_MOST, 1.35)  # of activation checkpointing in fp32
+EVALUATION_GOAL = (AT_LEAST, 3.0)  # of bf16; in fp32 both ways wait for the same matrix products, at all but the full rate
+# what a step is measured with besides the defaults, on a GPU; what says most comes first
+SETTINGS: dict[str, dict[str, Any]] = {
+    "fp32": {},
+    "bf16, compile": {"precision": "bf16", "compile": True},
+    "bf16": {"precision": "bf16"},
+    "tf32": {"precision": "tf32"},
+    "fp16": {"precision": "fp16"},
+    "fp32, compile": {"compile": True},
+}
+
+
+class LiteralLoop:
+    """Student, EMA teacher and AdamW; `update` is one optimiser step from one mini-batch on the host."""
+
+    def __init__(self, cfg: Config, model: Segmenter, device: torch.device) -> None:
+        self.cfg, self.device, self.it = cfg, device, 0
+        self.student = copy.deepcopy(model).to(device).train()
+        self.teacher = make_teacher(self.student)
+        self.labels_by = self.student if METHOD.teacher_of(cfg, spec_of(cfg).task) == "student" else self.teacher
+        self.factors = (1.0, cfg.lr_multi)
+        groups = [{"params": list(part.parameters())} for part in (self.student.backbone, self.student.head)]
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        """batch: images (B, C, S, S) float, normalised on the host. Returns the stats as numbers."""
+        for group, factor in zip(self.optimizer.param_groups, self.factors, strict=True):
+            group["lr"] = factor * poly(self.cfg.lr, max(0, self.it - 1), STEPS_IN_ALL)
+        moved: dict[str, Any] = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in vars(batch).items()}
+        with sdpa_kernel(SDPBackend.MATH):
+            loss, stats = METHOD.step(self.student, self.labels_by, Batch(**moved), self.cfg)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        decay = ema_decay(self.it)
+        with torch.no_grad():
+            for t, s in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+                t.copy_(t * decay + s * (1 - decay))
+        self.it += 1
+        return {name: value.item() for name, value in stats.items()}
+
+
+class Alternatives:
+    """The literal loop and trainers with several settings, from the same weights, on the same mini-batch."""
+
+    def __init__(self, cfg: Config, device: torch.device) -> None:
+        spec, self.cfg, self.device = spec_of(cfg), cfg, device
+        torch.manual_seed(0)
+        self.model = configured_model(cfg, spec.nclass, spec.task)
+        self.drop = complementary_factors(cfg.batch_size, factor_width(self.model.backbone.channels))
+        # one normalised float tensor a view, in pageable memory, as a plain DataLoader leaves it: copies of it block
+        self.batch = make_batch(host_batch(cfg), torch.device("cpu"), self.model.backbone, self.drop)
+
+    def literal(self) -> Callable[[], Any]:
+        return partial(LiteralLoop(self.cfg, self.model, self.device).update, self.batch)
+
+    def trainer(self, **settings: Any) -> Trainer:
+        cfg, model = replace(self.cfg, **settings), copy.deepcopy(self.model)
+        return Trainer(cfg, model, METHOD, STEPS_IN_ALL, world=World(device=self.device))
+
+    def ours(self, **settings: Any) -> Callable[[], Any]:
+        """A step from what the real loader leaves: for a GPU, images still to be made (`views: auto`), in page-locked memory.
+
+        As in Run.updates, a step finds its mini-batch made, and makes the next one while the device computes its gradient.
+        """
+        trainer, gpu = self.trainer(**settings), self.device.type == "cuda"
+        raw = host_batch(self.cfg, on_device=gpu, pin=gpu)
+        make = partial(make_batch, raw, self.device, self.model.backbone, self.drop)
+        made = [make()]
+
+        def update() -> None:
+            with matmul_precision(trainer.cfg.precision, self.device):
+                trainer.update([made.pop()], meanwhile=lambda: made.append(make()))
+
+        return update
+
+
+def step_row(cfg: Config, device: torch.device, name: str, rounds: int, figure: str) -> Iterator[Row]:
+    """The product's step with SETTINGS[name] beside the literal one: two at a time, all together would not fit into the memory.
+
+    Beside it, the operations that it needs as a share of what a matrix product reaches here.
+    """
+    made, gpu = Alternatives(cfg, device), device.type == "cuda"
+    times = seconds({"literal": made.literal(), "ours": made.ours(**SETTINGS[name])}, rounds, device, warm=3 if gpu else 1)
+    rate = matrix_rate(device, SETTINGS[name].get("precision", "fp32"))
+    work = footprint(cfg, METHOD)[1].work.total() / 1e12
+    note = f"{work:.3g} TFLOP, {work / median(times['ours']) / rate:.0%} of a matrix product's {rate:.3g} TFLOP/s"
+    goals = {"bf16, compile": GOAL} if gpu else {"fp32": CPU_GOAL}
+    yield ratio(figure, times["literal"], times["ours"], goals.get(name), note)
+
+
+def step_rows(cfg: Config, device: torch.device, args: argparse.Namespace) -> Iterator[Row]:
+    """A step of `cfg` with --only, or all SETTINGS on a GPU, beside the literal one."""
+    gpu = device.type == "cuda"
+    sizes = [cfg]
+    if not gpu and not args.config:
+        # what two cores do in minutes: a smaller encoder, the published crop and a small one
+        small = replace(cfg, backbone="dinov2_small")
+        sizes = [replace(small, crop_size=112, batch_size=4), replace(small, crop_size=518, batch_size=1)]
+    for size in sizes:
+        for name in [args.only] if args.only else list(SETTINGS) if gpu else ["fp32", "bf16"]:
+            figure = f"step, {size.backbone}, {size.crop_size}, {size.batch_size}+{size.batch_size} images: {name}"
+            yield from attempt(figure, device, partial(step_row, size, device, name, args.rounds, figure))
+
+
+def peak(cfg: Config, device: torch.device, figure: str) -> Iterator[Row]:
+    """The fullest moment of a step in GiB: measured on an NVIDIA GPU, elsewhere calculated for one."""
+    goal = PEAK_GOAL if cfg.activation_checkpointing and cfg.precision == "fp32" else None
+    if device.type != "cuda":
+        yield Row(figure, sum(footprint(cfg, METHOD)[0].values()) / GIB, "GiB", goal, note="calculated for a GPU")
+        return
+    update = Alternatives(cfg, device).ours()
+    torch.cuda.reset_peak_memory_stats(device)
+    for _ in range(2):  # AdamW's moments come with the first step
+        update()
+    yield Row(figure, torch.cuda.max_memory_allocated(device) / GIB, "GiB", goal, note="torch.cuda.max_memory_allocated")
+
+
+def checkpointing(cfg: Config, device: torch.device, rounds: int, figure: str) -> Iterator[Row]:
+    """Seconds of a step with activation checkpointing over those without."""
+    made = Alternatives(cfg, device)
+    times = seconds({on: made.ours(activation_checkpointing=on == "with") for on in ("without", "with")}, rounds, device)
+    more = [a / b for a, b in zip(times["with"], times["without"], strict=True)]
+    note = f"{1000 * median(times['without']):.4g} -> {1000 * median(times['with']):.4g} ms"
+    yield over_rounds(figure, more, "x without", TIME_GOAL if cfg.precision == "fp32" else None, note)
+
+
+def memory_rows(cfg: Config, device: torch.device, args: argparse.Namespace) -> Iterator[Row]:
+    """Peaks of a step of `cfg`, and its seconds with checkpointing over those without."""
+    for precision in ("fp32", "bf16"):
+        for on, words in ((False, ""), (True, ", activation checkpointing")):
+            figure = f"peak memory, {cfg.backbone}, crop {cfg.crop_size}, {cfg.batch_size}+{cfg.batch_size} images, {precision}{words}"
+            yield from attempt(
+                figure, device, partial(peak, replace(cfg, precision=precision, activation_checkpointing=on), device, figure)
+            )
+    timed = cfg if device.type == "cuda" else replace(cfg, backbone="dinov2_small", crop_size=252)
+    for precision in ("fp32", "bf16"):
+        figure = f"seconds with activation checkpointing, {timed.backbone}, crop {timed.crop_size}, {precision}"
+        yield from attempt(figure, device, partial(checkpointing, replace(timed, precision=precision), device, args.rounds, figure))
+
+
+def literal_evaluation(models: Sequence[Segmenter], loader: Iterable[Any], nclass: int, device: torch.device) -> list[np.ndarray]:
+    """IoU (K,) of each model: a pass over the images, read anew, for each of them, and numpy's histograms of every image."""
+    scores = []
+    for model in models:
+        intersection, union = np.zeros(nclass), np.zeros(nclass)
+        for batch in loader:
+            img, true = normalize(batch["img"], model.backbone), batch["mask"][0].numpy()
+            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+                pred = predict(model, img.to(device), "original", 0).argmax(dim=1)[0].cpu().numpy()
+            pred[true == 255] = 255
+            both, of_pred, of_true = (np.histogram(ids, nclass, (0, nclass))[0] for ids in (pred[pred == true], pred, true))
+            intersection += both
+            union += of_pred + of_true - both
+        scores.append(100 * intersection / (union + 1e-10))
+    return scores
+
+
+def evaluation_rows(cfg: Config, device: torch.device, args: argparse.Namespace) -> Iterator[Row]:
+    """Student and teacher over a short list of Pascal's size, from the files to the IoU of each class: literal, in fp32 and in bf16."""
+    gpu = device.type == "cuda"
+    if not gpu and not args.config:
+        cfg = replace(cfg, backbone="dinov2_small")  # what two cores do in minutes
+    count, workers = (64, 4) if gpu else (4, 0)  # images of a round, loader processes
+    spec, world = spec_of(cfg), World(device=device)
+    torch.manual_seed(0)
+    models = [configured_model(cfg, spec.nclass, spec.task).eval().to(device) for _ in range(2)]
+    with TemporaryDirectory() as folder:
+        source = drawn_source(Path(folder), spec, SIZE, count=count)
+
+        def ours(precision: str) -> Any:
+            with autocast(precision, device):
+                return evaluate(models, validation_loader(source, world, workers), "original", 0, spec.nclass, world)
+
+        ways = {precision: partial(ours, precision) for precision in ("fp32", "bf16")}
+        literal = partial(literal_evaluation, models, validation_loader(source, world, workers), spec.nclass, device)
+        times = seconds({"literal": literal, **ways}, args.rounds, device)
+    work = 2 * count * evaluation_work(replace(cfg, eval_mode="original"), SIZE[1], SIZE[0]).total() / 1e12
+    for precision in ways:
+        figure = f"evaluation of student and teacher, {cfg.backbone}, {count} images of {SIZE[0]} x {SIZE[1]}: {precision}"
+        goal = EVALUATION_GOAL if precision == "bf16" else None
+        yield ratio(figure, times["literal"], times[precision], goal, f"{count} images a round")
+        least = [work / matrix_rate(device, precision)] * args.rounds
+        yield ratio(f"{figure}, if nothing but matrix products took time", times["literal"], least)

@@ -1,0 +1,109 @@
+"""The literal way computes what the product computes, otherwise the ratio of their times would mean nothing; and the rows."""
+
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from dataset.spec import get_spec
+from engine import metric
+from engine.evaluation import evaluate, validation_loader
+from model import build_model
+from scripts.benchmark import speed
+from scripts.benchmark.data import drawn_source
+from scripts.benchmark.footprint import evaluation_work
+from scripts.benchmark.speed import Alternatives, LiteralLoop, literal_evaluation
+from tests.scripts.benchmark.recipes import recipe
+from util.config import Config
+from util.dist import World
+from util.error import UserError
+
+CPU = torch.device("cpu")
+STEPS = 3
+
+
+def tiny(name: str, **changed: Any) -> Config:
+    return recipe(name, **{"backbone": "dinov2_tiny", "crop_size": 28, "batch_size": 2, **changed})
+
+
+@pytest.mark.parametrize("name", ["pascal", "levir"])
+def test_updates_agree(name: str) -> None:
+    """An AdamW step is at most the learning rate, and as long where the gradient is nothing but rounding, as that of the keys' bias is.
+
+    So all weights agree within a step there and one back for each update; those whose gradient was always above a hundredth of its
+    tensor's largest, which rounding changes by 1e-4 or so, within 2 % of a step, and the rounding of the weights themselves.
+    """
+    made = Alternatives(tiny(name, crop_size=56, conf_thresh=0.04, lr=1e-5), CPU)
+    trainer, loop = made.trainer(), LiteralLoop(made.cfg, made.model, CPU)
+    clear = [torch.ones_like(p, dtype=torch.bool) for p in loop.student.parameters()]
+    for _ in range(STEPS):
+        found, expected = trainer.update([made.batch]), loop.update(made.batch)
+        assert {name: float(value) for name, value in found.items()} == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        for above, p in zip(clear, loop.student.parameters(), strict=True):
+            if p.grad is not None:
+                above &= p.grad.abs() > 0.01 * p.grad.abs().max()
+    assert expected["mask_ratio"] > 0, "no pseudo label counts: the comparison is empty"
+    assert sum(int(above.sum()) for above in clear) > 0.5 * sum(above.numel() for above in clear)
+    assert trainer.teacher is not None
+    for ours, theirs in ((trainer.student, loop.student), (trainer.teacher, loop.teacher)):
+        for above, (key, p), q in zip(clear, ours.named_parameters(), theirs.parameters(), strict=True):
+            walk = STEPS * made.cfg.lr * (1 if key.startswith("backbone") else made.cfg.lr_multi)
+            rounding = STEPS * torch.finfo(torch.float32).eps * float(q.detach().abs().max())
+            apart = (p - q).detach().abs()
+            assert float(apart.max()) <= 2.01 * walk + rounding, key
+            assert float((apart * above).max()) <= 0.02 * walk + rounding, key
+
+
+@pytest.mark.parametrize("name", ["pascal", "levir"])
+def test_evaluations_agree(name: str, tmp_path: Path) -> None:
+    spec = get_spec(name)
+    source = drawn_source(tmp_path, spec, (90, 61))
+    torch.manual_seed(0)
+    models = [build_model("dinov2_tiny", spec.nclass, spec.task).eval() for _ in range(2)]
+    loader = validation_loader(source, World(), 0)
+    ours = evaluate(models, loader, "original", 0, spec.nclass, World())
+    for found, expected in zip(ours, literal_evaluation(models, loader, spec.nclass, CPU), strict=True):
+        np.testing.assert_allclose(metric.iou(found).numpy(), expected, atol=0.05)
+        assert expected.max() > 0
+
+
+def test_rows_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A setting that fails leaves the others; beside a ratio is the share of the matrix rate."""
+
+    def no_compiler(device: torch.device) -> None:
+        raise UserError("compile: PyTorch cannot compile")
+
+    monkeypatch.setattr("engine.update.check_compiler", no_compiler)
+    monkeypatch.setattr(speed, "SETTINGS", {"fp32": {"compile": True}, "bf16": {"precision": "bf16"}})
+    monkeypatch.setattr(speed, "matrix_rate", lambda device, precision: {"bf16": 4.0}[precision])
+    fp32, bf16 = speed.step_rows(tiny("levir"), CPU, Namespace(config="x", only=None, rounds=1))
+    assert (fp32.value, fp32.note) == (None, "UserError: compile: PyTorch cannot compile")
+    assert bf16.figure == "step, dinov2_tiny, 28, 2+2 images: bf16"
+    assert (bf16.value or 0) > 0
+    assert bf16.note.endswith("% of a matrix product's 4 TFLOP/s")
+
+
+def test_memory_of_a_step_and_what_checkpointing_costs() -> None:
+    cfg = tiny("pascal")
+    (plain,), (less,) = (speed.peak(replace(cfg, activation_checkpointing=on), CPU, "peak") for on in (False, True))
+    assert 0 < (less.value or 0) < (plain.value or 0)
+    assert (plain.goal, less.goal) == (None, speed.PEAK_GOAL)
+    (row,) = speed.checkpointing(cfg, CPU, 1, "seconds")
+    assert (row.value or 0) > 0
+    assert row.goal == speed.TIME_GOAL
+
+
+def test_the_bound_is_the_time_of_all_matrix_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(speed, "SIZE", (50, 38))
+    monkeypatch.setattr(speed, "matrix_rate", lambda device, precision: {"fp32": 0.5, "bf16": 2.0}[precision])
+    cfg = tiny("pascal")
+    fp32, fp32_bound, bf16, bf16_bound = speed.evaluation_rows(cfg, CPU, Namespace(config="x", rounds=1))
+    assert fp32_bound.figure == f"{fp32.figure}, if nothing but matrix products took time"
+    assert (fp32.goal, bf16.goal) == (None, speed.EVALUATION_GOAL)
+    seconds = 2 * 4 * evaluation_work(cfg, 38, 50).total() / 0.5e12  # of student and teacher, four images
+    assert fp32_bound.note.endswith(f"-> {1000 * seconds:.4g} ms")
+    assert bf16_bound.value == pytest.approx(4 * (fp32_bound.value or 0))
