@@ -105,38 +105,32 @@ def score(model: Segmenter, source: Source, recipe: Recipe, workers: int, world:
 def figures(scores: Scores, spec: DatasetSpec, labeled: Mapping[int, int] | None = None) -> dict[str, Any]:
     """All figures of a list in percent, under the keys of the JSON file. labeled: pixels of each class that the model has learned from."""
     matrix = scores.matrix.cpu()
-    iou, recall, band = metric.iou(matrix), metric.recall(matrix), metric.boundary_iou(scores.bands.cpu())
-    accuracy = metric.pixel_accuracy(matrix)
+    recall, band = metric.recall(matrix), metric.boundary_iou(scores.bands.cpu())
 
     def named(values: Tensor) -> dict[str, float]:
         return dict(zip(spec.classes, values.tolist(), strict=True))
 
-    out: dict[str, Any] = {
+    return {
         "images": len(scores.images),
-        "miou": float(iou.mean()),
-        "pixel_accuracy": accuracy,
+        **metric.scores(matrix, spec),
         "mean_accuracy": float(recall.mean()),
         "frequency_weighted_iou": metric.frequency_weighted_iou(matrix),
         "boundary_miou": float(band.mean()),
+        "accuracy": named(recall),
+        "boundary_iou": named(band),
+        "at_zero": {spec.classes[k]: why for k, why in reasons(matrix, labeled).items()},
+        "absent": [name for name, count in zip(spec.classes, matrix.sum(1).tolist(), strict=True) if count == 0],
+        "confusion": matrix.tolist(),
     }
-    if spec.task == "change":
-        out |= {"unchanged_iou": float(iou[0]), "changed_iou": float(iou[1]), "overall_accuracy": accuracy}
-        out |= {name.lower(): value for name, value in metric.changed_class(matrix).items()}
-    out["at_zero"] = {spec.classes[k]: why for k, why in reasons(matrix, labeled).items()}
-    absent = [name for name, count in zip(spec.classes, matrix.sum(1).tolist(), strict=True) if count == 0]
-    out |= {"iou": named(iou), "accuracy": named(recall), "boundary_iou": named(band), "absent": absent, "confusion": matrix.tolist()}
-    return out
 
 
 def _table(result: dict[str, Any], spec: DatasetSpec, recipe: Recipe) -> str:
     """The figures for a terminal."""
-    names = {"mIoU": "miou", "pixel accuracy": "pixel_accuracy", "mean accuracy": "mean_accuracy"}
-    names |= {"frequency-weighted IoU": "frequency_weighted_iou", f"boundary IoU ({recipe.distance} px)": "boundary_miou"}
-    if spec.task == "change":
-        names = {"changed IoU": "changed_iou", "unchanged IoU": "unchanged_iou", "overall accuracy": "overall_accuracy"}
-        names |= {name: key for name, key in (("precision", "precision"), ("recall", "recall"), ("F1 (changed)", "f1"))}
-        names |= {f"boundary IoU ({recipe.distance} px)": "boundary_miou"}
-    lines = [f"{name:<24} {result[key]:6.2f}" for name, key in names.items()]
+    names = {key: figure.label for key, figure in metric.FIGURES[spec.task].items()}
+    if spec.task != "change":
+        names |= {"mean_accuracy": "mean accuracy", "frequency_weighted_iou": "frequency-weighted IoU"}
+    names["boundary_miou"] = f"boundary IoU ({recipe.distance} px)"
+    lines = [f"{name:<24} {result[key]:6.2f}" for key, name in names.items()]
     width = max(len("class"), *(len(name) for name in spec.classes))
     total = max(1, sum(map(sum, result["confusion"])))
     lines += ["", f"{'class':<{width}}     IoU  boundary  accuracy  pixels %"]
@@ -245,7 +239,7 @@ def _report(args: argparse.Namespace, trained: Trained, scores: Scores, recipe: 
         facts = {"checkpoint": args.checkpoint, "which": trained.which, "epoch": trained.epoch, "list": listed, "mode": recipe.mode}
         facts |= {"window": recipe.window if recipe.mode == "sliding_window" else None, "scales": list(recipe.scales), "flip": recipe.flip}
         facts |= {"boundary_distance": recipe.distance, "bf16": args.bf16}
-        figure = "changed_iou" if spec.task == "change" else "miou"
+        figure = metric.chosen_by(spec.task)
         worst = [{"image": name, figure: value} for value, _, name in scores.images[: args.worst]]
         text = json.dumps(result | facts | {"worst": worst}, indent=1)
         with output("--json", Path(args.json)):

@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from dataset.loader import Data
 from dataset.semi import Source
 from engine import metric
@@ -20,49 +18,42 @@ from util.config import Config
 from util.dist import World
 from util.files import write_atomic
 
-FILE = "test.json"  # under the save path: the scores, so that a run that is started again does not test again
-
-
-def scores(matrix: Tensor, change: bool) -> dict[str, float]:
-    """The figures of a confusion matrix in percent, by the names they have in the log."""
-    iou, accuracy = metric.iou(matrix), metric.pixel_accuracy(matrix)
-    if not change:
-        return {"mIoU": float(iou.mean()), "pixel accuracy": accuracy}
-    figures = {"changed IoU": float(iou[1]), "unchanged IoU": float(iou[0]), "overall accuracy": accuracy}
-    return figures | metric.changed_class(matrix)
+FILE = "test.json"  # under the save path: the scores, by which a run that is started again does not test again
 
 
 def final_test(cfg: Config, data: Data, source: Source, models: dict[str, Segmenter], world: World) -> list[str]:
     """Loads best.pth into the models and scores them on `source`, over all processes; writes test.json. Returns the lines for the log.
 
-    Where test.json has the scores of this best.pth and this list already, they are taken from there.
+    Where test.json already has the scores of this best.pth on this list, they are taken from it.
     """
-    folder, path = Path(cfg.save_path), str(Path(cfg.save_path) / BEST)
+    folder, path, spec = Path(cfg.save_path), str(Path(cfg.save_path) / BEST), data.spec
+    shown = metric.FIGURES[spec.task]
     best = checkpoint.load(path, mapped=True)
     made_for = {"epoch": int(best["epoch"]), "list": source.ids.path, "sha256": source.ids.sha256}
-    result = world.gather([_read(folder / FILE)])[0]  # the first process's, for all: on a network disk others may see another one
+    # the first process's, for all: on a network disk others may see another one
+    result = world.gather([_read(folder / FILE, list(shown))])[0]
     if {key: result.get(key) for key in made_for} != made_for:
         for name, model in models.items():
             key = WEIGHTS[name]
             checkpoint.load_strictly(model, checkpoint.weights(best, key, path), path, "it is of another run")
         loader = validation_loader(source, world, data.workers)
-        spec, mode = data.spec, data.eval_mode
-        matrices = evaluate([model.eval() for model in models.values()], loader, mode, cfg.crop_size, spec.nclass, world)
-        figures = {name: scores(matrix, spec.task == "change") for name, matrix in zip(models, matrices, strict=True)}
-        result = made_for | {"images": len(source.ids), "scores": figures}
+        matrices = evaluate([model.eval() for model in models.values()], loader, data.eval_mode, cfg.crop_size, spec.nclass, world)
+        scores = {name: metric.scores(matrix, spec) for name, matrix in zip(models, matrices, strict=True)}
+        result = made_for | {"images": len(source.ids), "scores": scores}
         if world.main:
             write_atomic(folder / FILE, lambda file: file.write(json.dumps(result, indent=1).encode()))
     return [
         f"Test of best.pth (epoch {result['epoch']}) on {result['list']}, {name}: "
-        + ", ".join(f"{figure} {value:.2f}" for figure, value in values.items())
-        for name, values in result["scores"].items()
+        + ", ".join(f"{figure.label} {own[key]:.2f}" for key, figure in shown.items())
+        for name, own in result["scores"].items()
     ]
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """What an earlier start has left; nothing where there is none or it cannot be read."""
+def _read(path: Path, figures: list[str]) -> dict[str, Any]:
+    """What an earlier start has left; nothing where it is missing, cannot be read or lacks one of the `figures`."""
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        complete = all(key in own for own in found["scores"].values() for key in figures)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if complete else {}

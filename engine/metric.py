@@ -1,8 +1,42 @@
 """Confusion matrix, boundary counts, and the scores made of them, in percent (METHOD.md 4)."""
 
+from typing import Any, NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from dataset.spec import DatasetSpec
+
+
+class Figure(NamedTuple):
+    """The names of a score. label: for people; log, tag: in log lines and TensorBoard, where it stands there (METHOD.md 5)."""
+
+    label: str
+    log: str | None = None
+    tag: str | None = None
+
+
+# the scores that sum up an evaluation, by task and by their keys in `scores`; an epoch is chosen by the first one of its task
+FIGURES: dict[str, dict[str, Figure]] = {
+    "segmentation": {
+        "miou": Figure("mIoU", "MeanIoU", "mIoU"),
+        "pixel_accuracy": Figure("pixel accuracy"),
+    },
+    "change": {
+        "changed_iou": Figure("changed IoU", "Changed IoU", "changed_IoU"),
+        "unchanged_iou": Figure("unchanged IoU", "Unchanged IoU", "unchanged_IoU"),
+        "overall_accuracy": Figure("overall accuracy", "Overall Accuracy", "overall_accuracy"),
+        "precision": Figure("precision", tag="changed_precision"),
+        "recall": Figure("recall", tag="changed_recall"),
+        "f1": Figure("F1", tag="changed_F1"),
+    },
+}
+
+
+def chosen_by(task: str) -> str:
+    """The score that chooses a run's best epoch, by its key in `scores`: mIoU, or the IoU of the changed class."""
+    return next(iter(FIGURES[task]))
 
 
 def confusion(pred: Tensor, mask: Tensor, nclass: int, ignore_index: int = 255) -> Tensor:
@@ -49,9 +83,18 @@ def f1(matrix: Tensor) -> Tensor:
     return 200 * matrix.diagonal().double() / (matrix.sum(0) + matrix.sum(1)).clamp(min=1)
 
 
-def changed_class(matrix: Tensor) -> dict[str, float]:
-    """Precision, recall and F1 of the changed class of change detection, from a (2, 2) matrix."""
-    return {"precision": float(precision(matrix)[1]), "recall": float(recall(matrix)[1]), "F1": float(f1(matrix)[1])}
+def scores(matrix: Tensor, spec: DatasetSpec) -> dict[str, Any]:
+    """The scores of confusion counts (K, K) in percent, under the keys that evaluate.py, metrics.jsonl and test.json have.
+
+    `iou` is {class: value}. Precision, recall and F1 of change detection are the changed class's.
+    """
+    values, accuracy = iou(matrix), pixel_accuracy(matrix)
+    by_class = dict(zip(spec.classes, values.tolist(), strict=True))
+    out: dict[str, Any] = {"miou": float(values.mean()), "pixel_accuracy": accuracy, "iou": by_class}
+    if spec.task == "change":
+        out |= {"unchanged_iou": float(values[0]), "changed_iou": float(values[1]), "overall_accuracy": accuracy}
+        out |= {"precision": float(precision(matrix)[1]), "recall": float(recall(matrix)[1]), "f1": float(f1(matrix)[1])}
+    return out
 
 
 def frequency_weighted_iou(matrix: Tensor) -> float:

@@ -25,6 +25,8 @@ from model.segmenter import Segmenter
 from util.dist import World
 from util.error import reason
 
+Scores = dict[str, Any]  # what `metric.scores` returns
+
 
 @dataclass
 class Best:
@@ -135,11 +137,6 @@ class Record:
         # A published change detection run has the student as its teacher and still says just "EMA".
         self.ema = "EMA" if teacher == "ema" or self.change else "EMA (not used as teacher)"
 
-    def score(self, matrix: Tensor) -> float:
-        """What an epoch is chosen by: mIoU; change detection: IoU of the changed class."""
-        iou = metric.iou(matrix)
-        return float(iou[1] if self.change else iou.mean())
-
     def header(self, values: dict[str, Any], model: Segmenter) -> None:
         # sorted, but as in the authors' logs the backbone comes first
         text = pprint.pformat(dict(sorted(values.items(), key=lambda item: (item[0] != "backbone", item[0]))), sort_dicts=False)
@@ -196,45 +193,46 @@ class Record:
 
         Returns whether this is the best epoch so far by the published rule (METHOD.md 4); of equal ones the later is.
         """
-        ious = [metric.iou(matrix).tolist() for matrix in matrices]
-        accuracies = [metric.pixel_accuracy(matrix) for matrix in matrices]
-        scores = [self.score(matrix) for matrix in matrices]
+        scores = [metric.scores(matrix, self.spec) for matrix in matrices]
         if self.change:
-            self._change_lines(matrices, ious, accuracies)
+            self._change_lines(scores)
         else:
-            self._class_lines(mode, ious, scores)
-        for suffix, matrix in zip(("", "_ema"), matrices, strict=False):
-            self._board_scores(epoch, suffix, matrix)
-        improved = [score >= best.score for score, best in zip(scores, self.best, strict=True)]
+            self._class_lines(mode, scores)
+        for suffix, own in zip(("", "_ema"), scores, strict=False):
+            self._board_scores(epoch, suffix, own)
+        chosen = [own[metric.chosen_by(self.spec.task)] for own in scores]
+        improved = [score >= best.score for score, best in zip(chosen, self.best, strict=True)]
         for i, better in enumerate(improved):
             if better:
-                self.best[i] = Best(scores[i], accuracies[i], epoch)
+                self.best[i] = Best(chosen[i], scores[i]["pixel_accuracy"], epoch)
         return improved[self.judged]
 
     def _pair(self, name: str, values: list[float], between: str = ",") -> str:
         return f"{name}: {values[0]:.2f}" + (f"{between} {self.ema}: {values[1]:.2f}" if self.averaged else "")
 
-    def _class_lines(self, mode: str, ious: list[list[float]], scores: list[float]) -> None:
+    def _line(self, mode: str, key: str, scores: list[Scores], between: str = ",", end: str = "") -> None:
+        name = metric.FIGURES[self.spec.task][key].log
+        self.log.info(f"***** Evaluation {mode}***** >>>> {self._pair(str(name), [own[key] for own in scores], between)}{end}")
+
+    def _class_lines(self, mode: str, scores: list[Scores]) -> None:
         for k, name in enumerate(self.spec.classes):
-            self.log.info("***** Evaluation ***** >>>> " + self._pair(f"Class [{k} {name}] IoU", [iou[k] for iou in ious]))
-        self.log.info(f"***** Evaluation {mode} ***** >>>> " + self._pair("MeanIoU", scores) + "\n")
+            pair = self._pair(f"Class [{k} {name}] IoU", [own["iou"][name] for own in scores])
+            self.log.info(f"***** Evaluation ***** >>>> {pair}")
+        self._line(f"{mode} ", "miou", scores, end="\n")
 
-    def _change_lines(self, matrices: list[Tensor], ious: list[list[float]], accuracies: list[float]) -> None:
+    def _change_lines(self, scores: list[Scores]) -> None:
         # the published logs have no such line, so it is in words that no reader of theirs takes for a figure
-        values = [", ".join(f"{name} {value:.2f}" for name, value in metric.changed_class(matrix).items()) for matrix in matrices]
+        keys = {key: metric.FIGURES["change"][key].label for key in ("precision", "recall", "f1")}
+        values = [", ".join(f"{label} {own[key]:.2f}" for key, label in keys.items()) for own in scores]
         self.log.info(f"Changed class: {values[0]}" + (f", {self.ema}: {values[1]}" if self.averaged else ""))
-        self.log.info("***** Evaluation ***** >>>> " + self._pair("Unchanged IoU", [iou[0] for iou in ious]))
-        # the published lines have a colon here
-        self.log.info("***** Evaluation ***** >>>> " + self._pair("Changed IoU", [iou[1] for iou in ious], ":"))
-        self.log.info("***** Evaluation ***** >>>> " + self._pair("Overall Accuracy", accuracies) + "\n")
+        self._line("", "unchanged_iou", scores)
+        self._line("", "changed_iou", scores, between=":")  # the published lines have a colon here
+        self._line("", "overall_accuracy", scores, end="\n")
 
-    def _board_scores(self, epoch: int, suffix: str, matrix: Tensor) -> None:
-        iou = metric.iou(matrix)
-        if self.change:
-            named = {"unchanged_IoU": float(iou[0]), "changed_IoU": float(iou[1]), "overall_accuracy": metric.pixel_accuracy(matrix)}
-            named |= {f"changed_{name}": value for name, value in metric.changed_class(matrix).items()}
-        else:
-            named = {"mIoU": float(iou.mean())} | {f"{name}_IoU": float(v) for name, v in zip(self.spec.classes, iou, strict=True)}
+    def _board_scores(self, epoch: int, suffix: str, scores: Scores) -> None:
+        named = {figure.tag: scores[key] for key, figure in metric.FIGURES[self.spec.task].items() if figure.tag}
+        if not self.change:
+            named |= {f"{name}_IoU": value for name, value in scores["iou"].items()}
         for name, value in named.items():
             # the published names put the suffix behind the figure: mIoU_ema, road_IoU_ema
             self.board.add(f"eval/{name}{suffix}", value, epoch)

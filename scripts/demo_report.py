@@ -16,6 +16,7 @@ from dataset.batch import normalize
 from dataset.loader import validation_source
 from dataset.semi import ValSet, tensor_images
 from dataset.spec import DatasetSpec, get_spec
+from engine import metric
 from engine.evaluation import predict
 from engine.trained_model import load_trained
 from model.segmenter import Segmenter
@@ -40,7 +41,7 @@ class Result:
 
 
 def read_result(name: str, folder: Path, figure: str) -> Result:
-    """The result of a run from its train.log. figure: "miou" or "changed_iou". Raises UserError without an evaluation."""
+    """The result of a run from its train.log. figure: its key in `metric.FIGURES`. Raises UserError without an evaluation."""
     path = folder / "train.log"
     if not path.is_file():
         raise UserError(f"{path}: no such log; train first: sh scripts/demo.sh")
@@ -92,9 +93,9 @@ def main(argv: list[str]) -> None:
     runs = {name: Path(folder) for name, _, folder in (text.partition("=") for text in args.runs)}
     cfg = load_config(args.config)
     spec = get_spec(cfg.dataset)
-    change = spec.task == "change"
-    results = [read_result(name, folder, "changed_iou" if change else "miou") for name, folder in runs.items()]
-    print(table(results, "changed IoU" if change else "mIoU"))
+    figure = metric.chosen_by(spec.task)
+    results = [read_result(name, folder, figure) for name, folder in runs.items()]
+    print(table(results, metric.FIGURES[spec.task][figure].label))
     models: dict[str, Segmenter] = {name: load_trained(cfg, str(folder / "best.pth")).model for name, folder in runs.items()}
     samples = ValSet(validation_source(cfg, spec))
     rows = []

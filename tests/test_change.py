@@ -165,9 +165,10 @@ def test_best_is_the_students_changed_iou_with_the_accuracy_of_that_epoch() -> N
 
 
 def test_precision_recall_and_f1_of_the_changed_class() -> None:
-    found = metric.changed_class(counts(hit=30, missed=20, false_alarm=10, rest=40))
-    assert found == pytest.approx({"precision": 75, "recall": 60, "F1": 100 * 2 * 0.75 * 0.6 / 1.35})
-    assert metric.changed_class(counts(0, 0, 0, 100)) == {"precision": 0, "recall": 0, "F1": 0}
+    keys = ("precision", "recall", "f1")
+    for matrix, expected in ((counts(hit=30, missed=20, false_alarm=10, rest=40), (75, 60, 90 / 1.35)), (counts(0, 0, 0, 100), (0, 0, 0))):
+        found = metric.scores(matrix, get_spec("levir"))
+        assert [found[key] for key in keys] == pytest.approx(list(expected))
 
 
 @pytest.mark.parametrize("teacher", ["student", "ema"])
@@ -216,6 +217,10 @@ def test_counts_are_exact_on_any_number_of_processes(pairs: Tiny, tmp_path: Path
     assert len(logs[0]) == 6
 
 
+TESTED = {"changed_iou": "changed IoU", "unchanged_iou": "unchanged IoU", "overall_accuracy": "overall accuracy"}
+TESTED |= {"precision": "precision", "recall": "recall", "f1": "F1"}
+
+
 def test_val_id_path_selects_and_the_best_epoch_is_scored_once_on_the_test_list(
     pairs: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -226,16 +231,15 @@ def test_val_id_path_selects_and_the_best_epoch_is_scored_once_on_the_test_list(
     assert (result["epoch"], result["list"], result["images"]) == (best["epoch"], f"{pairs.root}/test.txt", 5)
     assert [line for line in lines if line.startswith("Test")] == [
         f"Test of best.pth (epoch {best['epoch']}) on {pairs.root}/test.txt, {name}: "
-        + ", ".join(f"{key} {value:.2f}" for key, value in result["scores"][name].items())
+        + ", ".join(f"{label} {result['scores'][name][key]:.2f}" for key, label in TESTED.items())
         for name in ("student", "EMA")
     ]
-    assert list(result["scores"]["student"]) == ["changed IoU", "unchanged IoU", "overall accuracy", "precision", "recall", "F1"]
     # the same weights, selected on the test list itself: what the loop prints there
     shutil.copy(tmp_path / "best.pth", tmp_path / "weights.pth")
     same = pairs.args(tmp_path / "again", f"init={tmp_path}/weights.pth", "lr=1e-30", "epochs=1", f"val_id_path={pairs.root}/test.txt")
     unimatch_v2.main(same)
     again = figures(tmp_path / "again" / "train.log")
-    assert f"Changed IoU: {result['scores']['EMA']['changed IoU']:.2f}:" in again[2], "init starts from the EMA"
+    assert f"Changed IoU: {result['scores']['EMA']['changed_iou']:.2f}:" in again[2], "init starts from the EMA"
     assert not (tmp_path / "again" / "test.json").exists()
     # it is best.pth that is scored: here one that says changed everywhere
     (tmp_path / "test.json").unlink()
@@ -248,6 +252,11 @@ def test_val_id_path_selects_and_the_best_epoch_is_scored_once_on_the_test_list(
     monkeypatch.setattr("engine.final_test.evaluate", lambda *_: pytest.fail("tested twice"))
     unimatch_v2.main(args)
     assert figures(tmp_path / "train.log")[-2:] == lines, "started again: told again, not tested again"
+    old = json.loads((tmp_path / "test.json").read_text())
+    old["scores"] = {name: {"changed IoU": 1.0} for name in old["scores"]}
+    (tmp_path / "test.json").write_text(json.dumps(old))
+    with pytest.raises(pytest.fail.Exception, match="tested twice"):  # an earlier version's file, with other names: tested again
+        unimatch_v2.main(args)
     (tmp_path / "best.pth").unlink()
     unimatch_v2.main(args)
     assert "best.pth: not there" in (tmp_path / "train.log").read_text(), "nothing to test is told, and ends no run"

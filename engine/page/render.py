@@ -24,11 +24,12 @@ HERE = Path(__file__).parent
 class PageData:
     """What a run has to show. Plain values only, so that it can be kept as JSON between epochs.
 
-    settings: config keys as they are in effect. classes, palette: of the data set. score: "mIoU" or "changed IoU".
+    settings: config keys as they are in effect. classes, palette: of the data set.
+    figures: labels of an evaluation's scores by their keys, first the one that chooses the best epoch.
     labels: of the training scalars that the rows hold, by name. models: names of the evaluated models, the student first.
     judged: index in `models` of the one the published rule looks at.
     epochs: a row per epoch: epoch, seconds (training and evaluation), memory (MiB, or None), training scalars (means), unless it was
-    resumed after its last step images_per_second, and where it was evaluated: scores, accuracy (per model), iou (per model and class).
+    resumed after its last step images_per_second, and where it was evaluated: scores ({model: what `metric.scores` returns}).
     kept: share of pixels with a pseudo label of each class in the last step, percent. confusion: (K, K) counts of the judged model.
     at_zero: why the classes that have never been above 0 stay there, by id.
     samples: rows of (caption, data URI), each row headed by the name of its image. warnings: lines of the log.
@@ -38,7 +39,7 @@ class PageData:
     settings: dict[str, Any]
     classes: list[str]
     palette: list[tuple[int, int, int]]
-    score: str
+    figures: dict[str, str]
     labels: dict[str, str]
     models: list[str]
     judged: int
@@ -56,10 +57,14 @@ class PageData:
     def evaluated(self) -> list[dict[str, Any]]:
         return [row for row in self.epochs if row.get("scores")]
 
+    def score(self, row: dict[str, Any], model: str | None = None) -> float:
+        """The score of an evaluated epoch by which the best one is chosen; model: default the one that the published rule looks at."""
+        return row["scores"][model or self.models[self.judged]][next(iter(self.figures))]
+
     @property
     def best(self) -> dict[str, Any] | None:
         """The row of the best epoch by the published rule (METHOD.md 4); of equal ones the later."""
-        return max(self.evaluated, key=lambda row: (row["scores"][self.judged], row["epoch"]), default=None)
+        return max(self.evaluated, key=lambda row: (self.score(row), row["epoch"]), default=None)
 
 
 def data_uri(image: Image.Image, kind: str = "JPEG") -> str:
@@ -100,12 +105,12 @@ def _tiles(data: PageData) -> str:
     tiles = []
     best = data.best
     if best:
-        name = data.models[data.judged]
-        tiles.append(_tile(f"{best['scores'][data.judged]:.2f}", f"best {data.score} ({name}), epoch {best['epoch']}"))
+        name, label = data.models[data.judged], next(iter(data.figures.values()))
+        tiles.append(_tile(f"{data.score(best):.2f}", f"best {label} ({name}), epoch {best['epoch']}"))
         last = data.evaluated[-1]
         if last is not best:
-            tiles.append(_tile(f"{last['scores'][data.judged]:.2f}", f"{data.score} ({name}) now, epoch {last['epoch']}"))
-        tiles.append(_tile(f"{last['accuracy'][data.judged]:.2f}", f"pixel accuracy ({name}), epoch {last['epoch']}"))
+            tiles.append(_tile(f"{data.score(last):.2f}", f"{label} ({name}) now, epoch {last['epoch']}"))
+        tiles.append(_tile(f"{last['scores'][name]['pixel_accuracy']:.2f}", f"pixel accuracy ({name}), epoch {last['epoch']}"))
     if data.epochs:
         row = data.epochs[-1]
         if "mask_ratio" in row:
@@ -129,8 +134,9 @@ def _charts(data: PageData) -> str:
     def line(rows: Iterable[dict[str, Any]], key: str) -> list[tuple[float, float]]:
         return [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
 
-    scores = {name: [(row["epoch"], row["scores"][i]) for row in data.evaluated] for i, name in enumerate(data.models)}
-    figures = [chart(f"{data.score}, %", scores, last, (best["epoch"], f"best: epoch {best['epoch']}") if best else None)]
+    scores = {name: [(row["epoch"], data.score(row, name)) for row in data.evaluated] for name in data.models}
+    label = next(iter(data.figures.values()))
+    figures = [chart(f"{label}, %", scores, last, (best["epoch"], f"best: epoch {best['epoch']}") if best else None)]
     losses = {label: line(data.epochs, key) for key, label in data.labels.items() if key.startswith("loss")}
     figures.append(chart("Loss, mean of the epoch", losses, last))
     for key, label in data.labels.items():
@@ -153,10 +159,12 @@ def _classes(data: PageData) -> str:
     heads += ["pseudo labels, %"] if data.kept else []
     heads += ["stays at 0"] if data.at_zero else []
     lines = []
+    judged = data.models[data.judged]
     for k, (name, color) in enumerate(zip(data.classes, data.palette, strict=True)):
         swatch = f'<span class="swatch" style="background:rgb{tuple(color)}"></span>'
-        cells = f'<td data-value="{escape(name)}">{swatch}{escape(name)}</td>' + "".join(_cell(iou[k]) for iou in row["iou"])
-        cells += _cell(best["iou"][data.judged][k])
+        cells = f'<td data-value="{escape(name)}">{swatch}{escape(name)}</td>'
+        cells += "".join(_cell(row["scores"][model]["iou"][name]) for model in data.models)
+        cells += _cell(best["scores"][judged]["iou"][name])
         if data.kept:
             share = data.kept[k]
             cells += _cell(share, f'<span class="share" style="width:{0.6 * share:.1f}px"></span>{share:.2f}')

@@ -94,7 +94,7 @@ class Watch:
             settings=settings,
             classes=list(spec.classes),
             palette=list(spec.palette),
-            score="changed IoU" if record.change else "mIoU",
+            figures={key: figure.label for key, figure in metric.FIGURES[spec.task].items()},
             labels=dict(record.method.labels),
             models=list(record.method.models),
             judged=record.judged,
@@ -186,9 +186,7 @@ class Watch:
         if images:  # a run that went on after the epoch's last step did none
             row["images_per_second"] = images / max(1e-9, self.train_seconds)
         if matrices is not None:
-            row["iou"] = [metric.iou(matrix).tolist() for matrix in matrices]
-            row["scores"] = [self.record.score(matrix) for matrix in matrices]
-            row["accuracy"] = [metric.pixel_accuracy(matrix) for matrix in matrices]
+            row["scores"] = {name: metric.scores(matrix, self.data.spec) for name, matrix in zip(self.page.models, matrices, strict=True)}
         return row
 
     def _write(self) -> None:

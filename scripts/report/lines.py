@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from engine import metric
+
 MAX_LINE = 10_000  # characters; a header line has a few hundred
 
 _STAMP = r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\]\["
@@ -30,13 +32,8 @@ _PARAMS = re.compile(r"\w+ params: [\d.]+[KMGB]?")
 _CHANGED_CLASS = re.compile(rf"Changed class: precision {_FIGURE}.*")
 _TEST = re.compile(rf"Test of best\.pth \(epoch \d{{1,7}}\) on .{{1,400}}, (?:student|EMA): \w[\w ]{{0,40}} {_FIGURE}.*")
 _CLASS = re.compile(r"Class \[.*\] IoU")
-_FIGURE_NAMES = {
-    "MeanIoU": "miou",
-    "meanIOU": "miou",
-    "Changed IoU": "changed_iou",
-    "Unchanged IoU": "unchanged_iou",
-    "Overall Accuracy": "accuracy",
-}
+_FIGURE_NAMES = {figure.log: key for figures in metric.FIGURES.values() for key, figure in figures.items() if figure.log}
+_FIGURE_NAMES["meanIOU"] = "miou"  # UniMatch V1's
 
 # a header is a printed dictionary over several lines, or argparse's Namespace(...) on one
 _LIST = r"\[(?:[^\[\]]|\[[^\[\]]*\])*"  # without its closing bracket; a palette is a list of lists

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from engine import metric
 from scripts.report.identity import CHANGE_DATASETS, CLASSIFICATION_DATASETS, LABELED_ONLY, Identity, identify
 from scripts.report.lines import is_number
 from scripts.report.sessions import Session, read_sessions, starts_again
@@ -145,7 +146,7 @@ def _summarise(sessions: list[Session], path: Path) -> Run:
         best=_figure(measured, best, statistic),
         best_epoch=best,
         last=_figure(measured, last, statistic),
-        accuracy=_figure(measured, best, "accuracy") if task == "change" else None,
+        accuracy=_figure(measured, best, "overall_accuracy") if task == "change" else None,
         nan_iterations=sum(session.nan_iterations for session in sessions),
         sec_per_iter=round(statistics.median(intervals), 4) if intervals else None,
         ngpus=_integer(headers[-1].get("ngpus")),
@@ -193,9 +194,9 @@ def _task(stated: str | None, identity: Identity, epochs: dict[int, dict[str, fl
 
 def _statistic(identity: Identity, task: str, epochs: dict[int, dict[str, float]]) -> str:
     """Which figure is the published one: the student's for change detection and labelled-only runs, else the EMA's where it is logged."""
+    name = "acc1" if task == "classification" else metric.chosen_by(task)
     if task == "change":
-        return "changed_iou"
-    name = "acc1" if task == "classification" else "miou"
+        return name
     has_ema = any("ema_" + name in figures for figures in epochs.values())
     if epochs:
         return "ema_" + name if has_ema and identity.method != LABELED_ONLY else name

@@ -1,9 +1,10 @@
-"""Scores of util.metric against counting pixel by pixel in plain Python."""
+"""Scores of engine.metric against counting pixel by pixel in plain Python."""
 
 import numpy as np
 import pytest
 import torch
 
+from dataset.spec import get_spec
 from engine import metric
 
 
@@ -57,3 +58,25 @@ def test_scores_of_a_matrix_worked_out_by_hand() -> None:
     assert metric.present_iou(overlaps, 1).tolist() == pytest.approx([100 * iou[1], 100])
     unchanged = metric.overlap(torch.tensor([[9, 0], [0, 0]]))[None]
     assert metric.present_iou(unchanged, 1).tolist() == [100]  # nothing has changed, and nothing was found
+
+
+def test_scores_of_both_tasks_by_their_keys() -> None:
+    matrix = torch.tensor([[900, 30], [20, 50]])
+    found = metric.scores(matrix, get_spec("levir"))
+    unchanged = 100 * 900 / 950
+    assert found.pop("iou") == pytest.approx({"unchanged": unchanged, "changed": 50})
+    assert found == pytest.approx(
+        {"miou": (unchanged + 50) / 2, "pixel_accuracy": 95, "overall_accuracy": 95, "unchanged_iou": unchanged, "changed_iou": 50}
+        | {"precision": 62.5, "recall": 500 / 7, "f1": 200 / 3}
+    )
+    spec = get_spec("demo")
+    found = metric.scores(torch.diag(torch.arange(6)), spec)
+    assert found.pop("iou") == pytest.approx(dict(zip(spec.classes, [0, 100, 100, 100, 100, 100], strict=True)))
+    assert found == pytest.approx({"miou": 100 * 5 / 6, "pixel_accuracy": 100})
+
+
+def test_every_task_has_a_score_that_chooses_the_epoch_and_all_that_are_shown() -> None:
+    assert [metric.chosen_by(task) for task in metric.FIGURES] == ["miou", "changed_iou"]
+    for name in ("demo", "levir"):
+        spec = get_spec(name)
+        assert metric.FIGURES[spec.task].keys() <= metric.scores(torch.eye(spec.nclass, dtype=torch.int64), spec).keys()
