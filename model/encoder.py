@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,18 +17,20 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 class Encoder(nn.Module):
     """forward: (B, 3, H, W) float, normalised, sides multiples of `multiple` -> maps (B, channels[i], H / strides[i], W / strides[i]).
 
-    Maps run from fine to coarse, or all have one grid (a plain vision transformer), earliest block first.
-    multiple: what the sides of an image must be multiples of. mean, std: of the images it was pretrained on, RGB in 0..1.
+    Maps run from fine to coarse, or all have one grid (a plain vision transformer), earliest block first. Their sides are rounded up.
+    multiple: what the sides of an image must be multiples of; fixed_size: they must be `multiple` itself.
+    mean, std: of the images it was pretrained on, RGB in 0..1.
     blocks: the parts that `torch.compile` and activation checkpointing take one by one.
     draws: whether a training pass draws random numbers (stochastic depth, dropout).
     """
 
     multiple: int
+    fixed_size = False
     channels: tuple[int, ...]
     strides: tuple[int, ...]
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
-    blocks: nn.ModuleList
+    blocks: Sequence[nn.Module] | nn.ModuleList
     draws = False
     checkpointing = False
 
@@ -35,19 +38,25 @@ class Encoder(nn.Module):
         """What a block makes of its inputs. With `checkpointing`, a pass that gets gradients keeps these alone and computes it again."""
         if not (self.checkpointing and torch.is_grad_enabled()):
             return block(*inputs)
-        layers = [layer for layer in block.modules() if isinstance(layer, _BatchNorm) and layer.training]
-        contexts = (lambda: (nullcontext(), _statistics_kept(layers))) if layers else noop_context_fn
-        return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=self.draws, context_fn=contexts)
+        return recomputed(block, block, *inputs, draws=self.draws)
 
     def grid(self, img: Tensor) -> tuple[int, int]:
         """Rows and columns of `multiple` pixels in an image (B, 3, H, W). Raises ValueError where pixels would be left over."""
         height, width = img.shape[-2:]
-        if height % self.multiple or width % self.multiple:
-            raise ValueError(f"found an image of {width} x {height} pixels, expected multiples of {self.multiple}")
+        if height % self.multiple or width % self.multiple or (self.fixed_size and (height, width) != (self.multiple, self.multiple)):
+            expected = f"{self.multiple} x {self.multiple} alone" if self.fixed_size else f"multiples of {self.multiple}"
+            raise ValueError(f"found an image of {width} x {height} pixels, expected {expected}")
         return height // self.multiple, width // self.multiple
 
     def make_traceable_(self) -> None:
         """Prepares the encoder, in place, for a graph that takes images of any size (ONNX)."""
+
+
+def recomputed(block: nn.Module, call: Callable[..., Any], *inputs: Any, draws: bool = True, **named: Any) -> Any:
+    """`call(*inputs)`, the output of a block, of which the backward pass keeps the inputs alone and computes the rest again."""
+    layers = [layer for layer in block.modules() if isinstance(layer, _BatchNorm) and layer.training]
+    contexts = (lambda: (nullcontext(), _statistics_kept(layers))) if layers else noop_context_fn
+    return checkpoint(call, *inputs, use_reentrant=False, preserve_rng_state=draws, context_fn=contexts, **named)
 
 
 @contextmanager

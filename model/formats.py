@@ -15,6 +15,7 @@ from model.backbone.dinov2 import DINOv2
 from model.backbone.dinov3 import DINOv3
 from model.backbone.dinov3_convnext import DINOv3ConvNeXt
 from model.backbone.resnet import ResNet
+from model.backbone.timm_model import TimmEncoder
 from model.backbone.xception import Xception
 
 State = dict[str, Tensor]
@@ -42,7 +43,8 @@ def unwrap(state: dict[str, Any]) -> State:
     state = {str(name).replace("_orig_mod.", ""): value for name, value in state.items()}
     while prefix := next((prefix for prefix in _PREFIXES if _is_prefix(prefix, state)), None):
         state = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    return {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): value for name, value in state.items()}
+    plain = {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): value for name, value in state.items()}
+    return plain if len(plain) == len(state) else state  # else they are no chunks: each begins to count anew
 
 
 def _is_prefix(prefix: str, state: State) -> bool:
@@ -103,7 +105,7 @@ def _join(name: str, own: Tensor, parts: list[str], state: State) -> Tensor:
     if parts == ["0"]:
         return own.new_zeros(own.shape)
     axis = 1 if name == "pos_embed" else 0
-    count = own.shape[axis]
+    count = own.shape[axis] if own.dim() else 1
     sizes = [1, count - 1] if axis == 1 and len(parts) == 2 else [count // len(parts)] * len(parts)
     tensors = []
     for part, size in zip(parts, sizes, strict=True):
@@ -111,12 +113,13 @@ def _join(name: str, own: Tensor, parts: list[str], state: State) -> Tensor:
         if part != "0" and part not in state:
             raise OtherFormatError(f"it has no {part!r}")
         tensor = own.new_zeros(shape) if part == "0" else state[part]
-        if not tensor.is_floating_point():
-            raise OtherFormatError(f"its {part!r} is {tensor.dtype}, expected floating-point numbers")
+        if tensor.is_floating_point() != own.is_floating_point():
+            kind = "floating-point" if own.is_floating_point() else "whole"
+            raise OtherFormatError(f"its {part!r} is {tensor.dtype}, expected {kind} numbers")
         if [n for n in tensor.shape if n > 1] != [n for n in shape if n > 1]:  # (1, 1, C) for (1, C) is the same
             raise OtherFormatError(f"its {part!r} is {tuple(tensor.shape)}, expected {tuple(shape)}")
         tensors.append(tensor.reshape(shape))
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim=axis)
+    return tensors[0].reshape(own.shape) if len(tensors) == 1 else torch.cat(tensors, dim=axis)
 
 
 def _metas_vit(encoder: DINOv3, state: State) -> dict[str, Tensor | None]:
@@ -141,6 +144,11 @@ def _beside_resnet(encoder: nn.Module, state: State) -> dict[str, Tensor | None]
 def _beside_xception(encoder: nn.Module, state: State) -> dict[str, Tensor | None]:
     """Counters of BatchNorm and of its training."""
     return dict.fromkeys(name for name in state if any(part in name for part in ("itr", "tmp", "track")))
+
+
+def _beside_timm(encoder: TimmEncoder, state: State) -> dict[str, Tensor | None]:
+    """What timm's whole model has besides: its head, and layers that no map depends on."""
+    return dict.fromkeys(encoder.pruned)
 
 
 def _hugging_face_dinov2(attention: str, project: str, swiglu: str, out: str) -> tuple[tuple[str, str], ...]:
@@ -209,6 +217,24 @@ _TIMM_CONVNEXT = (
     (r"norm\.(\w+)", r"head.norm.\1"),
 )
 
+
+def _efficientnet_lite(repeats: tuple[int, ...]) -> tuple[tuple[str, str], ...]:
+    """Rules of the package efficientnet-lite-pytorch, which counts the blocks of all stages through. repeats: blocks of each stage."""
+    parts = "conv_pw=_expand_conv bn1=_bn0 conv_dw=_depthwise_conv bn2=_bn1 conv_pwl=_project_conv bn3=_bn2"
+    first = "conv_dw=_depthwise_conv bn1=_bn1 conv_pw=_project_conv bn2=_bn2"  # the first stage does not expand
+    rules = [(r"net\.conv_stem\.(\w+)", r"_conv_stem.\1"), (r"net\.bn1\.(\w+)", r"_bn0.\1")]
+    for count, (stage, i) in enumerate((stage, i) for stage, repeat in enumerate(repeats) for i in range(repeat)):
+        for pair in (parts if stage else first).split():
+            ours, theirs = pair.split("=")
+            rules.append((rf"net\.blocks\.{stage}\.{i}\.{ours}\.(\w+)", rf"_blocks.{count}.{theirs}.\1"))
+    return tuple(rules)
+
+
+def _beside_efficientnet_lite(encoder: nn.Module, state: State) -> dict[str, Tensor | None]:
+    """What comes after the last map, and the classifier of ImageNet."""
+    return dict.fromkeys(name for name in state if name.startswith(("_conv_head.", "_bn1.", "_fc.")))
+
+
 FORMATS: dict[type[nn.Module], tuple[Format, ...]] = {
     DINOv2: (
         Format("Meta's DINOv2"),
@@ -235,6 +261,11 @@ FORMATS: dict[type[nn.Module], tuple[Format, ...]] = {
     ),
     ResNet: (Format("a ResNet with a deep stem", _COUNTERS, _beside_resnet),),
     Xception: (Format("UniMatch V1's Xception", _COUNTERS, _beside_xception),),
+    TimmEncoder: (
+        Format("this program's names of timm's"),
+        Format("timm's", ((r"net\.(.+)", r"\1"),), beside=_beside_timm),
+        Format("EfficientNet-Lite0's", _efficientnet_lite((1, 2, 2, 3, 3, 4, 1)), beside=_beside_efficientnet_lite),
+    ),
 }  # fmt: skip
 
 

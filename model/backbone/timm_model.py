@@ -1,0 +1,208 @@
+"""Encoders of the package timm behind this program's contract (METHOD.md 1.6). Their parameters are `net.` and timm's names."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import re
+import sys
+from dataclasses import dataclass
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from model.encoder import Encoder, recomputed
+from util.error import UserError
+from util.extra import extra
+
+MAPS = 4
+_MULTIPLES = (1, 2, 4, 8, 14, 16, 28, 32, 64)  # the smallest that a model takes is its own
+_ELSEWHERE = {"dinov2": "dinov2_* (at sizes other than 518 timm's positions differ from the published model's)", "dinov3": "dinov3_*"}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a model turns out to be when it is tried without memory for its weights.
+
+    options: of `timm.create_model`. taps: the blocks or stages whose maps are taken; norm: whether the last norm is applied to them.
+    pruned: names of the tensors of the whole model that are left out, for no map depends on them; unused: of the parameters that stay
+    all the same. parameters: how many it has. The rest is as in `Encoder`.
+    """
+
+    options: dict[str, Any]
+    taps: tuple[int, ...]
+    norm: bool
+    pruned: tuple[str, ...]
+    unused: tuple[str, ...]
+    parameters: int
+    multiple: int
+    fixed_size: bool
+    channels: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+class TimmEncoder(Encoder):
+    """forward: (B, 3, H, W) -> four maps (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])): of a plain vision transformer
+    those after four evenly spaced blocks and its last norm, of another model those of its last four stages as they are.
+
+    name: timm's, with or without a tag. options: more of `timm.create_model`. Raises UserError for a model that is no such encoder.
+    """
+
+    draws = True  # some models have dropout or stochastic depth
+
+    def __init__(self, name: str, **options: Any) -> None:
+        super().__init__()
+        facts = self._facts = find_facts(name, tuple(options.items()))
+        self.multiple, self.fixed_size = facts.multiple, facts.fixed_size
+        self.channels, self.strides, self.pruned = facts.channels, facts.strides, facts.pruned
+        self.net = _create(name, facts.options)
+        _prune_(self.net, facts.taps, facts.norm)
+        self.mean, self.std = (tuple(self.net.pretrained_cfg[key]) for key in ("mean", "std"))
+        for parameter in facts.unused:  # frozen, so that DDP needs no search for them
+            self.net.get_parameter(parameter).requires_grad_(False)
+        self.blocks = _find_blocks(self.net)
+        for block in self.blocks:
+            block.__class__ = _recomputable(type(block))  # the block with its tensors stays, only its call changes
+
+    def forward(self, img: Tensor) -> list[Tensor]:
+        self.grid(img)  # raises where a side does not fit
+        for block in self.blocks:
+            block.checkpointing = self.checkpointing
+        return _maps(self.net, img, self._facts.taps, self._facts.norm)
+
+
+def load_timm() -> Any:
+    """The package timm. Raises UserError where it is not installed."""
+    try:
+        importlib.import_module("torchvision")  # timm imports it
+    except RuntimeError:
+        # its wheel was built for another PyTorch build (for a GPU, beside a CPU-only torch): the registration of its compiled
+        # operators fails. No model needs them, so leave the registration out.
+        sys.modules["torchvision._meta_registrations"] = ModuleType("torchvision._meta_registrations")
+    return extra("timm", "this backbone needs it")
+
+
+def check_name(name: str) -> None:
+    """Raises UserError for a name that is no model of timm, or one of a model that this program has itself."""
+    timm = load_timm()
+    for family, instead in _ELSEWHERE.items():
+        if family in name:
+            raise UserError(f"backbone: found timm/{name}, expected {instead}, which this program has itself; its weights are converted")
+    architecture, dot, _ = name.partition(".")
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), 3, 0)
+        raise UserError(f"backbone: found timm/{name}, which timm {timm.__version__} does not know; the nearest are {', '.join(near)}")
+    if dot and name not in (tags := timm.list_pretrained(f"{architecture}.*")):
+        raise UserError(f"backbone: found timm/{name}, expected timm/{architecture} or one of {', '.join(tags) or 'no tags'}")
+
+
+@cache
+def find_facts(name: str, options: tuple[tuple[str, Any], ...] = ()) -> Facts:
+    """Tries a model on the meta device. Raises UserError for one that does not give four maps."""
+    check_name(name)
+    try:
+        with torch.device("meta"), torch.enable_grad():
+            return _try(name, dict(options))
+    except UserError:
+        raise
+    except Exception as error:  # models refuse what is asked of them with errors of every kind
+        what = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(
+            f"backbone: found timm/{name}, expected a model that gives {MAPS} maps of an image ({what}); choose another"
+        ) from error
+
+
+def _try(name: str, options: dict[str, Any]) -> Facts:
+    try:
+        net = _create(name, options | {"dynamic_img_size": True})
+        options["dynamic_img_size"] = True
+    except TypeError:  # it has no such option
+        net = _create(name, options)
+    infos = list(net.feature_info)
+    if len(infos) < MAPS:
+        raise UserError(f"backbone: timm/{name} has maps of {len(infos)} stages, expected {MAPS} or more; choose another model")
+    plain = len({info["reduction"] for info in infos}) == 1
+    norm = plain and all(info.get("num_chs_norm", info["num_chs"]) == info["num_chs"] for info in infos)  # SAM's changes the width
+    taps = even_taps(len(infos)) if plain else tuple(range(len(infos) - MAPS, len(infos)))
+    _prune_(net, taps, norm)
+    kept = net.state_dict()
+    pruned = tuple(key for key in _create(name, options, head=True).state_dict() if key not in kept)
+    native = options.get("img_size") or net.pretrained_cfg["input_size"][-1]
+    maps = _maps(net.train(), torch.zeros(2, 3, native, native), taps, norm)
+    torch.stack([x.sum() for x in maps]).sum().backward()
+    unused = tuple(key for key, parameter in net.named_parameters() if parameter.requires_grad and parameter.grad is None)
+    strides = tuple(round(native / x.shape[-1]) for x in maps)
+    if not _covers(maps, (native, native), strides):
+        raise UserError(f"backbone: timm/{name} leaves out the border of an image; choose another model")
+    multiple = next((multiple for multiple in _MULTIPLES if _takes(net, native, multiple, taps, norm, strides)), None)
+    parameters = sum(parameter.numel() for parameter in net.parameters())
+    channels = tuple(x.shape[1] for x in maps)
+    return Facts(options, taps, norm, pruned, unused, parameters, multiple or native, multiple is None, channels, strides)
+
+
+def even_taps(depth: int) -> tuple[int, ...]:
+    """The blocks, counted from 0, whose maps are taken of a plain vision transformer; of 24 those that DPT takes."""
+    return (4, 11, 17, 23) if depth == 24 else tuple(depth * i // MAPS - 1 for i in range(1, MAPS + 1))
+
+
+def _takes(net: Any, native: int, multiple: int, taps: tuple[int, ...], norm: bool, strides: tuple[int, ...]) -> bool:
+    """Whether a model takes all pixels of images whose sides are odd multiples of `multiple`."""
+    height = (native // multiple | 1) * multiple
+    size = (height, height + 2 * multiple)
+    try:
+        with torch.no_grad():
+            return _covers(_maps(net.eval(), torch.zeros(1, 3, *size), taps, norm), size, strides)
+    except Exception:  # models refuse a size with errors of every kind
+        return False
+
+
+def _covers(maps: list[Tensor], size: tuple[int, int], strides: tuple[int, ...]) -> bool:
+    """Whether maps reach to the border of images of that size."""
+    return all(x.shape[-2:] == (-(-size[0] // stride), -(-size[1] // stride)) for x, stride in zip(maps, strides, strict=True))
+
+
+def _create(name: str, options: dict[str, Any], head: bool = False) -> Any:
+    return load_timm().create_model(name, pretrained=False, num_classes=None if head else 0, **options)
+
+
+def _prune_(net: Any, taps: tuple[int, ...], norm: bool) -> None:
+    """Takes what no map depends on out of a model: its head, layers after the last map, its last norm where that is not applied."""
+    net.prune_intermediate_layers(list(taps), prune_norm=not norm, prune_head=True)
+
+
+def _maps(net: Any, img: Tensor, taps: tuple[int, ...], norm: bool) -> list[Tensor]:
+    return net.forward_intermediates(img, indices=list(taps), norm=norm, output_fmt="NCHW", intermediates_only=True)
+
+
+def _find_blocks(net: Any) -> list[nn.Module]:
+    """The repeated parts of a model: what timm's own grouping names as such, else the entries of its lists of layers."""
+    groups = net.group_matcher() if hasattr(net, "group_matcher") else {}
+    rules = groups.get("blocks", ()) if isinstance(groups, dict) else ()
+    rules = [rules] if isinstance(rules, str) else [pattern for pattern, order in rules if order is None]
+    blocks: dict[str, nn.Module] = {}
+    for name, module in net.named_modules():
+        inside = any(name.startswith(f"{block}.") for block in blocks)
+        if not inside and any(re.fullmatch(pattern, name) for pattern in rules):
+            blocks[name] = module
+    lists = (child for child in net.children() if isinstance(child, nn.Sequential | nn.ModuleList))
+    return list(blocks.values()) or [entry for child in lists for entry in child]
+
+
+class _Recomputable(nn.Module):
+    """Mixed into a block's class: with `checkpointing`, a pass that gets gradients keeps its inputs alone and computes it again."""
+
+    checkpointing = False
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        call = super().__call__
+        if self.checkpointing and torch.is_grad_enabled():
+            return recomputed(self, call, *inputs, **named)
+        return call(*inputs, **named)
+
+
+@cache
+def _recomputable(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(kind.__name__, (_Recomputable, kind), {})
