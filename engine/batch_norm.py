@@ -12,6 +12,7 @@ import torch.distributed.nn.functional as differentiable
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from model.backbone.timm_model import load_timm
 from model.segmenter import Segmenter
 from util.dist import World
 from util.error import UserError
@@ -65,9 +66,16 @@ def prepare_batch_norm_(model: Segmenter, mode: str, shards: int, world: World) 
             f"shards={world.size} and the learning rate of that recipe, or batch_norm=frozen or per_shard (docs: DEVIATIONS.md)"
         )
     if mode == "sync" and world.size > 1:
-        if strange := next((layer for layer in layers if type(layer) is not nn.BatchNorm2d), None):
-            raise UserError(f"batch_norm: {type(strange).__name__} cannot share statistics between processes; set batch_norm=frozen")
-        if world.device.type == "cuda":
+        strange = next((layer for layer in layers if type(layer) is not nn.BatchNorm2d), None)
+        of_timm = type(strange).__module__.startswith("timm.")  # a layer that applies an activation too
+        if strange is not None and not (of_timm and world.device.type == "cuda"):
+            where = "processes on CPUs" if of_timm else "processes"
+            raise UserError(
+                f"batch_norm: {type(strange).__name__} cannot share statistics between {where}; set batch_norm=frozen or per_shard"
+            )
+        if of_timm:
+            load_timm().layers.convert_sync_batchnorm(model)
+        elif world.device.type == "cuda":
             nn.SyncBatchNorm.convert_sync_batchnorm(model)
         else:
             for layer in layers:

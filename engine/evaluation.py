@@ -33,6 +33,17 @@ def check_window(window: int | None, model: Segmenter) -> None:
         raise UserError(f"--tile: found {window}, expected {model.multiple} or more")
 
 
+def check_mode(encoder: Encoder, mode: str, window: int) -> None:
+    """Raises UserError for an encoder that takes images of one size alone, unless it sees windows of that size."""
+    if encoder.fixed_size and (mode, window) != ("sliding_window", encoder.multiple):
+        found = f"windows of {window}" if mode == "sliding_window" else "whole images"
+        size = encoder.multiple
+        raise UserError(
+            f"eval_mode: found {found}, expected windows of {size}, the one size that this backbone takes; "
+            f"set eval_mode=sliding_window and crop_size={size}"
+        )
+
+
 def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, list(size), mode="bilinear", align_corners=True)
 
@@ -75,7 +86,9 @@ def predict(model: Segmenter, img: Tensor, mode: str, window: int, scales: Seque
 
     mode: "original" or "sliding_window" with windows of `window` pixels. scales, flip: test-time augmentation; every scale of the
     image is predicted, with flip its mirror image too, and their probabilities are added at the original size.
+    Raises UserError where the model cannot see images so.
     """
+    check_mode(model.backbone, mode, window)
     if tuple(scales) == (1.0,) and not flip:
         return predict_sliding(model, img, window) if mode == "sliding_window" else predict_whole(model, img)
     size = img.shape[-2:]

@@ -21,7 +21,7 @@ from dataset.loader import label_pixels, open_data, shard_count, supervised, tes
 from dataset.preview import sheets
 from dataset.semi import batches
 from engine import resume
-from engine.evaluation import evaluate, validation_loader
+from engine.evaluation import check_mode, evaluate, validation_loader
 from engine.final_test import final_test
 from engine.initial_model import start_model
 from engine.method import Method, shard_seed
@@ -54,8 +54,10 @@ class Run:
         self.cfg, self.method, self.world, self.signals = cfg, method, world, signals
         self.folder = Path(cfg.save_path)
         world.wait()  # the first process has claimed the folder
-        check_crop(cfg.crop_size, get_encoder(cfg.backbone).facts())
+        encoder = get_encoder(cfg.backbone).facts()
+        check_crop(cfg.crop_size, encoder)
         self.data = open_data(cfg, world, method.reads, open_log(None))
+        check_mode(encoder, self.data.eval_mode, cfg.crop_size)
         teacher, architecture = method.teacher_of(cfg, self.data.spec.task), cfg.model or get_encoder(cfg.backbone).model
         cfg = self.cfg = replace(cfg, teacher=teacher, model=architecture, criterion=self._criterion())
         self.steps = self.data.sampler.steps

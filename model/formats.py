@@ -5,7 +5,7 @@ A `Format` says under which names a program keeps each of our tensors. `unwrap` 
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from model.backbone.dinov2 import DINOv2
 from model.backbone.dinov3 import DINOv3
 from model.backbone.dinov3_convnext import DINOv3ConvNeXt
+from model.backbone.mit import MiT
 from model.backbone.resnet import ResNet
 from model.backbone.timm_model import TimmEncoder
 from model.backbone.xception import Xception
@@ -21,7 +22,7 @@ from model.backbone.xception import Xception
 State = dict[str, Tensor]
 
 _WRAPPERS = ("state_dict", "teacher", "model_ema", "model", "student", "module")  # of several, the first
-_PREFIXES = ("module.", "teacher.", "student.", "model.", "_model.", "backbone.", "dinov2.", "dinov2_with_registers.")
+_PREFIXES = ("module.", "teacher.", "student.", "model.", "_model.", "backbone.", "dinov2.", "dinov2_with_registers.", "segformer.")
 # what may stand beside a prefix: heads of another task, and the student of a teacher
 _OTHER_PARTS = re.compile(r"(dino_head|ibot_head|head|decode_head|reduce|fuse|classifier|student)\.")
 
@@ -151,6 +152,11 @@ def _beside_timm(encoder: TimmEncoder, state: State) -> dict[str, Tensor | None]
     return dict.fromkeys(encoder.pruned)
 
 
+def _beside_mit(encoder: nn.Module, state: State) -> dict[str, Tensor | None]:
+    """The classifier of ImageNet."""
+    return dict.fromkeys(("head.weight", "head.bias"))
+
+
 def _hugging_face_dinov2(attention: str, project: str, swiglu: str, out: str) -> tuple[tuple[str, str], ...]:
     """Rules of Transformers, whose version 5 calls the tensors of a block otherwise than the published files do."""
     qkv = " + ".join(rf"encoder.layer.\1.attention.{part}.\2" for part in attention.split())
@@ -218,6 +224,28 @@ _TIMM_CONVNEXT = (
 )
 
 
+def _hugging_face_mit() -> tuple[tuple[str, str], ...]:
+    """Rules of Transformers' SegFormer, which counts stages from 0."""
+    rules = []
+    for ours, theirs in ((i, i - 1) for i in range(1, 5)):
+        block, layer = rf"block{ours}\.(\d+)\.", rf"encoder.block.{theirs}.\1."
+        attention = rf"{layer}attention.self."
+        rules += [
+            (rf"patch_embed{ours}\.proj\.(\w+)", rf"encoder.patch_embeddings.{theirs}.proj.\1"),
+            (rf"patch_embed{ours}\.norm\.(\w+)", rf"encoder.patch_embeddings.{theirs}.layer_norm.\1"),
+            (rf"{block}norm(\d)\.(\w+)", rf"{layer}layer_norm_\2.\3"),
+            (rf"{block}attn\.q\.(\w+)", rf"{attention}query.\2"),
+            (rf"{block}attn\.kv\.(\w+)", rf"{attention}key.\2 + {attention}value.\2"),
+            (rf"{block}attn\.sr\.(\w+)", rf"{attention}sr.\2"),
+            (rf"{block}attn\.norm\.(\w+)", rf"{attention}layer_norm.\2"),
+            (rf"{block}attn\.proj\.(\w+)", rf"{layer}attention.output.dense.\2"),
+            (rf"{block}mlp\.fc(\d)\.(\w+)", rf"{layer}mlp.dense\2.\3"),
+            (rf"{block}mlp\.dwconv\.(.+)", rf"{layer}mlp.dwconv.\2"),
+            (rf"norm{ours}\.(\w+)", rf"encoder.layer_norm.{theirs}.\1"),
+        ]
+    return tuple(rules)
+
+
 def _efficientnet_lite(repeats: tuple[int, ...]) -> tuple[tuple[str, str], ...]:
     """Rules of the package efficientnet-lite-pytorch, which counts the blocks of all stages through. repeats: blocks of each stage."""
     parts = "conv_pw=_expand_conv bn1=_bn0 conv_dw=_depthwise_conv bn2=_bn1 conv_pwl=_project_conv bn3=_bn2"
@@ -261,10 +289,11 @@ FORMATS: dict[type[nn.Module], tuple[Format, ...]] = {
     ),
     ResNet: (Format("a ResNet with a deep stem", _COUNTERS, _beside_resnet),),
     Xception: (Format("UniMatch V1's Xception", _COUNTERS, _beside_xception),),
+    MiT: (Format("SegFormer's MiT", beside=_beside_mit), Format("Hugging Face's MiT", _hugging_face_mit())),
     TimmEncoder: (
-        Format("this program's names of timm's"),
-        Format("timm's", ((r"net\.(.+)", r"\1"),), beside=_beside_timm),
-        Format("EfficientNet-Lite0's", _efficientnet_lite((1, 2, 2, 3, 3, 4, 1)), beside=_beside_efficientnet_lite),
+        Format("timm's under `net.`"),
+        Format("timm's", ((r"net\.(.+)", r"\1"),), _beside_timm),
+        Format("EfficientNet-Lite0's", _efficientnet_lite((1, 2, 2, 3, 3, 4, 1)), _beside_efficientnet_lite),
     ),
 }  # fmt: skip
 
@@ -281,4 +310,10 @@ def recognise(encoder: nn.Module, state: dict[str, Any]) -> tuple[Format, State]
             return known, known.convert(encoder, weights)
         except OtherFormatError as error:
             differences.append(error)
+    if isinstance(encoder, TimmEncoder) and (converted := encoder.converted(weights)) is not None:
+        known = replace(FORMATS[TimmEncoder][1], title="other names or another image size by timm's own function")
+        try:
+            return known, known.convert(encoder, converted)
+        except OtherFormatError:
+            pass  # the first difference says more
     raise OtherFormatError(f"nearest format: {formats[0].title}, but {differences[0]}")

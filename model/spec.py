@@ -10,6 +10,7 @@ import torch
 from model.backbone.dinov2 import DINOv2
 from model.backbone.dinov3 import DINOv3
 from model.backbone.dinov3_convnext import DINOv3ConvNeXt
+from model.backbone.mit import MiT
 from model.backbone.resnet import DEPTHS, ResNet
 from model.backbone.timm_model import TimmEncoder, find_facts
 from model.backbone.xception import Xception
@@ -68,6 +69,11 @@ def _convnext(size: str, digest: str, fusion: int, depths: tuple[int, ...], widt
     return EncoderSpec(f"dinov3_convnext_{size}", partial(DINOv3ConvNeXt, widths, depths), fusion, (), file)
 
 
+def _mit(size: str, decoder: tuple[int, tuple[int, ...]], depths: tuple[int, ...], widths: tuple[int, ...]) -> EncoderSpec:
+    return EncoderSpec(f"mit_{size}", partial(MiT, widths, depths), *decoder)
+
+
+_MIT = (64, 128, 320, 512)
 _VITL = (1024, 24, 16, (4, 11, 17, 23))
 _VIT7B = (4096, 40, 32, (9, 19, 29, 39), 8192, False)
 ENCODERS: dict[str, EncoderSpec] = {
@@ -96,6 +102,16 @@ ENCODERS: dict[str, EncoderSpec] = {
             for name, depths in DEPTHS.items()
         ),
         EncoderSpec("xception", Xception, 0, (), model="deeplabv3plus"),
+        _mit("b0", _SMALL, (2, 2, 2, 2), (32, 64, 160, 256)),
+        _mit("b1", _SMALL, (2, 2, 2, 2), _MIT),
+        _mit("b2", _BASE, (3, 4, 6, 3), _MIT),
+        _mit("b3", _BASE, (3, 4, 18, 3), _MIT),
+        _mit("b4", _LARGE, (3, 8, 27, 3), _MIT),
+        _mit("b5", _LARGE, (3, 6, 40, 3), _MIT),
+        EncoderSpec("beit_base", partial(TimmEncoder, "beit_base_patch16_224", img_size=512), *_BASE),
+        EncoderSpec("beit_large", partial(TimmEncoder, "beit_large_patch16_224", img_size=512), *_LARGE),
+        EncoderSpec("sam_base", partial(TimmEncoder, "samvit_base_patch16"), *_BASE),
+        EncoderSpec("sam_large", partial(TimmEncoder, "samvit_large_patch16"), *_LARGE),
         EncoderSpec("efficientnet_lite0", partial(TimmEncoder, "tf_efficientnet_lite0"), 64, (), "efficientnet-lite0-57934424.pth"),
     )
 }

@@ -80,6 +80,10 @@ class Exported(nn.Module):
 def write_onnx(trained: Trained, about: dict[str, Any], path: Path) -> float:
     """Writes an ONNX file and compares it with PyTorch. Returns the largest relative difference; raises UserError above TOLERANCE."""
     onnx, runtime = extra("onnx"), extra("onnxruntime")
+    if trained.model.backbone.fixed_size:
+        raise UserError(
+            f"{path}: the backbone takes images of one size alone, and an ONNX file is for any; give --format torch or safetensors"
+        )
     generator = torch.Generator().manual_seed(0)
     images = [255 * torch.rand(batch, 3 * trained.spec.dates, height, width, generator=generator) for batch, height, width in SIZES]
     with torch.inference_mode():

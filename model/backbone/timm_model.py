@@ -55,6 +55,7 @@ class TimmEncoder(Encoder):
 
     def __init__(self, name: str, **options: Any) -> None:
         super().__init__()
+        self._name = name
         facts = self._facts = find_facts(name, tuple(options.items()))
         self.multiple, self.fixed_size = facts.multiple, facts.fixed_size
         self.channels, self.strides, self.pruned = facts.channels, facts.strides, facts.pruned
@@ -63,7 +64,7 @@ class TimmEncoder(Encoder):
         self.mean, self.std = (tuple(self.net.pretrained_cfg[key]) for key in ("mean", "std"))
         for parameter in facts.unused:  # frozen, so that DDP needs no search for them
             self.net.get_parameter(parameter).requires_grad_(False)
-        self.blocks = _find_blocks(self.net)
+        self.blocks: list[Any] = _find_blocks(self.net)
         for block in self.blocks:
             block.__class__ = _recomputable(type(block))  # the block with its tensors stays, only its call changes
 
@@ -72,6 +73,17 @@ class TimmEncoder(Encoder):
         for block in self.blocks:
             block.checkpointing = self.checkpointing
         return _maps(self.net, img, self._facts.taps, self._facts.norm)
+
+    def converted(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+        """A file of the model's authors, or one for another image size, as timm itself converts it; None where it cannot."""
+        entry = load_timm().model_entrypoint(self._name.partition(".")[0])
+        convert = getattr(sys.modules[entry.__module__], "checkpoint_filter_fn", None)
+        try:
+            with torch.device("meta"):
+                whole = _create(self._name, self._facts.options, head=True)
+            return convert and convert(dict(state), whole)
+        except Exception:  # what a function says of a file that it does not know is of every kind
+            return None
 
 
 def load_timm() -> Any:
@@ -177,12 +189,12 @@ def _maps(net: Any, img: Tensor, taps: tuple[int, ...], norm: bool) -> list[Tens
     return net.forward_intermediates(img, indices=list(taps), norm=norm, output_fmt="NCHW", intermediates_only=True)
 
 
-def _find_blocks(net: Any) -> list[nn.Module]:
+def _find_blocks(net: Any) -> list[Any]:
     """The repeated parts of a model: what timm's own grouping names as such, else the entries of its lists of layers."""
     groups = net.group_matcher() if hasattr(net, "group_matcher") else {}
     rules = groups.get("blocks", ()) if isinstance(groups, dict) else ()
     rules = [rules] if isinstance(rules, str) else [pattern for pattern, order in rules if order is None]
-    blocks: dict[str, nn.Module] = {}
+    blocks: dict[str, Any] = {}
     for name, module in net.named_modules():
         inside = any(name.startswith(f"{block}.") for block in blocks)
         if not inside and any(re.fullmatch(pattern, name) for pattern in rules):
@@ -204,5 +216,5 @@ class _Recomputable(nn.Module):
 
 
 @cache
-def _recomputable(kind: type[nn.Module]) -> type[nn.Module]:
+def _recomputable(kind: Any) -> type[nn.Module]:
     return type(kind.__name__, (_Recomputable, kind), {})
