@@ -66,7 +66,7 @@ class TimmEncoder(Encoder):
             self.net.get_parameter(parameter).requires_grad_(False)
         self.blocks: list[Any] = _find_blocks(self.net)
         for block in self.blocks:
-            block.__class__ = _recomputable(type(block))  # the block with its tensors stays, only its call changes
+            block.__class__ = _recomputable(type(block))  # type: ignore[arg-type]  # its tensors stay, only its call changes
 
     def forward(self, img: Tensor) -> list[Tensor]:
         self.grid(img)  # raises where a side does not fit
@@ -216,5 +216,5 @@ class _Recomputable(nn.Module):
 
 
 @cache
-def _recomputable(kind: Any) -> type[nn.Module]:
+def _recomputable(kind: type[nn.Module]) -> type[nn.Module]:
     return type(kind.__name__, (_Recomputable, kind), {})
