@@ -20,7 +20,7 @@ DISTINCT = 4  # blocks with weights of their own in the larger encoders; the oth
 def random_model(encoder: str, nclass: int, task: str = "segmentation") -> Any:
     """A model with random weights of sensible size, made quickly: slices of one block of normal numbers."""
     with torch.device("meta"):
-        model = build_model(f"dinov2_{encoder}", nclass, task)
+        model: Any = build_model(f"dinov2_{encoder}", nclass, task)
     blocks = model.backbone.blocks
     for i in range(DISTINCT if encoder != "small" else len(blocks), len(blocks)):
         blocks[i] = blocks[i % DISTINCT]
