@@ -204,7 +204,8 @@ def test_the_gradient_norm_does_not_depend_on_the_loss_scale(fp32: tuple[Trainer
 
 def test_a_run_goes_on_in_another_precision_and_fp16_keeps_its_scale(tiny: Tiny, tmp_path: Path) -> None:
     for epochs, precision in ((1, "fp32"), (2, "fp16"), (3, "bf16")):
-        supervised.main(tiny.args(tmp_path, f"epochs={epochs}", f"precision={precision}", "resume=force", unlabeled=False))
+        changes = (f"epochs={epochs}", f"precision={precision}", "resume=force")
+        supervised.main(tiny.args(tmp_path, "supervised_length=4", *changes, unlabeled=False))
         assert (checkpoint.load(tmp_path / "latest.pth")["scaler"].get("scale", 0) > 0) == (precision == "fp16")
 
 
@@ -234,8 +235,9 @@ def test_a_run_in_bf16_says_that_the_cpu_is_slow_at_it(tiny: Tiny, tmp_path: Pat
 
 
 def test_precision_may_change_without_force_and_typos_are_named(tiny: Tiny, tmp_path: Path) -> None:
-    supervised.main(tiny.args(tmp_path, "epochs=1", unlabeled=False))
-    supervised.main(tiny.args(tmp_path, "epochs=1", "precision=bf16", "activation_checkpointing=true", unlabeled=False))
+    short = ("epochs=1", "supervised_length=4")
+    supervised.main(tiny.args(tmp_path, *short, unlabeled=False))
+    supervised.main(tiny.args(tmp_path, *short, "precision=bf16", "activation_checkpointing=true", unlabeled=False))
     done = command("supervised.py", *tiny.args(tmp_path, "precision=fp8", unlabeled=False))
     assert done.returncode == 2
     assert "precision: found 'fp8', expected one of fp32, tf32, bf16, fp16" in done.stderr
