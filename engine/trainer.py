@@ -63,6 +63,8 @@ class Run:
         self.steps = self.data.sampler.steps
         self.config = asdict(cfg) | {"shards": self.data.sampler.shards, "nclass": self.data.spec.nclass}  # as they are in effect
         self.config["method"] = method.name
+        if not method.semi:  # earlier versions kept a teacher that nobody asked
+            del self.config["teacher"]
         if cfg.classes:
             self.config["classes"] = list(self.data.spec.classes)  # the names themselves: a file of them may change
         found = self._find()

@@ -14,7 +14,7 @@ import unimatch_v2
 from dataset.semi import inside
 from tests.conftest import ROOT, make_tiny
 from util import checkpoint
-from util.config import load_config
+from util.config import Config, load_config
 from util.error import UserError
 
 QUICK = ("batch_size=1", "crop_size=14", "epochs=1")
@@ -128,5 +128,5 @@ def test_a_yaml_of_many_references_is_read_in_no_time(tmp_path: Path) -> None:
     path = tmp_path / "laughs.yaml"
     path.write_text("\n".join(lines))
     with pytest.raises(UserError, match="a0: no such config key"):
-        load_config(str(path))
+        load_config(str(path), kind=Config)
     assert yaml.safe_load("a: 1") == {"a": 1}

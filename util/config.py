@@ -226,7 +226,7 @@ def make_config(
     """The config of `values` as a file `path` holds them, then `settings` and `given` as in `load_config`. Raises UserError.
 
     kind: the class of a method's settings, whose keys are the only ones allowed. None: of a command that runs no method. It leaves out
-    keys that it does not know, which a method may have, but not one that looks like a known key written wrongly.
+    keys of the file that it does not know, which a method may have, but not one that looks like a known key written wrongly.
     """
     for setting in settings or []:
         _assign(values, setting)
@@ -240,9 +240,11 @@ def make_config(
     if valset is not None and valset != values.get("dataset"):
         raise UserError(f"valset: found {valset!r}, expected the labelled data set {values.get('dataset')!r}")
     known = {f.name: f for f in fields(kind or Config)}
+    given_here = {setting.partition("=")[0].partition(".")[0] for setting in settings or []}
     for name in [name for name in values if name not in known]:
-        near = difflib.get_close_matches(str(name), known, 1, 0.6 if kind else 0.8)
-        if near or kind:
+        strict = kind is not None or name in given_here
+        near = difflib.get_close_matches(str(name), known, 1, 0.6 if strict else 0.8)
+        if near or strict:
             advice = f"the nearest is {near[0]!r}" if near else "remove it, or look for the one that is meant in util/config.py"
             raise UserError(f"{name}: no such config key; {advice}")
         del values[name]

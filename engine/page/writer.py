@@ -157,7 +157,8 @@ class Watch:
     def _at_zero(self, matrix: Tensor) -> dict[int, str]:
         """Why the classes that have been at 0 in every evaluation stay there."""
         page = self.page
-        stay = [k for k in range(len(page.classes)) if not any(row["iou"][page.judged][k] for row in page.evaluated)]
+        ious = [row["scores"][page.models[page.judged]]["iou"] for row in page.evaluated]
+        stay = [k for k, name in enumerate(page.classes) if not any(iou[name] for iou in ious)]
         if not stay:
             return {}
         if self.labeled is None:

@@ -1,5 +1,6 @@
 """Configs: the types of keys, `--set`, the authors' key names, the command line."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -67,10 +68,16 @@ def test_the_authors_keys_for_two_data_sets(tmp_path: Path) -> None:
 PASCAL = Path(__file__).parents[2] / "configs/pascal.yaml"
 
 
-def test_commands_that_run_no_method_leave_out_its_keys_but_refuse_misspelt_ones() -> None:
-    assert load_config(str(PASCAL), ["feature_dropout=shared"]) == load_config(str(PASCAL))
+def test_commands_that_run_no_method_leave_out_its_keys_but_refuse_misspelt_ones(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(PASCAL.read_text() + "feature_dropout: shared\n")
+    assert replace(load_config(str(path)), config=str(PASCAL)) == load_config(str(PASCAL))
+    for refused in (lambda: load_config(str(path), kind=Config), lambda: load_config(str(PASCAL), ["feature_dropout=shared"])):
+        with pytest.raises(UserError, match="feature_dropout: no such config key"):
+            refused()
+    path.write_text(PASCAL.read_text() + "eval_mod: original\n")
     with pytest.raises(UserError, match="eval_mod: no such config key; the nearest is 'eval_mode'"):
-        load_config(str(PASCAL), ["eval_mod=original"])
+        load_config(str(path))
 
 
 @given(st.sampled_from(sorted(KEYS)), st.text(alphabet="abcdefghijklmnopqrstuvwxyz_", max_size=3))
