@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 STEPS, EPOCHS = 6, 2
+LABELED = ("batch_size=1", "supervised_length=12")  # 6 steps of twice 1
 SHOWN = ("dataset/preview.py", "engine/page/samples.py", "engine/page/writer.py")  # pictures and shares, once a run or an epoch
 OHEM = "criterion={name: OHEM, kwargs: {ignore_index: 255, thresh: 0.7, min_kept: 500}}"
 LOVASZ = "criterion={name: Lovasz, kwargs: {ce: 1, class_weights: [1, 2, 0.5, 1, 1, 3]}}"
@@ -44,7 +45,7 @@ def commands(tiny: Tiny, pairs: Tiny, out: Path) -> Commands:
         ),
         "supervised": (
             "supervised",
-            train(out / "supervised", "views=device", "batch_size=20", "lock_backbone=true", DICE, unlabeled=False),
+            train(out / "supervised", "views=device", *LABELED, "lock_backbone=true", DICE, unlabeled=False),
         ),
         "change": ("unimatch_v2", change(out / "change", "views=device")),
         "evaluate": ("evaluate", [*models, "--json", f"{out}/plain.json", "--worst", "2", "--out", f"{out}/worst"]),

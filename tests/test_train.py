@@ -20,8 +20,8 @@ from util import checkpoint
 from util.error import UserError
 
 METHODS = {"supervised": supervised, "fixmatch": fixmatch, "unimatch_v1": unimatch_v1, "unimatch_v2": unimatch_v2}
-# supervised training repeats the labelled list to 240 images: 12 steps of twice 10 are enough
-SHORT: dict[str, tuple[str, ...]] = {"supervised": ("batch_size=10",), "fixmatch": (), "unimatch_v1": (), "unimatch_v2": ()}
+# supervised training repeats the labelled list, here to 24 images: 12 steps of twice 1
+SHORT: dict[str, tuple[str, ...]] = dict.fromkeys(METHODS, ()) | {"supervised": ("batch_size=1", "supervised_length=24")}
 
 
 def figures(log: Path) -> list[str]:
@@ -174,7 +174,7 @@ def test_fewer_than_eight_steps_an_epoch_log_every_step(tiny: Tiny, tmp_path: Pa
 
 
 def test_init_starts_from_another_run_and_counts_from_zero(tiny: Tiny, tmp_path: Path) -> None:
-    supervised.main(tiny.args(tmp_path / "a", "epochs=1", "batch_size=10", unlabeled=False))
+    supervised.main(tiny.args(tmp_path / "a", "epochs=1", *SHORT["supervised"], unlabeled=False))
     fixmatch.main(tiny.args(tmp_path / "b", "epochs=1", "lr=1e-12", f"init={tmp_path}/a/best.pth"))
     a, b = checkpoint.load(tmp_path / "a/best.pth"), checkpoint.load(tmp_path / "b/latest.pth")
     name = "head.scratch.output_conv.2.weight"
@@ -183,7 +183,7 @@ def test_init_starts_from_another_run_and_counts_from_zero(tiny: Tiny, tmp_path:
 
 
 def test_init_takes_over_all_but_the_layer_of_other_classes(tiny: Tiny, tmp_path: Path) -> None:
-    supervised.main(tiny.args(tmp_path / "a", "epochs=1", "batch_size=10", unlabeled=False))
+    supervised.main(tiny.args(tmp_path / "a", "epochs=1", *SHORT["supervised"], unlabeled=False))
     state = checkpoint.load(tmp_path / "a/best.pth")["model"]
     for name in ("head.scratch.output_conv.2.weight", "head.scratch.output_conv.2.bias"):
         state[name] = torch.cat((state[name], state[name]))  # twelve classes
@@ -232,14 +232,14 @@ for name in ("fcntl", "resource"):
     sys.modules[name] = None  # importing it fails
 del os.sched_getaffinity, signal.SIGUSR1
 import unimatch_v2
-unimatch_v2.main(sys.argv[1:])
+for epochs in (1, 2):
+    unimatch_v2.main([*sys.argv[1:], "--set", f"epochs={epochs}"])
 """
 
 
 def test_a_system_without_what_only_unix_has_trains(tiny: Tiny, tmp_path: Path) -> None:
-    for epochs in (1, 2):
-        done = command("-c", WITHOUT_UNIX, *tiny.args(tmp_path, f"epochs={epochs}"))
-        assert done.returncode == 0, done.stderr[-2000:]
+    done = command("-c", WITHOUT_UNIX, *tiny.args(tmp_path))
+    assert done.returncode == 0, done.stderr[-2000:]
     assert "Load from checkpoint at epoch 0" in (tmp_path / "train.log").read_text()
     page = (tmp_path / "report.html").read_text()
     assert "epoch 2 of 2" in page

@@ -143,7 +143,8 @@ class LiteralAdamW:
 
 @pytest.mark.parametrize("criterion", [CE, OHEM], ids=["ce", "ohem"])
 @pytest.mark.parametrize("method", METHODS)
-def test_updates_are_those_of_the_second_writing(method: str, criterion: dict[str, Any]) -> None:
+def test_updates_are_those_of_the_second_writing(method: str, criterion: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tensor, "float", Tensor.double)  # of the position embedding, which the encoder resizes in float32
     trainer = tiny_trainer(METHODS[method], TOTAL, criterion=criterion)
     student, teacher = (tiny_trainer(METHODS[method], TOTAL).student for _ in range(2))
     optimizer = LiteralAdamW(student, 1e-4)
@@ -166,9 +167,9 @@ def test_updates_are_those_of_the_second_writing(method: str, criterion: dict[st
     for found, expected_model in pairs:
         for (name, a), b in zip(found.named_parameters(), expected_model.parameters(), strict=True):
             if name not in UNUSED:
-                # the position embedding is resized in float32, and AdamW makes much of its smallest gradients
+                # AdamW makes a whole step of any gradient above its eps of 1e-8; rounding in float64 is far below that
                 change = initial[name] - b.detach()
-                assert float((a - b).detach().norm()) <= (1e-2 if name.endswith("pos_embed") else 1e-6) * float(change.norm()), name
+                assert float((a - b).detach().norm()) <= 1e-6 * float(change.norm()), name
 
 
 def test_shards_accumulate_to_the_mean_of_their_gradients() -> None:

@@ -26,9 +26,14 @@ from tests.golden import encoders, v1
 from tests.golden.trajectory import METHODS, train
 
 FORWARD = 1e-4  # ||a - b|| / ||b|| of logits
-TRAJECTORY = 2e-3  # relative: scalars and norms of weight changes
+# Relative: scalars and norms of weight changes, as the golden README has it. Two steps agree to 3e-7; then a ReLU or a pseudo label that is
+# at its threshold to rounding turns on other kernels (one ReLU of the coarse maps is 1e-3 of a gradient), and AdamW makes a whole step of
+# the smallest gradients: 7e-4 between kernels of SSE4.1, AVX2 and AVX-512.
+TRAJECTORY = 2e-3
 STILL = 1e-6  # absolute: tensors that never train change by rounding only
-BF16 = 1e-2  # relative: scalars, and the median of the norms of weight changes, in bf16
+# Relative, in bf16: ||a - b|| / ||b|| of a scalar's eight values, and the median of the norms of weight changes. A rounding is 2^-8 = 4e-3;
+# between the kernels above, with and without instructions for bfloat16, 2e-3 to 7e-3.
+BF16 = 1e-2
 Numbers = dict[str, np.ndarray]
 Check = Callable[[str, Numbers, ModuleType], None]
 
@@ -182,7 +187,7 @@ def test_bf16_stays_near_the_trajectory(folder: Path, inputs: ModuleType) -> Non
     trainer, initial, stats = train(inputs, "unimatch_v2", len(numbers["scalar/train/loss_all"]), precision="bf16")
     for key in (k for k in numbers if k.startswith("scalar/train/")):
         found = np.array([float(row[key.removeprefix("scalar/train/")]) for row in stats])
-        assert np.abs(found - numbers[key]).max() <= BF16 * np.abs(numbers[key]).max(), key
+        assert relative(found, numbers[key]) <= BF16, key
     final = trainer.student.state_dict()
     expected = {k.split("/", 2)[2]: float(v) for k, v in numbers.items() if k.startswith("model/delta_norm/") and v > STILL}
     off = [abs(float((final[name] - initial[name]).norm()) - norm) / norm for name, norm in expected.items()]

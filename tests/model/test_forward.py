@@ -13,8 +13,8 @@ from model.dropout import combine_factors, complementary_factors, factor_width, 
 from tests.model import oracle
 from util.dist import deterministic
 
-TOLERANCE = 1e-4  # ||float32 - float64|| / ||float64|| of logits
-DISTINCT = 4  # blocks with weights of their own in the larger encoders; the others share them, which saves memory and time
+TOLERANCE = 1e-4  # ||float32 - float64|| / ||float64|| of logits; rounding alone leaves 1e-6 to 5e-6, as 40 blocks of 2^-24 each
+DISTINCT = 2  # blocks with weights of their own in the larger encoders; the others share them, which saves memory and time
 
 
 def random_model(encoder: str, nclass: int, task: str = "segmentation") -> Any:
@@ -59,9 +59,9 @@ def small() -> Any:
     return random_model("small", 3)
 
 
-@pytest.mark.parametrize(("height", "width"), [(70, 70), (98, 56), (252, 252), (518, 518), (798, 798)])
+@pytest.mark.parametrize(("height", "width"), [(70, 70), (98, 56), (252, 252), (518, 294), (70, 798)])
 @torch.no_grad()
-def test_small_at_every_published_size(small: Any, height: int, width: int) -> None:
+def test_small_at_sides_of_every_published_size(small: Any, height: int, width: int) -> None:
     img = noise(2 if height < 200 else 1, 3, height, width)
     assert distance(small(img), oracle.forward(small.state_dict(), "small", list(img))) < TOLERANCE
 
@@ -70,7 +70,7 @@ def test_small_at_every_published_size(small: Any, height: int, width: int) -> N
 @torch.no_grad()
 def test_larger_encoders(encoder: str) -> None:
     model = random_model(encoder, 2)
-    images = [noise(3, 70, 70), noise(3, 98, 56)]
+    images = [noise(3, 42, 70), noise(3, 56, 28)]
     for img, expected in zip(images, oracle.forward(model.state_dict(), encoder, images), strict=True):
         assert distance(model(img[None])[0], expected) < TOLERANCE
 
@@ -81,12 +81,13 @@ def test_the_four_maps_and_their_blocks(small: Any) -> None:
     img = noise(2, 3, 70, 42)
     first, second = oracle.encode(small.state_dict(), "small", list(img))
     for i, found in enumerate(small.backbone(img)):
-        assert distance(found.flatten(2).transpose(1, 2), [first[i], second[i]]) < 1e-5
+        assert distance(found.flatten(2).transpose(1, 2), [first[i], second[i]]) < 1e-5  # float32: 5e-7
 
 
 @torch.no_grad()
 def test_position_embedding_at_every_grid(small: Any) -> None:
     embedding = small.backbone.pos_embed[..., :16].double()  # channels do not mix
+    # float32 has a coordinate of 37 to 4e-6, and the parameter changes by up to 1 from one to the next
     grids = [(n, n) for n in range(1, 61)] + [(5, 7), (7, 4), (37, 36), (36, 37), (37, 74), (1, 60), (57, 114)]
     for rows, cols in grids:
         expected = oracle.position(embedding, rows, cols)
@@ -104,7 +105,7 @@ def test_position_embedding_whose_gradient_is_deterministic(small: Any) -> None:
         (gradient,) = torch.autograd.grad((out * weights).sum(), pos)
         found.append((out.detach(), gradient))
     for a, b in zip(*found, strict=True):
-        torch.testing.assert_close(a, b, atol=2e-5, rtol=0)
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=0)  # float32: 4e-6 of a coordinate, times weights of up to 4.5
     assert not torch.equal(found[0][0], found[1][0]), "both ways are the same one"
 
 
@@ -132,7 +133,9 @@ def test_attention_in_bf16_on_a_cpu_where_keys_share_a_large_part() -> None:
     exact = (q.double() @ k.double().transpose(2, 3) / 8).softmax(dim=-1) @ v.double()
     with torch.no_grad(), Largest() as largest:
         found = attend(q, k, v)
-    assert distance(found, exact) < 0.01  # 0.005; 0.036 where the scores keep the shared part; PyTorch's kernel 0.002
+    assert (
+        distance(found, exact) < 0.01
+    )  # 2.5 roundings of bf16 (2^-8). 0.005; 0.036 where the scores keep the shared part; PyTorch's kernel 0.002
     assert largest.numel == QUERIES * tokens  # one head, some of its tokens: not tokens x tokens of a large photograph
     assert distance(attend(q.requires_grad_(), k, v).detach(), exact) < 0.01
 
