@@ -1,6 +1,7 @@
 """Supervised baseline: labelled images only (METHOD.md 3).
 
-The mini-batch is twice `batch_size`, as in the published runs, so that a step sees as many images as a semi-supervised one.
+The mini-batch is twice `batch_size`, as in the published runs, so that a step sees as many images as a semi-supervised one;
+UniMatch V1's program, which DeepLabV3+ follows, leaves that to the config.
 
     python supervised.py --config configs/camvid.yaml --labeled-id-path splits/camvid/1_8/labeled.txt --save-path exp/camvid/sup
 """
@@ -21,7 +22,9 @@ def step(student: nn.Module, teacher: nn.Module | None, batch: Batch, cfg: Confi
     return loss, {"loss_all": loss.detach(), "loss_x": loss.detach()}
 
 
-METHOD = Method("supervised", step, teacher=None, reads=Reads(labeled=2, unlabeled=False))
+# UniMatch V1's program takes list and mini-batch as they are
+OF_2023 = Method("supervised", step, teacher=None, reads=Reads(unlabeled=False, repeat_labeled=False), optimizer="sgd")
+METHOD = Method("supervised", step, teacher=None, reads=Reads(labeled=2, unlabeled=False), programs={"unimatch_v1": OF_2023})
 
 
 def main(argv: list[str]) -> None:

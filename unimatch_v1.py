@@ -1,5 +1,7 @@
-"""UniMatch V1's method on today's networks, as the V2 paper's Table 5 compares it: an EMA teacher labels the weak view, the student learns
-from two strong, CutMixed views and from the weak view with channels of its encoder features dropped (METHOD.md 3, arXiv:2208.09910).
+"""UniMatch V1: the student learns from two strong, CutMixed views and from the weak view with channels of its encoder features dropped.
+
+`step` is the method on today's networks, labelled by an EMA teacher (METHOD.md 3.1; Table 5 of arXiv:2410.10777). `step_of_2023` is
+the program of 2023, for DeepLabV3+, whose student labels for itself (METHOD.md 3.2; arXiv:2208.09910).
 
     python unimatch_v1.py --config configs/camvid.yaml --labeled-id-path splits/camvid/1_8/labeled.txt \\
         --unlabeled-id-path splits/camvid/1_8/unlabeled.txt --save-path exp/camvid/unimatch_v1
@@ -10,16 +12,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from dataset.batch import Batch
+from dataset.batch import Batch, Reads
 from engine.method import Method
 from engine.trainer import train
-from model.dropout import channel_factors, factor_width, scaled
+from model.dropout import channel_factors, clean_and_scaled, factor_width, scaled
 from model.loss import labeled_loss, mask_ratio, semi_loss, unlabeled_loss
-from model.pseudo import Mixed, cutmix, pseudo_label
+from model.pseudo import Mixed, cutmix, labels_of, pseudo_label, pseudo_label_in_eval_mode
 from util.config import Config, key
 from util.error import run
 
 LABELS = {"loss_all": "Total loss", "loss_x": "x", "loss_u": "u", "loss_s": "strong", "loss_w_fp": "fp", "mask_ratio": "Mask ratio"}
+LABELS_OF_2023 = {
+    "loss_all": "Total loss", "loss_x": "Loss x", "loss_s": "Loss s", "loss_w_fp": "Loss w_fp", "mask_ratio": "Mask ratio",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,23 @@ def step(student: nn.Module, teacher: nn.Module, batch: Batch, cfg: Config) -> t
     view2 = cutmix(batch.img_u_s2, pseudo, conf, batch.ignore_u, batch.box2)
     pred_x = student(batch.img_x)  # (B, K, H, W)
     pred_fp = student(batch.img_u_w, scaled(batch.drop))
+    pred_s1, pred_s2 = student(torch.cat((view1.img, view2.img))).chunk(2)
+    weak = Mixed(batch.img_u_w, pseudo, conf, batch.ignore_u)
+    return _loss(pred_x, batch.mask_x, [(pred_s1, view1), (pred_s2, view2)], pred_fp, weak, cfg)
+
+
+def step_of_2023(student: nn.Module, teacher: nn.Module, batch: Batch, cfg: Config) -> tuple[Tensor, dict[str, Tensor]]:
+    """The same as the program of 2023 has it (METHOD.md 3.2): the student labels for itself, in training mode, and CutMix pastes from a
+    second draw of the same images, which it labels in eval mode. teacher: the student without wrappers.
+    """
+    assert batch.second is not None
+    pasted = (*pseudo_label_in_eval_mode(teacher, batch.second.img_u_w), batch.second.ignore_u)
+    # labelled images are dropped as well: they enter the decoder's batch statistics
+    preds = student(torch.cat((batch.img_x, batch.img_u_w)), clean_and_scaled(batch.drop))
+    pred_x, pred_w, _, pred_fp = preds.split((len(batch.img_x), len(batch.img_u_w)) * 2)
+    pseudo, conf = labels_of(pred_w)
+    view1 = cutmix(batch.img_u_s1, pseudo, conf, batch.ignore_u, batch.box1, (batch.second.img_u_s1, *pasted))
+    view2 = cutmix(batch.img_u_s2, pseudo, conf, batch.ignore_u, batch.box2, (batch.second.img_u_s2, *pasted))
     pred_s1, pred_s2 = student(torch.cat((view1.img, view2.img))).chunk(2)
     weak = Mixed(batch.img_u_w, pseudo, conf, batch.ignore_u)
     return _loss(pred_x, batch.mask_x, [(pred_s1, view1), (pred_s2, view2)], pred_fp, weak, cfg)
@@ -58,7 +80,22 @@ def _draw(images: int, channels: tuple[int, ...], generator: torch.Generator, cf
     return channel_factors(images, width, generator)
 
 
-METHOD = Method("unimatch_v1", step, LABELS, draw=_draw, config=Settings)
+def _draw_of_2023(images: int, channels: tuple[int, ...], generator: torch.Generator, cfg: Settings) -> Tensor:
+    """The same for labelled and unlabelled images, (2B, ...)."""
+    return _draw(2 * images, channels, generator, cfg)
+
+
+OF_2023 = Method(
+    "unimatch_v1",
+    step_of_2023,
+    LABELS_OF_2023,
+    teacher="student",
+    reads=Reads(cut_labeled=True, second_draw=True),
+    draw=_draw_of_2023,
+    optimizer="sgd",
+    config=Settings,
+)
+METHOD = Method("unimatch_v1", step, LABELS, draw=_draw, config=Settings, programs={"unimatch_v1": OF_2023})
 
 
 def main(argv: list[str]) -> None:

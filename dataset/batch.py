@@ -23,13 +23,15 @@ class Reads:
 
     labeled: labelled images of a mini-batch, in units of `batch_size`; of unlabelled ones there are always `batch_size`.
     strong_labeled: whether labelled images come as a strong view; there is no weak one then.
-    cut_labeled: whether an epoch's labelled list is cut to the length of the unlabelled one. It is repeated to it in any case.
+    repeat_labeled: whether an epoch's labelled list is repeated, to the length of the unlabelled one or to the data set's own.
+    cut_labeled: whether it is cut to the length of the unlabelled one where it is longer.
     strong_views: strong views of each unlabelled image, 0 to 2.
     second_draw: whether the unlabelled images come a second time, with draws of their own (`Batch.second`).
     """
 
     labeled: int = 1
     strong_labeled: bool = False
+    repeat_labeled: bool = True
     cut_labeled: bool = False
     unlabeled: bool = True
     strong_views: int = 2

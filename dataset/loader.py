@@ -239,9 +239,9 @@ def training_loader(
 ) -> tuple[ShardSampler, DataLoader]:
     """The mini-batches of this process's shards. Raises UserError where there are none, or no room for them."""
     listed = {name: len(source) for name, source in sources.items()}
-    length = repeated_length(
-        listed["x"], listed["u"] if reads.unlabeled else spec.supervised_length, spec.task == "change" or reads.cut_labeled
-    )
+    repeats = reads.repeat_labeled or cfg.supervised_length is not None
+    target = listed["u"] if reads.unlabeled else spec.supervised_length if repeats else 0  # 0: the list as it is
+    length = repeated_length(listed["x"], target, spec.task == "change" or reads.cut_labeled)
     streams = {name: (count, length if name == "x" else count) for name, count in listed.items()}
     if reads.second_draw:
         streams["second"] = streams["u"]  # of equal length, so in the same order: the same photographs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from dataset.batch import Batch, Reads
+from model.spec import get_encoder
 from util.config import Config
+from util.error import UserError
 
 # step(student, teacher, batch, cfg) -> the scalar loss of a mini-batch, and the stats: detached scalars by their names
 Step = Callable[[Any, Any, Batch, Config], tuple[Tensor, dict[str, Tensor]]]
@@ -32,7 +34,9 @@ class Method:
     teacher: who gives the pseudo labels. "ema": the moving average of the student, which is evaluated too. "student": the student
         itself, and there is no average. None: nobody, the method reads labelled images alone.
     draw: draws `Batch.drop` from (seed, step, shard).
+    optimizer: adamw | sgd, where the config leaves it open.
     config: the class of its settings, with the keys of its own.
+    programs: the same method as another program of the authors has it, by the program's name (`program_of`).
     """
 
     name: str
@@ -41,7 +45,9 @@ class Method:
     teacher: str | None = "ema"
     reads: Reads = Reads()
     draw: Draw | None = None
+    optimizer: str = "adamw"
     config: type[Config] = Config
+    programs: Mapping[str, Method] = field(default_factory=dict)
 
     @property
     def semi(self) -> bool:
@@ -58,6 +64,28 @@ class Method:
         if self.teacher != "ema":
             return self.teacher
         return cfg.teacher or ("student" if task == "change" else "ema")
+
+    def of(self, cfg: Config) -> Method:
+        """The method as the program has it that a run follows. Raises UserError where the config names one that has no such method."""
+        program = program_of(cfg)
+        if cfg.program == "unimatch_v1" and program not in self.programs:
+            raise UserError(f"program: found unimatch_v1, which has no {self.name}; remove it")
+        method = self.programs.get(program, self)
+        if method.teacher == "student" and cfg.teacher == "ema":
+            raise UserError(f"teacher: found ema, but {self.name} has no average in the program {program}; set program=unimatch_v2")
+        return method
+
+    def settled(self, cfg: Config, task: str) -> Config:
+        """The config with what it leaves to method and encoder filled in."""
+        model = cfg.model or get_encoder(cfg.backbone).model
+        optimizer = cfg.optimizer or self.optimizer
+        return replace(cfg, teacher=self.teacher_of(cfg, task), model=model, program=program_of(cfg), optimizer=optimizer)
+
+
+def program_of(cfg: Config) -> str:
+    """The authors' program that a run follows where they differ: `program` of the config, else the one that the architecture is from."""
+    model = cfg.model or get_encoder(cfg.backbone).model
+    return cfg.program or ("unimatch_v1" if model == "deeplabv3plus" else "unimatch_v2")
 
 
 def judged(models: tuple[str, ...], task: str) -> int:

@@ -31,8 +31,9 @@ def make_optimizer(model: nn.Module, cfg: Config) -> Optimizer:
             raise UserError(f"lr_factors: no parameter of the model begins with {prefix!r}; correct the name")
     factors = {True: 1.0, False: cfg.lr_multi} | cfg.lr_factors
     made = [{"params": group, "lr": cfg.lr * factors[key], "factor": factors[key]} for key, group in (groups | own).items()]
-    decay = WEIGHT_DECAY[cfg.optimizer] if cfg.weight_decay is None else cfg.weight_decay
-    if cfg.optimizer == "sgd":
+    name = cfg.optimizer or "adamw"
+    decay = WEIGHT_DECAY[name] if cfg.weight_decay is None else cfg.weight_decay
+    if name == "sgd":
         return torch.optim.SGD(made, momentum=cfg.momentum, weight_decay=decay)
     # as one kernel: the same formula
     return torch.optim.AdamW(made, betas=(0.9, 0.999), eps=1e-8, weight_decay=decay, fused=True)

@@ -58,8 +58,7 @@ class Run:
         check_crop(cfg.crop_size, encoder)
         self.data = open_data(cfg, world, method.reads, open_log(None))
         check_mode(encoder, self.data.eval_mode, cfg.crop_size)
-        teacher, architecture = method.teacher_of(cfg, self.data.spec.task), cfg.model or get_encoder(cfg.backbone).model
-        cfg = self.cfg = replace(cfg, teacher=teacher, model=architecture, criterion=self._criterion())
+        cfg = self.cfg = replace(method.settled(cfg, self.data.spec.task), criterion=self._criterion())
         self.steps = self.data.sampler.steps
         self.config = asdict(cfg) | {"shards": self.data.sampler.shards, "nclass": self.data.spec.nclass}  # as they are in effect
         self.config["method"] = method.name
@@ -338,4 +337,4 @@ def train(method: Method, argv: list[str], description: str | None) -> None:
         StopSignals() as signals,
         resume.claimed(Path(cfg.save_path), signals) if world.main else nullcontext(),
     ):
-        Run(cfg, method, world, signals).fit()
+        Run(cfg, method.of(cfg), world, signals).fit()

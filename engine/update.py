@@ -38,7 +38,8 @@ class Trainer:
     """
 
     def __init__(self, cfg: Config, model: Segmenter, method: Method, total_steps: int, world: World | None = None) -> None:
-        self.cfg, self.method = cfg, method
+        self.cfg = cfg = method.settled(cfg, "change" if model.bitemporal else "segmentation")
+        self.method = method
         self.total_steps = total_steps
         self.it = self.skipped = self.skipped_in_row = 0
         self.stop = False
@@ -53,8 +54,7 @@ class Trainer:
         # the models that are evaluated
         self.models = {"student": self.student} if self.teacher is None else {"student": self.student, "EMA": self.teacher}
         self.ema = Ema(self.teacher, self.student) if self.teacher is not None else None
-        teacher = method.teacher_of(cfg, "change" if model.bitemporal else "segmentation")
-        self.labels_by = {"ema": self.teacher, "student": self.student, None: None}[teacher]
+        self.labels_by = {"ema": self.teacher, "student": self.student, None: None}[cfg.teacher]
         if cfg.compile:
             check_compiler(world.device)
             torch._dynamo.config.optimize_ddp = False  # would cut the compiled parts, between which gradients travel in any case

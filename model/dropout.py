@@ -49,3 +49,9 @@ def scaled(factors: Tensor) -> Callable[[list[Tensor]], list[Tensor]]:
         return [x * part[:, :, None, None] for x, part in zip(maps, parts, strict=True)]
 
     return perturb
+
+
+def clean_and_scaled(factors: Tensor) -> Callable[[list[Tensor]], list[Tensor]]:
+    """A perturbation that decodes every image twice, as one batch: the maps as they are, and after them the same `scaled`."""
+    drop = scaled(factors)
+    return lambda maps: [torch.cat(pair) for pair in zip(maps, drop(maps), strict=True)]

@@ -1,4 +1,4 @@
-"""Pseudo labels and their mixing: what FixMatch and UniMatch V2 share (METHOD.md 3)."""
+"""Pseudo labels and their mixing: what the semi-supervised methods share (METHOD.md 3)."""
 
 from typing import NamedTuple
 
@@ -6,11 +6,24 @@ import torch
 from torch import Tensor, nn
 
 
+def labels_of(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Label (B, H, W) long and confidence (B, H, W) float of each pixel, without gradient: argmax and maximum of the softmax."""
+    conf, pseudo = logits.detach().softmax(dim=1).max(dim=1)
+    return pseudo, conf
+
+
 @torch.no_grad()
 def pseudo_label(teacher: nn.Module, img: Tensor) -> tuple[Tensor, Tensor]:
-    """The teacher's label (B, H, W) long and confidence (B, H, W) float of each pixel: argmax and maximum of the softmax."""
-    conf, pseudo = teacher(img).softmax(dim=1).max(dim=1)
-    return pseudo, conf
+    """`labels_of` the teacher's logits for images (B, C, H, W)."""
+    return labels_of(teacher(img))
+
+
+def pseudo_label_in_eval_mode(student: nn.Module, img: Tensor) -> tuple[Tensor, Tensor]:
+    """`pseudo_label` by a model in training, for once with its running statistics and without dropout."""
+    try:
+        return pseudo_label(student.eval(), img)
+    finally:
+        student.train()
 
 
 class Mixed(NamedTuple):

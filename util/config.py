@@ -51,7 +51,9 @@ class Config:
     batch_size: int = key(positive=True)  # labelled images, and as many unlabelled ones, of one shard's mini-batch
     lr: float = key(positive=True, most=1)  # of the encoder
     lr_multi: float = key(40.0, positive=True)  # the decoder's rate is lr * lr_multi
-    optimizer: str = key("adamw", choices=("adamw", "sgd"))
+    # the authors' program that a run follows where they differ (METHOD.md 3.2); null: unimatch_v1 for deeplabv3plus, else unimatch_v2
+    program: str | None = key(None, choices=("unimatch_v1", "unimatch_v2"))
+    optimizer: str | None = key(None, choices=("adamw", "sgd"))  # null is the program's: unimatch_v1 sgd, unimatch_v2 adamw
     weight_decay: float | None = key(None)  # null: 0.01 (adamw), 0.0001 (sgd)
     momentum: float = key(0.9, most=1)  # of sgd
     # learning rates of parts of the model: {start of parameter names: factor}; the rate is lr * factor, the longest name counts

@@ -101,8 +101,9 @@ class Plan:
     def steps(self, shards: int) -> int:
         """Optimiser steps of an epoch; 0 where the lists make no full mini-batch."""
         spec, reads, unlabeled = spec_of(self.cfg), self.method.reads, self.lengths["unlabeled"]
-        target, cut = unlabeled if reads.unlabeled else spec.supervised_length or unlabeled, spec.task == "change" or reads.cut_labeled
-        length = repeated_length(self.lengths["labeled"], target, cut)
+        repeats = reads.repeat_labeled or self.cfg.supervised_length is not None
+        target = unlabeled if reads.unlabeled else (spec.supervised_length or unlabeled) if repeats else 0
+        length = repeated_length(self.lengths["labeled"], target, spec.task == "change" or reads.cut_labeled)
         return epoch_steps([length, unlabeled] if reads.unlabeled else [length], shards, self.batch)
 
     def sample_seconds(self) -> float:

@@ -126,7 +126,7 @@ def dry_step(cfg: Config, method: Method, student: Segmenter, teacher: nn.Module
     student.backbone.checkpointing = cfg.activation_checkpointing
     for p in student.parameters():
         p.grad = torch.zeros_like(p) if p.requires_grad else None
-    labels_by = student if method.teacher_of(cfg, spec_of(cfg).task) == "student" else teacher
+    labels_by = student if cfg.teacher == "student" else teacher
     with Meter() as meter:
         with autocast("bf16" if cfg.precision in SIXTEEN_BIT else "fp32", torch.device("cpu")):
             loss, _ = method.step(student.train(), labels_by, batch, cfg)
@@ -142,6 +142,7 @@ def footprint(cfg: Config, method: Method, shards: int = 1) -> tuple[dict[str, i
     fullest moment of the backward pass needs besides; AdamW's fused update needs nothing. Attention counts as the fused kernels do it: q,
     k, v, output and one number a row; never the N x N matrix. Nothing is compiled.
     """
+    cfg = method.settled(cfg, spec_of(cfg).task)
     mode = FakeTensorMode()
     student = hollow_model(cfg, mode)
     teacher = hollow_model(cfg, mode).eval().requires_grad_(False) if method.teacher == "ema" else None

@@ -65,6 +65,7 @@ def main(args: argparse.Namespace) -> None:
             raise UserError(f"--{name}: found {getattr(args, name)}, expected a number above 0, at most {most}")
     method: Method = importlib.import_module(args.method).METHOD
     cfg, card = load_config(args.config, args.set, method.config), CARDS[args.card]
+    method = method.of(cfg)
     image = args.image_size or IMAGE_SIZES.get(spec_of(cfg).name, (cfg.crop_size,) * 2)
     plan = Plan(cfg, method, find_lengths(cfg, method, args), image, card, args.efficiency, args.node, args.network, args.cores)
     found = plan.figures()

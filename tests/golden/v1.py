@@ -8,6 +8,7 @@ evalv1_<encoder>.npz: `<mode>_<H>x<W>` -> class ids of `image(H, W, 1)`, `iou/<m
 """
 
 import re
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -15,11 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import fixmatch
+import supervised
+import unimatch_v1
+from dataset.batch import Batch
 from engine.evaluation import predict
+from engine.method import Method
+from engine.update import Trainer
 from model import build_model
 from model.segmenter import Segmenter
-from tests.golden import v1_literal
-from tests.golden.v1_literal import Settings
+from tests import unimatch_v1_literal as literal
+from util.config import Config
 
 PATTERN = r"(?:resnet\d+|xception)"  # of an encoder in a file's name
 Numbers = dict[str, np.ndarray]
@@ -31,6 +38,16 @@ FORWARD = 1e-4  # ||a - b|| / ||b||
 STEPS = (1e-5, 3e-3, 2e-2, 2e-2, 5e-2, 5e-2, 5e-2, 5e-2)
 FIRST, FINAL, MEDIAN = 3e-3, 1e-1, 2e-3
 ULP = 2.0**-23  # a change is the difference of two rounded weights
+
+
+@dataclass
+class Trajectory:
+    """A run: weights and statistics before it, after its first step and after its last, and what each step logs."""
+
+    initial: dict[str, Tensor]
+    first: dict[str, Tensor]
+    final: dict[str, Tensor]
+    stats: list[dict[str, float]]
 
 
 def encoder_of(name: str) -> str:
@@ -55,7 +72,7 @@ def check_extra(name: str, numbers: Numbers, inputs: ModuleType) -> None:
         what, size = key.split("_")
         img = inputs.image(*map(int, size.split("x")), len(expected))
         if what == "fp":
-            both = filled(inputs, encoder_of(name), expected.shape[1])(img, v1_literal.clean_and_dropped(inputs, 0))
+            both = filled(inputs, encoder_of(name), expected.shape[1])(img, literal.clean_and_dropped(inputs, 0))
             found = both[len(img) :]
         else:
             assert what == "os8", f"{key}: expected fp_<H>x<W> or os8_<H>x<W>"
@@ -64,22 +81,48 @@ def check_extra(name: str, numbers: Numbers, inputs: ModuleType) -> None:
         assert relative(found[..., ::3, ::3].numpy(), expected) <= FORWARD, key
 
 
-def settings_of(name: str, numbers: Numbers) -> Settings:
-    cfg = {key.removeprefix("config/"): value.item() for key, value in numbers.items() if key.startswith("config/")}
+def settings_of(name: str, numbers: Numbers) -> tuple[Method, Config]:
+    """The method of a file's name, as the program of 2023 has it, and its settings."""
+    own = {key.removeprefix("config/"): value.item() for key, value in numbers.items() if key.startswith("config/")}
     # as the files without `config/*` were made
-    cfg = {"lr": 0.001, "lr_multi": 10.0, "conf_thresh": 0.3, "thresh": 0.2, "min_kept": 3000} | cfg
-    method = next(method for method in ("unimatch_v1", "v1_fixmatch", "v1_supervised") if name.startswith(f"traj_{method}"))
-    ohem = (cfg["thresh"], int(cfg["min_kept"])) if "ohem" in name else None
-    return Settings(method, cfg["lr"], cfg["lr_multi"], cfg["conf_thresh"], ohem, len(numbers["scalar/train/loss_all"]))
+    own = {"lr": 0.001, "lr_multi": 10.0, "conf_thresh": 0.3, "thresh": 0.2, "min_kept": 3000} | own
+    kwargs = {"ignore_index": 255, "thresh": own.pop("thresh"), "min_kept": int(own.pop("min_kept"))}
+    if "ohem" in name:
+        own["criterion"] = {"name": "OHEM", "kwargs": kwargs}
+    module = next(module for module in (unimatch_v1, fixmatch, supervised) if module.__name__ in name)
+    shape = {"crop_size": 65, "epochs": 1, "batch_size": 2}
+    cfg = module.METHOD.config(dataset="", data_root="", backbone=encoder_of(name), **shape, **own)
+    return module.METHOD.of(cfg), cfg
+
+
+def given_batch(inputs: ModuleType, method: str, it: int) -> Batch:
+    (img_x, mask_x), (w, s1, s2, ignore, box1, box2), (w_mix, s1_mix, s2_mix, ignore_mix) = inputs.v1_batch(it)
+    if method == "supervised":  # as published, a batch twice as large
+        (more_x, more_mask), _, _ = inputs.v1_batch(100 + it)
+        return Batch(torch.cat((img_x, more_x)), torch.cat((mask_x, more_mask)))
+    second = Batch(torch.empty(0), torch.empty(0), w_mix, s1_mix, s2_mix, ignore_mix)
+    draws = [2 * inputs.feature_draw(2 * it + i, 2 * len(w), channels) for i, channels in enumerate((256, 2048))]
+    drop = torch.cat(draws, dim=1) if method == "unimatch_v1" else torch.empty(0)
+    return Batch(img_x, mask_x, w, s1, s2, ignore, box1, box2, drop, second=second)
 
 
 def check_trajectory(name: str, numbers: Numbers, inputs: ModuleType) -> None:
-    """The second writing of the step against the file: it proves the model in training."""
-    run = v1_literal.train(build_model(encoder_of(name), 5, model="deeplabv3plus"), inputs, settings_of(name, numbers))
+    method, cfg = settings_of(name, numbers)
+    model = build_model(cfg.backbone, 5, model=None)
+    initial = inputs.fill(model.state_dict())
+    model.load_state_dict(initial)
+    steps = len(numbers["scalar/train/loss_all"])
+    trainer = Trainer(cfg, model, method, steps)
+    run = Trajectory(initial, {}, {}, [])
+    for it in range(steps):
+        stats = trainer.update([given_batch(inputs, method.name, it)])
+        run.stats.append({name: float(value) for name, value in stats.items()})
+        run.final = {name: value.clone() for name, value in trainer.student.state_dict().items()}
+        run.first = run.first or run.final
     check_run(numbers, run)
 
 
-def check_run(numbers: Numbers, run: v1_literal.Trajectory) -> None:
+def check_run(numbers: Numbers, run: Trajectory) -> None:
     for key in (key for key in numbers if key.startswith("scalar/train/")):
         found = np.array([stats[key.removeprefix("scalar/train/")] for stats in run.stats])
         assert (np.abs(found - numbers[key]) <= np.array(STEPS[: len(found)]) * np.abs(numbers[key])).all(), (key, found, numbers[key])

@@ -1,7 +1,4 @@
-"""UniMatch V1's step as published (spec of part A2), written a second time: plain PyTorch, no method, loop or optimiser of the program.
-
-It proves the models with their batch statistics, and is what the methods' own steps are compared with.
-"""
+"""The losses of UniMatch V1's program a second time: plain PyTorch, read against METHOD.md 3.2, not against the methods."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,20 +13,9 @@ Maps = list[Tensor]
 
 @dataclass
 class Settings:
-    method: str  # unimatch_v1 | v1_fixmatch | v1_supervised
-    lr: float
-    lr_multi: float
+    method: str  # unimatch_v1 | fixmatch | supervised
     conf_thresh: float
     ohem: tuple[float, int] | None = None  # thresh, min_kept
-    steps: int = 8
-
-
-@dataclass
-class Trajectory:
-    initial: dict[str, Tensor]
-    first: dict[str, Tensor]  # after the first step
-    final: dict[str, Tensor]
-    stats: list[dict[str, float]]
 
 
 def labeled(pred: Tensor, mask: Tensor, ohem: tuple[float, int] | None) -> Tensor:
@@ -61,17 +47,17 @@ def clean_and_dropped(inputs: ModuleType, call: int) -> Callable[[Maps], Maps]:
 
 def losses(model: nn.Module, inputs: ModuleType, it: int, s: Settings) -> dict[str, Tensor]:
     (img_x, mask_x), (w, s1, s2, ignore, box1, box2), (w_mix, s1_mix, s2_mix, ignore_mix) = inputs.v1_batch(it)
-    if s.method == "v1_supervised":  # its batch is not doubled by the program, but by hand
+    if s.method == "supervised":  # its batch is not doubled by the program, but by hand
         (more_x, more_mask), _, _ = inputs.v1_batch(100 + it)
         loss = labeled(model.train()(torch.cat((img_x, more_x))), torch.cat((mask_x, more_mask)), s.ohem)
         return {"loss_all": loss, "loss_x": loss}
     n = len(img_x)
     with torch.no_grad():
         conf_mix, label_mix = model.eval()(w_mix).softmax(1).max(1)
-    views = [(s1, s1_mix, box1), (s2, s2_mix, box2)][: 1 if s.method == "v1_fixmatch" else 2]
+    views = [(s1, s1_mix, box1), (s2, s2_mix, box2)][: 1 if s.method == "fixmatch" else 2]
     strong = torch.cat([torch.where(box[:, None] == 1, other, img) for img, other, box in views])
     model.train()
-    if s.method == "v1_fixmatch":
+    if s.method == "fixmatch":
         pred_x, pred_w = model(torch.cat((img_x, w))).split(n)
         fp = []
     else:
@@ -92,25 +78,3 @@ def losses(model: nn.Module, inputs: ModuleType, it: int, s: Settings) -> dict[s
     seen = ignore != 255
     out["mask_ratio"] = ((conf >= s.conf_thresh) & seen).sum() / seen.sum()
     return out
-
-
-def train(model: nn.Module, inputs: ModuleType, s: Settings) -> Trajectory:
-    """SGD from the filled weights over `s.steps` steps, all of one epoch."""
-    initial = inputs.fill(model.state_dict())
-    model.load_state_dict(initial)
-    encoder = [p for name, p in model.named_parameters() if "backbone" in name]
-    decoder = [p for name, p in model.named_parameters() if "backbone" not in name]
-    groups = [{"params": encoder, "lr": s.lr}, {"params": decoder, "lr": s.lr * s.lr_multi}]
-    optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=1e-4)
-    run = Trajectory(initial, {}, {}, [])
-    for it in range(s.steps):
-        found = losses(model, inputs, it, s)
-        optimizer.zero_grad()
-        found["loss_all"].backward()
-        optimizer.step()
-        rate = s.lr * (1 - it / s.steps) ** 0.9
-        optimizer.param_groups[0]["lr"], optimizer.param_groups[1]["lr"] = rate, rate * s.lr_multi
-        run.stats.append({name: float(value.detach()) for name, value in found.items()})
-        run.final = {name: value.detach().clone() for name, value in model.state_dict().items()}
-        run.first = run.first or run.final
-    return run
