@@ -1,4 +1,4 @@
-"""What a run writes down for people: log lines and TensorBoard scalars as the authors' runs have them (METHOD.md 5)."""
+"""What a run writes down: log lines and TensorBoard scalars as the authors' runs have them, and metrics.jsonl (METHOD.md 5)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import math
 import pprint
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from dataset.spec import DatasetSpec
-from engine import metric
+from engine import metric, metrics_file
 from engine.method import Method, judged
-from engine.resume import EVENTS_SUFFIX
+from engine.metrics_file import Epoch
+from engine.resume import EVENTS_SUFFIX, METRICS
 from model.segmenter import Segmenter
 from util.dist import World
 from util.error import reason
@@ -118,7 +119,7 @@ class Board:
 
 
 class Record:
-    """Log lines and scalars of one run. Only the first process writes; the others call the same methods to no effect.
+    """Log lines, scalars and metrics of one run. Only the first process writes; the others call the same methods to no effect.
 
     start: steps that were done before.
     """
@@ -128,6 +129,7 @@ class Record:
     ) -> None:
         self.log = log
         self.board = Board(folder, start, log)
+        self.metrics = folder and folder / METRICS
         self.spec = spec
         self.method = method
         self.averaged = "EMA" in method.models
@@ -182,11 +184,27 @@ class Record:
             self.log.warning(f"{len(problems)} samples of epoch {epoch} replaced, their files cannot be read:{lines}")
             self.board.add("train/bad_images", len(problems), epoch)
 
-    def iteration(self, i: int, lr: float, means: dict[str, float]) -> None:
-        """The line of a step inside an epoch. lr: of the encoder, for the next step; means: since the epoch's start."""
+    def iteration(self, epoch: int, i: int, it: int, lr: float, means: dict[str, float]) -> None:
+        """The lines of step `i` of an epoch. it: the step counted over all epochs; lr: of the encoder, for the next step;
+        means: since the epoch's start.
+        """
         values = [f"{label}: {means[name]:.3f}" for name, label in self.method.labels.items()]
         rate = [f"LR: {lr:.7f}"] if self.averaged and not self.change else []
         self.log.info(", ".join([f"Iters: {i}", *rate, *values]))
+        self._measure("step", {"step": it, "epoch": epoch, "iteration": i, "lr": lr, "means": metrics_file.finite(means)})
+
+    def finished(self, epoch: Epoch) -> None:
+        """What was measured in an epoch that is finished."""
+        self._measure("epoch", asdict(epoch))
+
+    def _measure(self, kind: str, row: dict[str, Any]) -> None:
+        """A line of metrics.jsonl. A disk that is full costs lines, never the run."""
+        if self.metrics is None:
+            return
+        try:
+            metrics_file.append(self.metrics, kind, row)
+        except OSError as error:
+            self.log.error(f"{self.metrics}: a line is lost ({reason(error)})")
 
     def evaluation(self, epoch: int, mode: str, matrices: list[Tensor]) -> bool:
         """Lines and scalars of an evaluation. matrices: of the method's models.

@@ -20,7 +20,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LATEST, PREVIOUS, BEST = "latest.pth", "previous.pth", "best.pth"
-LOG = "train.log"
+LOG, METRICS = "train.log", "metrics.jsonl"
 EVENTS_SUFFIX = ".run"  # of the TensorBoard files, to tell them from files that came from elsewhere
 
 
@@ -143,8 +143,8 @@ def check_same_run(
 
 
 def written_files(folder: Path) -> list[Path]:
-    """What a run appends to: its log and its TensorBoard files."""
-    return [folder / LOG, *folder.glob(f"events.out.tfevents.*{EVENTS_SUFFIX}")]
+    """What a run appends to: its log, its metrics and its TensorBoard files."""
+    return [folder / LOG, folder / METRICS, *folder.glob(f"events.out.tfevents.*{EVENTS_SUFFIX}")]
 
 
 def file_lengths(folder: Path) -> dict[str, int]:
@@ -163,7 +163,7 @@ def file_lengths(folder: Path) -> dict[str, int]:
 
 
 def cut_files(folder: Path, lengths: dict[str, int] | None) -> None:
-    """Cuts what a run appends to back to `lengths`, so that nothing is written twice; removes TensorBoard files begun later.
+    """Cuts what a run appends to back to `lengths`, so that nothing is written twice; removes files begun later, but for the log.
 
     None, as in checkpoints of the authors: leaves everything. Raises UserError.
     """
@@ -175,6 +175,6 @@ def cut_files(folder: Path, lengths: dict[str, int] | None) -> None:
             if length is not None and path.exists() and path.stat().st_size > length:
                 os.truncate(path, length)
             elif length is None and path.name != LOG:
-                path.unlink()
+                path.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{folder}: the log cannot be cut back to the checkpoint ({reason(error)}); correct the permissions") from error

@@ -208,7 +208,7 @@ class Run:
                     self.bad_images += self.world.gather(self.new_bad_images)
                     self.new_bad_images = []
                 if due:
-                    self.record.iteration(i, self.trainer.lr, self.averages.means())
+                    self.record.iteration(epoch, i, self.trainer.it - 1, self.trainer.lr, self.averages.means())
                     self.record.board.add("train/lr", self.trainer.lr, self.trainer.it - 1)  # a later step would be purged on resume
                 if self.trainer.stop:
                     self._stop()

@@ -7,6 +7,7 @@ until then there is little to break. One run in seven is started by the real com
 has everything imported already, and are otherwise the same.
 """
 
+import json
 import multiprocessing
 import os
 import random
@@ -19,6 +20,7 @@ import time
 from contextlib import suppress
 from multiprocessing.context import ForkProcess
 from pathlib import Path
+from typing import Any
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -30,6 +32,7 @@ from util import checkpoint
 from util.error import run
 
 TIMES = {"train/images_per_second"}  # scalars that a clock decides
+MACHINE = ("seconds", "memory", "images_per_second")  # of metrics.jsonl: what the machine decides
 FORK = multiprocessing.get_context("fork")
 CASES = [(processes, workers) for workers in (0, 1, 3) for processes in (1, 2)]
 
@@ -137,6 +140,12 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, str]]]:
     return {tag: [(event.step, str(event.value)) for event in board.Scalars(tag)] for tag in tags}
 
 
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl without what the machine decides."""
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in MACHINE} for row in rows]
+
+
 def compare(a: Path, b: Path) -> list[str]:
     """What differs between two finished runs; nothing when they are bit-identical."""
     out = []
@@ -150,6 +159,8 @@ def compare(a: Path, b: Path) -> list[str]:
         out += [f"{name} {k}: {one[k]} {two[k]}" for k in one if k not in volatile and one[k] != two[k]]
     if figures(a) != figures(b):
         out.append("log figures: " + "; ".join(sorted(set(figures(a)) ^ set(figures(b)))[:4] or ["order or number"]))
+    if metrics(a) != metrics(b):
+        out.append("metrics.jsonl")
     left, right = scalars(a), scalars(b)
     tags = (left.keys() | right.keys()) - TIMES
     out += [f"TensorBoard {tag}" for tag in sorted(tags) if left.get(tag) != right.get(tag)]

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from dataset.picture import confusion_picture
+from engine.metrics_file import Epoch
 from engine.page.chart import chart
 
 HERE = Path(__file__).parent
@@ -22,15 +23,14 @@ HERE = Path(__file__).parent
 
 @dataclass
 class PageData:
-    """What a run has to show. Plain values only, so that it can be kept as JSON between epochs.
+    """What a run has to show.
 
     settings: config keys as they are in effect. classes, palette: of the data set.
     figures: labels of an evaluation's scores by their keys, first the one that chooses the best epoch.
     labels: of the training scalars that the rows hold, by name. models: names of the evaluated models, the student first.
     judged: index in `models` of the one the published rule looks at.
-    epochs: a row per epoch: epoch, seconds (training and evaluation), memory (MiB, or None), training scalars (means), unless it was
-    resumed after its last step images_per_second, and where it was evaluated: scores ({model: what `metric.scores` returns}).
-    kept: share of pixels with a pseudo label of each class in the last step, percent. confusion: (K, K) counts of the judged model.
+    epochs: those that are finished, in their order.
+    confusion: (K, K) counts of the judged model.
     at_zero: why the classes that have never been above 0 stay there, by id.
     samples: rows of (caption, data URI), each row headed by the name of its image. warnings: lines of the log.
     """
@@ -45,8 +45,7 @@ class PageData:
     judged: int
     total_epochs: int
     memory_name: str = "peak memory"
-    epochs: list[dict[str, Any]] = field(default_factory=list)
-    kept: list[float] = field(default_factory=list)
+    epochs: list[Epoch] = field(default_factory=list)
     confusion: list[list[int]] = field(default_factory=list)
     at_zero: dict[int, str] = field(default_factory=dict)
     samples: list[tuple[str, list[tuple[str, str]]]] = field(default_factory=list)
@@ -54,17 +53,17 @@ class PageData:
     updated: str = ""
 
     @property
-    def evaluated(self) -> list[dict[str, Any]]:
-        return [row for row in self.epochs if row.get("scores")]
+    def evaluated(self) -> list[Epoch]:
+        return [row for row in self.epochs if row.scores]
 
-    def score(self, row: dict[str, Any], model: str | None = None) -> float:
+    def score(self, row: Epoch, model: str | None = None) -> float:
         """The score of an evaluated epoch by which the best one is chosen; model: default the one that the published rule looks at."""
-        return row["scores"][model or self.models[self.judged]][next(iter(self.figures))]
+        return row.scores[model or self.models[self.judged]][next(iter(self.figures))]
 
     @property
-    def best(self) -> dict[str, Any] | None:
-        """The row of the best epoch by the published rule (METHOD.md 4); of equal ones the later."""
-        return max(self.evaluated, key=lambda row: (self.score(row), row["epoch"]), default=None)
+    def best(self) -> Epoch | None:
+        """The best epoch by the published rule (METHOD.md 4); of equal ones the later."""
+        return max(self.evaluated, key=lambda row: (self.score(row), row.epoch), default=None)
 
 
 def data_uri(image: Image.Image, kind: str = "JPEG") -> str:
@@ -89,8 +88,8 @@ def _tile(value: str, label: str) -> str:
 
 
 def _head(data: PageData) -> str:
-    done = data.epochs[-1]["epoch"] + 1 if data.epochs else 0
-    seconds = [row["seconds"] for row in data.epochs]
+    done = data.epochs[-1].epoch + 1 if data.epochs else 0
+    seconds = [row.seconds for row in data.epochs]
     left = "no epoch finished yet"
     if done >= data.total_epochs:
         left = "finished"
@@ -106,19 +105,20 @@ def _tiles(data: PageData) -> str:
     best = data.best
     if best:
         name, label = data.models[data.judged], next(iter(data.figures.values()))
-        tiles.append(_tile(f"{data.score(best):.2f}", f"best {label} ({name}), epoch {best['epoch']}"))
+        tiles.append(_tile(f"{data.score(best):.2f}", f"best {label} ({name}), epoch {best.epoch}"))
         last = data.evaluated[-1]
         if last is not best:
-            tiles.append(_tile(f"{data.score(last):.2f}", f"{label} ({name}) now, epoch {last['epoch']}"))
-        tiles.append(_tile(f"{last['scores'][name]['pixel_accuracy']:.2f}", f"pixel accuracy ({name}), epoch {last['epoch']}"))
+            tiles.append(_tile(f"{data.score(last):.2f}", f"{label} ({name}) now, epoch {last.epoch}"))
+        tiles.append(_tile(f"{last.scores[name]['pixel_accuracy']:.2f}", f"pixel accuracy ({name}), epoch {last.epoch}"))
     if data.epochs:
         row = data.epochs[-1]
-        if "mask_ratio" in row:
-            tiles.append(_tile(f"{100 * row['mask_ratio']:.1f} %", "of unlabelled pixels have a confident pseudo label (mask ratio)"))
-        if "images_per_second" in row:
-            tiles.append(_tile(f"{row['images_per_second']:.1f}", "training images a second"))
-        if row["memory"] is not None:
-            tiles.append(_tile(f"{row['memory'] / 1024:.1f} GiB", data.memory_name))
+        ratio = row.means.get("mask_ratio")
+        if ratio is not None:
+            tiles.append(_tile(f"{100 * ratio:.1f} %", "of unlabelled pixels have a confident pseudo label (mask ratio)"))
+        if row.images_per_second is not None:
+            tiles.append(_tile(f"{row.images_per_second:.1f}", "training images a second"))
+        if row.memory is not None:
+            tiles.append(_tile(f"{row.memory / 1024:.1f} GiB", data.memory_name))
     return f'<div class="tiles">{"".join(tiles)}</div>'
 
 
@@ -131,18 +131,19 @@ def _charts(data: PageData) -> str:
     last = data.total_epochs - 1
     best = data.best
 
-    def line(rows: Iterable[dict[str, Any]], key: str) -> list[tuple[float, float]]:
-        return [(row["epoch"], row[key]) for row in rows if row.get(key) is not None]
+    def line(values: Iterable[float | None]) -> list[tuple[float, float]]:
+        return [(row.epoch, value) for row, value in zip(data.epochs, values, strict=True) if value is not None]
 
-    scores = {name: [(row["epoch"], data.score(row, name)) for row in data.evaluated] for name in data.models}
+    means = {key: line(row.means.get(key) for row in data.epochs) for key in data.labels}
+    scores = {name: [(row.epoch, data.score(row, name)) for row in data.evaluated] for name in data.models}
     label = next(iter(data.figures.values()))
-    figures = [chart(f"{label}, %", scores, last, (best["epoch"], f"best: epoch {best['epoch']}") if best else None)]
-    losses = {label: line(data.epochs, key) for key, label in data.labels.items() if key.startswith("loss")}
+    figures = [chart(f"{label}, %", scores, last, (best.epoch, f"best: epoch {best.epoch}") if best else None)]
+    losses = {label: means[key] for key, label in data.labels.items() if key.startswith("loss")}
     figures.append(chart("Loss, mean of the epoch", losses, last))
     for key, label in data.labels.items():
         if not key.startswith("loss"):
-            figures.append(chart(f"{label}, mean of the epoch", {label: line(data.epochs, key)}, last))
-    figures.append(chart("Speed", {"images a second": line(data.epochs, "images_per_second")}, last, zero=True))
+            figures.append(chart(f"{label}, mean of the epoch", {label: means[key]}, last))
+    figures.append(chart("Speed", {"images a second": line(row.images_per_second for row in data.epochs)}, last, zero=True))
     return f'<h2>Curves</h2><div class="charts">{"".join(figures)}</div>'
 
 
@@ -155,27 +156,28 @@ def _classes(data: PageData) -> str:
         return ""
     row, best = data.evaluated[-1], data.best
     assert best is not None
-    heads = ["class", *(f"{name} IoU" for name in data.models), f"best epoch ({best['epoch']})"]
-    heads += ["pseudo labels, %"] if data.kept else []
+    heads = ["class", *(f"{name} IoU" for name in data.models), f"best epoch ({best.epoch})"]
+    kept = data.epochs[-1].pseudo_labels
+    heads += ["pseudo labels, %"] if kept else []
     heads += ["stays at 0"] if data.at_zero else []
     lines = []
     judged = data.models[data.judged]
     for k, (name, color) in enumerate(zip(data.classes, data.palette, strict=True)):
         swatch = f'<span class="swatch" style="background:rgb{tuple(color)}"></span>'
         cells = f'<td data-value="{escape(name)}">{swatch}{escape(name)}</td>'
-        cells += "".join(_cell(row["scores"][model]["iou"][name]) for model in data.models)
-        cells += _cell(best["scores"][judged]["iou"][name])
-        if data.kept:
-            share = data.kept[k]
+        cells += "".join(_cell(row.scores[model]["iou"][name]) for model in data.models)
+        cells += _cell(best.scores[judged]["iou"][name])
+        if kept:
+            share = kept[name]
             cells += _cell(share, f'<span class="share" style="width:{0.6 * share:.1f}px"></span>{share:.2f}')
         if data.at_zero:
             why = escape(data.at_zero.get(k, ""))
             cells += f'<td class="why" data-value="{why}">{why}</td>'
         lines.append(f"<tr>{cells}</tr>")
     head = "".join(f"<th><button>{escape(name)}</button></th>" for name in heads)
-    kept = " Pseudo labels: share of all unlabelled pixels of the epoch's last step that count for the class." if data.kept else ""
+    note = " Pseudo labels: share of all unlabelled pixels of the epoch's last step that count for the class." if kept else ""
     table = f'<div class="card wide"><table class="sortable"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-    return f'<h2>Classes, epoch {row["epoch"]}</h2><p class="quiet">A click on a head sorts.{kept}</p>{table}'
+    return f'<h2>Classes, epoch {row.epoch}</h2><p class="quiet">A click on a head sorts.{note}</p>{table}'
 
 
 def _confusion(data: PageData) -> str:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import logging
+import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +16,11 @@ from dataset import picture
 from dataset.batch import Batch
 from dataset.loader import Data
 from engine import metric
+from engine.metrics_file import Epoch, finite, read_epochs
 from engine.page.render import PageData, data_uri, render
 from engine.page.samples import sample_panels
 from engine.records import Record
+from engine.resume import LOG, METRICS
 from engine.update import Trainer
 from engine.zero import labeled_classes, reasons
 from model.pseudo import pseudo_label
@@ -35,20 +35,18 @@ try:
 except ImportError:  # Windows
     resource = None  # type: ignore[assignment]
 
-KEPT = "report.json"
 WARNINGS = 30  # the latest ones that the page shows
+# time and message, which runs on over indented lines
+_WARNING = re.compile(r"^\[([^\],]{19}),\d{3}\]\[ *(?:WARNING|ERROR)\] (.*(?:\n  .*)*)", re.MULTILINE)
 
 
-class _Warnings(logging.Handler):
-    """Keeps the warnings and errors of the log for the page."""
-
-    def __init__(self, kept: list[str]) -> None:
-        super().__init__(logging.WARNING)
-        self.kept = kept
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.kept.append(f"{time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(record.created))} {record.getMessage()}")
-        del self.kept[:-WARNINGS]
+def latest_warnings(log: Path, begin: int = 0) -> list[str]:
+    """The latest warnings and errors in a log from byte `begin` on, each with its time; none where it cannot be read."""
+    try:
+        text = log.read_bytes()[begin:].decode("utf-8", errors="replace")
+    except OSError:
+        return []
+    return [f"{when} {message}" for when, message in _WARNING.findall(text)[-WARNINGS:]]
 
 
 def peak_memory(device: torch.device) -> float | None:
@@ -62,29 +60,30 @@ def peak_memory(device: torch.device) -> float | None:
 
 
 @torch.no_grad()
-def kept_shares(labels_by: nn.Module, batches: Sequence[Batch], nclass: int, thresh: float, world: World) -> list[float]:
+def kept_shares(labels_by: nn.Module, batches: Sequence[Batch], classes: Sequence[str], thresh: float, world: World) -> dict[str, float]:
     """Share in percent of all unlabelled pixels of one step, padding apart, whose pseudo label counts, for each class.
 
     All processes must call it.
     """
-    counts = torch.zeros(nclass + 1, dtype=torch.int64, device=world.device)
+    counts = torch.zeros(len(classes) + 1, dtype=torch.int64, device=world.device)
     for batch in batches:
         pseudo, conf = pseudo_label(labels_by, batch.img_u_w)
         valid = batch.ignore_u != 255
-        counts[:-1] += torch.bincount(pseudo[valid & (conf >= thresh)], minlength=nclass)
+        counts[:-1] += torch.bincount(pseudo[valid & (conf >= thresh)], minlength=len(classes))
         counts[-1] += valid.sum()
     *kept, whole = world.sum_(counts).tolist()
-    return [100 * count / max(1, whole) for count in kept]
+    return {name: 100 * count / max(1, whole) for name, count in zip(classes, kept, strict=True)}
 
 
 class Watch:
     """The page of one run, and its pictures for TensorBoard. Every process makes one and calls it alike; only the first one writes.
 
-    The page's figures are kept in report.json beside it, so that a run that goes on keeps its curves. first: epoch it begins with.
+    A run that is resumed takes the curves before from metrics.jsonl and the warnings from the log. first: epoch it begins with.
     """
 
     def __init__(self, cfg: Config, data: Data, world: World, folder: Path, record: Record, first: int) -> None:
         self.cfg, self.data, self.world, self.folder, self.record = cfg, data, world, folder, record
+        self.log = folder / LOG
         spec = data.spec
         settings = asdict(cfg) | {"processes": world.size, "shards": data.sampler.shards, "eval_mode": data.eval_mode}
         split = Path(cfg.labeled_id_path).parent.name
@@ -101,20 +100,25 @@ class Watch:
             total_epochs=cfg.epochs,
             memory_name="peak GPU memory" if world.device.type == "cuda" else "peak memory",
         )
+        # a new run in the folder of an earlier one may continue its log
+        self.log_begin = self.log.stat().st_size if world.main and not record.board.start else 0
         if world.main and first > 0:
             self._restore(first)
-        record.log.addHandler(_Warnings(self.page.warnings))
         self.begin(0)
 
     def _restore(self, first: int) -> None:
-        """Takes over the epochs before `first`; a page that is missing or torn costs the curves before, never the run."""
+        """Takes over the epochs before `first`; those that are missing or torn cost their points of the curves, never the run."""
+        path, reads, page = self.folder / METRICS, "", self.page
+
+        def fits(row: Epoch) -> bool:  # resume=force may change models and classes
+            return list(row.scores) == page.models and all(list(own["iou"]) == page.classes for own in row.scores.values())
+
         try:
-            old = json.loads((self.folder / KEPT).read_text(encoding="utf-8"))
-            epochs, warnings = [row for row in old["epochs"] if row["epoch"] < first], list(old["warnings"])
-        except (OSError, ValueError, KeyError, TypeError):
-            self.record.log.warning(f"{self.folder / KEPT}: missing or not readable; the curves of the page begin with epoch {first}")
-        else:
-            self.page.epochs, self.page.warnings = epochs, warnings
+            page.epochs = [row for row in read_epochs(path) if row.epoch < first and (not row.scores or fits(row))]
+        except OSError as error:
+            reads = f" ({reason(error)})"
+        if (found := len(page.epochs)) < first:
+            self.record.log.warning(f"{path}: found {found} of the {first} epochs so far{reads}; the page's curves lack the others")
 
     def begin(self, step: int) -> None:
         """An epoch begins, `step` of its steps are done."""
@@ -138,16 +142,18 @@ class Watch:
         """
         page, board = self.page, self.record.board
         models = {name: model.eval() for name, model in trainer.models.items()}
+        kept: dict[str, float] = {}
         if trainer.labels_by is not None and batches:
-            page.kept = kept_shares(trainer.labels_by, batches, len(page.classes), self.cfg.conf_thresh, self.world)
-            for name, share in zip(page.classes, page.kept, strict=True):
-                board.add(f"pseudo_labels/{name}", share, epoch)
+            kept = kept_shares(trainer.labels_by, batches, page.classes, self.cfg.conf_thresh, self.world)
         if not self.world.main:
             return
-        row = self._row(epoch, means, matrices)
-        page.epochs.append(row | ({"kept": page.kept} if page.kept else {}))
-        if "images_per_second" in row:
-            board.add("train/images_per_second", row["images_per_second"], epoch)
+        row = self._row(epoch, means, matrices, trainer.it, kept)
+        self.record.finished(row)
+        page.epochs.append(row)
+        if row.images_per_second is not None:
+            board.add("train/images_per_second", row.images_per_second, epoch)
+        for name, share in row.pseudo_labels.items():
+            board.add(f"pseudo_labels/{name}", share, epoch)
         if matrices is not None:
             page.confusion = matrices[page.judged].tolist()
             page.at_zero = self._at_zero(matrices[page.judged])
@@ -156,15 +162,15 @@ class Watch:
 
     def _at_zero(self, matrix: Tensor) -> dict[int, str]:
         """Why the classes that have been at 0 in every evaluation stay there."""
-        page = self.page
-        ious = [row["scores"][page.models[page.judged]]["iou"] for row in page.evaluated]
-        stay = [k for k, name in enumerate(page.classes) if not any(iou[name] for iou in ious)]
+        page, judged = self.page, self.page.models[self.page.judged]
+        stay = [k for k, name in enumerate(page.classes) if not any(row.scores[judged]["iou"][name] for row in page.evaluated)]
         if not stay:
             return {}
         if self.labeled is None:
             self.labeled = labeled_classes(self.data.labeled)
-        seen = [row["kept"] for row in page.epochs if row.get("kept")]
-        found = reasons(matrix, self.labeled, [sum(shares) for shares in zip(*seen, strict=True)] if seen else None)
+        seen = [row.pseudo_labels for row in page.epochs if row.pseudo_labels]
+        kept = [sum(shares.get(name, 0) for shares in seen) for name in page.classes] if seen else None
+        found = reasons(matrix, self.labeled, kept)
         return {k: found[k] for k in stay}
 
     def _draw_samples(self, epoch: int, models: dict[str, Segmenter], labels_by: Segmenter | None) -> None:
@@ -179,24 +185,28 @@ class Watch:
             drawn = picture.row([image for _, image in panels], [caption for caption, _ in panels])
             self.record.board.draw(f"samples/{i}", drawn, epoch)
 
-    def _row(self, epoch: int, means: dict[str, float], matrices: list[Tensor] | None) -> dict[str, Any]:
+    def _row(self, epoch: int, means: dict[str, float], matrices: list[Tensor] | None, step: int, kept: dict[str, float]) -> Epoch:
         sampler = self.data.sampler
         images = (sampler.steps - self.first_step) * sampler.batch * sampler.shards * len(sampler.streams)
-        row: dict[str, Any] = dict(means) | {"epoch": epoch, "seconds": time.monotonic() - self.started}
-        row["memory"] = peak_memory(self.world.device)
-        if images:  # a run that went on after the epoch's last step did none
-            row["images_per_second"] = images / max(1e-9, self.train_seconds)
-        if matrices is not None:
-            row["scores"] = {name: metric.scores(matrix, self.data.spec) for name, matrix in zip(self.page.models, matrices, strict=True)}
-        return row
+        scores = [metric.scores(matrix, self.data.spec) for matrix in matrices or []]
+        return Epoch(
+            epoch=epoch,
+            step=step,
+            seconds=time.monotonic() - self.started,
+            memory=peak_memory(self.world.device),
+            # a run that was resumed after the epoch's last step did none
+            images_per_second=images / max(1e-9, self.train_seconds) if images else None,
+            means=finite(means),
+            pseudo_labels=kept,
+            scores=dict(zip(self.page.models, scores, strict=False)),
+        )
 
     def _write(self) -> None:
-        """Writes report.json and report.html; a disk that does not take them is told, and training goes on."""
+        """Writes report.html; a disk that does not take it is reported in the log, and training continues."""
         self.page.updated = time.strftime("as of %Y-%m-%d %H:%M:%S")
-        kept = {"epochs": self.page.epochs, "warnings": self.page.warnings}
+        self.page.warnings = latest_warnings(self.log, self.log_begin)
         path = self.folder / "report.html"
         try:
-            write_atomic(self.folder / KEPT, lambda file: file.write(json.dumps(kept).encode()))
             write_atomic(path, lambda file: file.write(render(self.page).encode()))
         except OSError as error:
             self.record.log.error(f"{path}: cannot be written ({reason(error)}); the next epoch tries again")

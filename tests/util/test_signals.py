@@ -1,6 +1,5 @@
 """Told to stop, a run saves, says how to go on, and ends with the code that a batch script turns into a requeue."""
 
-import json
 import os
 import signal
 import subprocess
@@ -14,6 +13,7 @@ import torch
 
 import unimatch_v2
 from engine import trainer as training
+from engine.metrics_file import read_epochs
 from tests import crash
 from tests.conftest import ROOT, Tiny
 from util import checkpoint
@@ -62,7 +62,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert signal.getsignal(number) == handler, "the handlers are as before"
     unimatch_v2.main(tiny.args(stopped, *QUICK))
     assert crash.compare(whole, stopped) == []
-    speeds = [row.get("images_per_second") for row in json.loads((stopped / "report.json").read_text())["epochs"]]
+    speeds = [row.images_per_second for row in read_epochs(stopped / "metrics.jsonl")]
     assert speeds.count(None) == (place[0] != 5), "an epoch that only had its evaluation left has no speed, not 0"
     assert all(speed > 0 for speed in speeds if speed is not None)
 

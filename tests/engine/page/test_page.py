@@ -21,8 +21,11 @@ import evaluate
 import supervised
 import unimatch_v2
 from dataset.spec import get_spec
+from engine.metrics_file import read_epochs
 from engine.page.chart import ticks
 from engine.page.render import duration
+from engine.page.writer import latest_warnings
+from engine.records import Record
 from engine.zero import reasons
 from tests.conftest import Tiny, make_tiny
 
@@ -33,9 +36,9 @@ CLASSES = get_spec("demo").classes
 def run(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A semi-supervised run of two epochs that was then prolonged to three."""
     folder = tmp_path_factory.mktemp("run")
-    unimatch_v2.main(tiny.args(folder, "epochs=1", "conf_thresh=0.17"))
-    state = json.loads((folder / "report.json").read_text())
-    (folder / "report.json").write_text(json.dumps(state | {"warnings": ["2026-01-01 00:00:00 <b>disk</b> full"]}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Record, "bad_images", lambda record, *_: record.log.warning("2 <b>images</b> lost:\n  a.jpg\n  b.jpg"))
+        unimatch_v2.main(tiny.args(folder, "epochs=1", "conf_thresh=0.17"))
     unimatch_v2.main(tiny.args(folder, "epochs=2", "conf_thresh=0.17", "resume=force"))
     return folder
 
@@ -43,21 +46,23 @@ def run(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_page_shows_what_the_log_says(run: Path) -> None:
     log = (run / "train.log").read_text()
     scores = [(float(a), float(b)) for a, b in re.findall(r"MeanIoU: ([\d.]+), EMA: ([\d.]+)", log)]
-    rows = json.loads((run / "report.json").read_text())["epochs"]
-    assert [row["epoch"] for row in rows] == [0, 1]  # the first epoch came from the run before
-    found = [tuple(round(own["miou"], 2) for own in row["scores"].values()) for row in rows]
+    rows = read_epochs(run / "metrics.jsonl")
+    assert [row.epoch for row in rows] == [0, 1]  # the first epoch came from the run before
+    found = [tuple(round(own["miou"], 2) for own in row.scores.values()) for row in rows]
     assert found == [pytest.approx(pair, abs=0.0051) for pair in scores]
     page = (run / "report.html").read_text()
     best = max((ema, epoch) for epoch, (_, ema) in enumerate(scores))
     assert f"<b>{best[0]:.2f}</b><span>best mIoU (EMA), epoch {best[1]}</span>" in page
     assert "epoch 2 of 2" in page
-    assert "&lt;b&gt;disk&lt;/b&gt; full" in page  # a warning survives, and is text, not markup
+    assert page.count("<circle") == 2 * (2 + 4 + 1)  # two epochs of both models' scores, the four stats and the speed
+    assert re.search(r"<p>[\d-]{10} [\d:]{8} 2 &lt;b&gt;images&lt;/b&gt; lost:\n  a.jpg\n  b.jpg</p>", page)  # text, not markup
     for name, ema in re.findall(r"Class \[\d+ (\w+)\] IoU: [\d.]+, EMA: ([\d.]+)", log)[-6:]:
         cells = re.search(rf'<tr><td data-value="{name}">.*?</tr>', page)
         assert cells
         assert f">{ema}</td>" in cells[0]
     last = [line for line in log.splitlines() if "Mask ratio" in line][-1]
-    assert rows[-1]["mask_ratio"] == pytest.approx(float(last.rsplit(" ", 1)[1]), abs=0.0006) or rows[-1]["mask_ratio"] > 0
+    ratio = rows[-1].means["mask_ratio"]
+    assert ratio == pytest.approx(float(last.rsplit(" ", 1)[1]), abs=0.0006)
     assert not re.search(r'(src|href)="(?!data:)', page)  # nothing from outside
 
 
@@ -98,7 +103,7 @@ def test_classes_that_stay_at_0_say_why(tiny: Tiny, tmp_path: Path) -> None:
     assert why["cross"].startswith("in no labelled mask, never a pseudo label, ")
     assert why["ring"].startswith("never a pseudo label, in no mask that is scored, ")
     assert [name for name in CLASSES if "in no labelled mask" in why[name]] == ["cross"]
-    iou = json.loads((tmp_path / "run/report.json").read_text())["epochs"][-1]["iou"][1]
+    iou = list(read_epochs(tmp_path / "run/metrics.jsonl")[-1].scores["EMA"]["iou"].values())
     assert [bool(why[name]) for name in CLASSES] == [value == 0 for value in iou]
     words = ["--config", str(data.config), "--checkpoint", str(tmp_path / "run/latest.pth"), "--json", str(tmp_path / "s.json")]
     evaluate.main(words)
@@ -119,6 +124,23 @@ def test_reasons_by_hand() -> None:
     }
     assert reasons(matrix, {0: 9, 1: 9}, [1.0, 0.0, 0.5, 0.0, 0.0])[2] == "in no labelled mask, never predicted"
     assert reasons(matrix, {0: 9, 1: 9}, [1.0, 0.0, 0.5, 0.0, 0.0])[1] == "never a pseudo label, predicted, but nowhere right"
+
+
+def test_warnings_of_a_log(tmp_path: Path) -> None:
+    """Those of the run, also of its earlier starts, but none of an earlier run in the same folder; without other lines."""
+    log = tmp_path / "train.log"
+    assert latest_warnings(log) == []
+    older = "[2026-01-01 10:00:00,123][ WARNING] old\n"
+    log.write_text(
+        f"{older}[2026-01-02 10:00:00,123][    INFO] Iters: 0\n[2026-01-02 10:00:01,000][ WARNING] two lines:\n  é\n\n"
+        "[2026-01-02 10:00:02,000][   ERROR] torn [x][ ERROR] y\nnoise\n",
+        encoding="utf-8",
+    )
+    kept = ["2026-01-02 10:00:01 two lines:\n  é", "2026-01-02 10:00:02 torn [x][ ERROR] y"]
+    assert latest_warnings(log) == ["2026-01-01 10:00:00 old", *kept]
+    assert latest_warnings(log, len(older)) == kept
+    log.write_text("".join(f"[2026-01-02 10:00:02,000][ WARNING] {i}\n" for i in range(40)))
+    assert [line[20:] for line in latest_warnings(log)] == [str(i) for i in range(10, 40)]
 
 
 def test_round_numbers() -> None:

@@ -1,0 +1,77 @@
+"""metrics.jsonl: what a run measures, in full precision, one JSON object on each line. The page and the report read it (METHOD.md 5).
+
+A line of kind "step" goes with each iteration line of the log: step (counted over all epochs), epoch, iteration (position in the epoch),
+lr (of the encoder, for the next step), means (of every stat since the epoch's start). A line of kind "epoch" holds an `Epoch`.
+"""
+
+import errno
+import json
+import math
+import operator
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+Means = dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """An epoch that is finished.
+
+    step: optimiser steps done by its end, counted over all epochs. seconds: of training and evaluation. memory: peak so far in MiB,
+    None where the system does not tell. images_per_second: of training, None where a run was resumed after the epoch's last step.
+    means: of its stats; None where no step counted. pseudo_labels: of all unlabelled pixels of its last step the share in percent whose
+    pseudo label is confident and of the class; empty without a teacher. scores: {model: what `metric.scores` returns}, empty where it
+    was not evaluated.
+    """
+
+    epoch: int
+    step: int
+    seconds: float
+    memory: float | None
+    images_per_second: float | None
+    means: Means
+    pseudo_labels: dict[str, float]
+    scores: dict[str, dict[str, Any]]
+
+
+def finite(means: Mapping[str, float]) -> Means:
+    """Means as JSON can hold them: None for those that are not finite."""
+    return {name: value if math.isfinite(value) else None for name, value in means.items()}
+
+
+def append(path: Path, kind: str, row: dict[str, Any]) -> None:
+    """Appends a line. Raises OSError, and then leaves the file as it was."""
+    line = json.dumps({"kind": kind, **row}, allow_nan=False).encode() + b"\n"
+    with open(path, "ab", buffering=0) as file:
+        end = file.tell()
+        try:
+            if file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            file.truncate(end)
+            raise
+
+
+def read_epochs(path: Path) -> list[Epoch]:
+    """The run's epochs in their order. Of an epoch that was redone the last line counts, and with it nothing of what came after it.
+
+    Lines that are torn or of another kind are left out. Raises OSError.
+    """
+    epochs: list[Epoch] = []
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            row = json.loads(line)
+            if row.pop("kind") != "epoch":
+                continue
+            found = Epoch(**row)
+            operator.index(found.epoch)
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            continue
+        if epochs and epochs[-1].epoch >= found.epoch:
+            epochs = [one for one in epochs if one.epoch < found.epoch]
+        epochs.append(found)
+    return epochs
