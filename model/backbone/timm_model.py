@@ -58,13 +58,14 @@ class TimmEncoder(Encoder):
         self._name = name
         facts = self._facts = find_facts(name, tuple(options.items()))
         self.multiple, self.fixed_size = facts.multiple, facts.fixed_size
+        self.least = max(facts.strides)
         self.channels, self.strides, self.pruned = facts.channels, facts.strides, facts.pruned
         self.net = _create(name, facts.options)
         _prune_(self.net, facts.taps, facts.norm)
         self.mean, self.std = (tuple(self.net.pretrained_cfg[key]) for key in ("mean", "std"))
         for parameter in facts.unused:  # frozen, so that DDP needs no search for them
             self.net.get_parameter(parameter).requires_grad_(False)
-        self.blocks: list[Any] = _find_blocks(self.net)
+        self.blocks: list[Any] = _find_blocks(self.net)  # type: ignore[assignment]
         for block in self.blocks:
             block.__class__ = _recomputable(type(block))  # type: ignore[arg-type]  # its tensors stay, only its call changes
 
