@@ -75,6 +75,12 @@ class TimmEncoder(Encoder):
             block.checkpointing = self.checkpointing
         return _maps(self.net, img, self._facts.taps, self._facts.norm)
 
+    def make_traceable_(self) -> None:
+        if isinstance(getattr(self.net, "pos_embed", None), Tensor):
+            raise UserError(
+                f"onnx: timm/{self._name} resizes its positions with antialiasing, which ONNX cannot do; give --format torch or safetensors"
+            )
+
     def converted(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
         """A file of the model's authors, or one for another image size, as timm itself converts it; None where it cannot."""
         entry = load_timm().model_entrypoint(self._name.partition(".")[0])
