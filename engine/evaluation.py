@@ -22,9 +22,9 @@ LARGE = 2  # a scene of change detection with a side of more than this many trai
 WINDOWS = 4  # windows of an image that go through the model at once
 
 
-def nearest_multiple(side: int, multiple: int) -> int:
-    """The multiple of `multiple` nearest to `side` pixels, half up, at least `multiple`."""
-    return max(multiple, (side + multiple // 2) // multiple * multiple)
+def nearest_multiple(side: int, multiple: int, least: int = 1) -> int:
+    """The multiple of `multiple` nearest to `side` pixels, half up, at least `multiple` and `least`, a multiple of it or less."""
+    return max(multiple, least, (side + multiple // 2) // multiple * multiple)
 
 
 def check_window(window: int | None, model: Segmenter) -> None:
@@ -51,7 +51,8 @@ def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
 def predict_whole(model: Segmenter, img: Tensor) -> Tensor:
     """Logits (B, K, H, W) of normalised images (B, C, H, W) of any size: resized to the model's multiple and back."""
     size = img.shape[-2:]
-    return _resize(model(_resize(img, [nearest_multiple(side, model.multiple) for side in size])), size)
+    fitting = [nearest_multiple(side, model.multiple, model.backbone.least) for side in size]
+    return _resize(model(_resize(img, fitting)), size)
 
 
 def window_starts(side: int, window: int, cut: bool = False) -> list[int]:

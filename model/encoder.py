@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -18,7 +18,7 @@ class Encoder(nn.Module):
     """forward: (B, 3, H, W) float, normalised, sides multiples of `multiple` -> maps (B, channels[i], H / strides[i], W / strides[i]).
 
     Maps run from fine to coarse, or all have one grid (a plain vision transformer), earliest block first. Their sides are rounded up.
-    multiple: what the sides of an image must be multiples of; fixed_size: they must be `multiple` itself.
+    multiple: what the sides of an image must be multiples of; fixed_size: they must be `multiple` itself; least: the smallest side.
     mean, std: of the images it was pretrained on, RGB in 0..1.
     blocks: the parts that `torch.compile` and activation checkpointing take one by one.
     draws: whether a training pass draws random numbers (stochastic depth, dropout).
@@ -26,11 +26,12 @@ class Encoder(nn.Module):
 
     multiple: int
     fixed_size = False
+    least = 1
     channels: tuple[int, ...]
     strides: tuple[int, ...]
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
-    blocks: Sequence[nn.Module] | nn.ModuleList
+    blocks: nn.ModuleList
     draws = False
     checkpointing = False
 

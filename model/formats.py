@@ -291,8 +291,8 @@ FORMATS: dict[type[nn.Module], tuple[Format, ...]] = {
     Xception: (Format("UniMatch V1's Xception", _COUNTERS, _beside_xception),),
     MiT: (Format("SegFormer's MiT", beside=_beside_mit), Format("Hugging Face's MiT", _hugging_face_mit())),
     TimmEncoder: (
-        Format("timm's under `net.`"),
         Format("timm's", ((r"net\.(.+)", r"\1"),), _beside_timm),
+        Format("timm's under `net.`"),
         Format("EfficientNet-Lite0's", _efficientnet_lite((1, 2, 2, 3, 3, 4, 1)), _beside_efficientnet_lite),
     ),
 }  # fmt: skip
@@ -302,7 +302,7 @@ def recognise(encoder: nn.Module, state: dict[str, Any]) -> tuple[Format, State]
     """The format of a checkpoint and its tensors under our names. Raises OtherFormatError: the nearest format and what differs first."""
     weights = unwrap(state)
     own = encoder.state_dict()
-    formats = [known for known in FORMATS[type(encoder)] if not known.needs or known.needs in own]
+    formats = [known for known in FORMATS.get(type(encoder), (Format("this program's"),)) if not known.needs or known.needs in own]
     formats.sort(key=lambda known: known.likeness(encoder, weights), reverse=True)
     differences = []
     for known in formats:
@@ -311,7 +311,7 @@ def recognise(encoder: nn.Module, state: dict[str, Any]) -> tuple[Format, State]
         except OtherFormatError as error:
             differences.append(error)
     if isinstance(encoder, TimmEncoder) and (converted := encoder.converted(weights)) is not None:
-        known = replace(FORMATS[TimmEncoder][1], title="other names or another image size by timm's own function")
+        known = replace(FORMATS[TimmEncoder][0], title="other names or another image size by timm's own function")
         try:
             return known, known.convert(encoder, converted)
         except OtherFormatError:

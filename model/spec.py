@@ -40,6 +40,11 @@ class EncoderSpec:
         known = {"dinov2": "Apache-2.0", "dinov3": "DINOv3 License", "efficientnet": "Apache-2.0"}
         return known[self.name.split("_")[0]] if self.file else "unknown"
 
+    @property
+    def of_timm(self) -> bool:
+        """Whether the package timm makes it."""
+        return getattr(self.build, "func", None) is TimmEncoder
+
     def facts(self) -> Encoder:
         """The encoder without memory for its weights: `multiple`, `channels`, `mean` and so on can be read from it."""
         with torch.device("meta"):

@@ -70,9 +70,10 @@ class Exported(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         height, width = image.shape[-2:]
         multiple = self.model.multiple
-        counts = [(side + multiple // 2) // multiple for side in (height, width)]
-        # at least 1, without a comparison, which the graph would keep as it came out for one size
-        fitting = [(count + 1 // (count + 1)) * multiple for count in counts]
+        least = max(1, self.model.backbone.least // multiple)
+        # clamped as tensors: of a comparison, the graph would keep how it came out for one size
+        counts = [torch.as_tensor((side + multiple // 2) // multiple).clamp(min=least) for side in (height, width)]
+        fitting = [count * multiple for count in counts]
         logits = self.model(F.interpolate(normalize(image, self.model.backbone), fitting, mode="bilinear", align_corners=True))
         return F.interpolate(logits, (height, width), mode="bilinear", align_corners=True)
 

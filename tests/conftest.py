@@ -1,5 +1,6 @@
 """What the tests share: a small data set of real files, the commands on it, and the shared data where there is some."""
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1)
 
 ROOT = Path(__file__).resolve().parent.parent
+TIMM = pytest.mark.skipif(importlib.util.find_spec("timm") is None, reason="timm is an extra: pip install -r requirements-extra.txt")
 
 
 def pytest_configure(config: pytest.Config) -> None:

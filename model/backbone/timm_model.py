@@ -58,13 +58,14 @@ class TimmEncoder(Encoder):
         self._name = name
         facts = self._facts = find_facts(name, tuple(options.items()))
         self.multiple, self.fixed_size = facts.multiple, facts.fixed_size
+        self.least = max(facts.strides)
         self.channels, self.strides, self.pruned = facts.channels, facts.strides, facts.pruned
         self.net = _create(name, facts.options)
         _prune_(self.net, facts.taps, facts.norm)
         self.mean, self.std = (tuple(self.net.pretrained_cfg[key]) for key in ("mean", "std"))
         for parameter in facts.unused:  # frozen, so that DDP needs no search for them
             self.net.get_parameter(parameter).requires_grad_(False)
-        self.blocks: list[Any] = _find_blocks(self.net)
+        self.blocks: list[Any] = _find_blocks(self.net)  # type: ignore[assignment]
         for block in self.blocks:
             block.__class__ = _recomputable(type(block))  # type: ignore[arg-type]  # its tensors stay, only its call changes
 
@@ -73,6 +74,12 @@ class TimmEncoder(Encoder):
         for block in self.blocks:
             block.checkpointing = self.checkpointing
         return _maps(self.net, img, self._facts.taps, self._facts.norm)
+
+    def make_traceable_(self) -> None:
+        if isinstance(getattr(self.net, "pos_embed", None), Tensor):
+            raise UserError(
+                f"onnx: timm/{self._name} resizes its positions with antialiasing, which ONNX cannot do; give --format torch or safetensors"
+            )
 
     def converted(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
         """A file of the model's authors, or one for another image size, as timm itself converts it; None where it cannot."""

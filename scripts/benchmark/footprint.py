@@ -96,6 +96,9 @@ def hollow_model(cfg: Config, mode: FakeTensorMode) -> Segmenter:
     state = model.state_dict()
     with mode:
         model.load_state_dict({name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in state.items()}, assign=True)
+        for module in model.modules():  # buffers that no state dict has, such as indices of relative positions
+            for name, buffer in [(name, buffer) for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]:
+                setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
     if cfg.lock_backbone:
         model.backbone.requires_grad_(False)
     return model

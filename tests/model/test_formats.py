@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from model.backbone.dinov2 import DINOv2
+from model.backbone.mit import MiT
 from model.encoder import Encoder
 from model.formats import OtherFormatError, State, recognise
 from tests.model.test_dinov3 import CONVNEXT, VITS, random_
@@ -151,6 +152,27 @@ def metas_convnext(state: State) -> State:
     return {**state, "norms.3.weight": state["norm.weight"], "norms.3.bias": state["norm.bias"]}
 
 
+def hugging_face_mit(state: State) -> State:
+    """Stages counted from 0, keys and values apart."""
+    out: State = {}
+    for name, value in state.items():
+        part, i, rest = re.fullmatch(r"(patch_embed|block|norm)(\d)\.(.+)", name).groups()  # type: ignore[union-attr]
+        stage = f"encoder.{ {'patch_embed': 'patch_embeddings', 'norm': 'layer_norm'}.get(part, part) }.{int(i) - 1}."
+        if part == "patch_embed":
+            rest = rest.replace("norm", "layer_norm")
+        elif part == "block":
+            for old, new in (("attn.norm", "attention.self.layer_norm"), ("attn.proj", "attention.output.dense"), ("attn.q.", "attention.self.query."),
+                             ("attn.sr", "attention.self.sr"), ("mlp.fc", "mlp.dense")):  # fmt: skip
+                rest = rest.replace(old, new)
+            rest = re.sub(r"\.norm(\d)", r".layer_norm_\1", rest)
+            if "attn.kv" in rest:
+                for half, tensor in zip(("key", "value"), value.chunk(2), strict=True):
+                    out[stage + rest.replace("attn.kv", f"attention.self.{half}")] = tensor
+                continue
+        out[stage + rest] = value
+    return out
+
+
 def same(state: State) -> State:
     return state
 
@@ -161,6 +183,7 @@ ENCODERS: dict[str, Callable[[], Encoder]] = {
     "dinov2 reg": partial(DINOv2, 64, 2, 2, (0, 0, 1, 1), registers=4),
     **{f"dinov3 {kind}": build for kind, build in VITS.items()},
     "convnext": CONVNEXT,
+    "mit": partial(MiT, (8, 16, 20, 32), (1, 2, 1, 1)),
 }
 LAYOUTS: list[tuple[str, Callable[[State], State], str]] = [
     *((kind, layout, title) for kind in ("dinov2", "dinov2 swiglu", "dinov2 reg") for layout, title in (
@@ -182,6 +205,8 @@ LAYOUTS: list[tuple[str, Callable[[State], State], str]] = [
     ("convnext", hugging_face_convnext, "Hugging Face's DINOv3 ConvNeXt"),
     ("convnext", transformers_5_convnext, "Transformers 5's DINOv3 ConvNeXt"),
     ("convnext", timm_convnext, "timm's ConvNeXt"),
+    ("mit", same, "SegFormer's MiT"),
+    ("mit", hugging_face_mit, "Hugging Face's MiT"),
 ]  # fmt: skip
 IDS = [f"{kind}, {layout.__name__}" for kind, layout, _ in LAYOUTS]
 
@@ -198,7 +223,7 @@ def test_the_converted_weights_compute_the_same(kind: str, layout: Callable[[Sta
         for name, parameter in theirs.named_parameters():
             parameter.mul_(0 if name.endswith("qkv.bias") else 1)
     found, state = recognise(ours := ENCODERS[kind](), layout(theirs.state_dict()))
-    ours.load_state_dict(state)
+    ours.eval().load_state_dict(state)
     img = image(ours)
     assert found.title.startswith(title)
     for x, y in zip(ours(img), theirs(img), strict=True):

@@ -18,6 +18,7 @@ from engine.ema import make_teacher
 from engine.method import Method
 from model import build_model, configured_model
 from scripts.benchmark.footprint import FUSED_ATTENTION, Meter, Work, empty_batch, evaluation_work, footprint
+from tests.conftest import TIMM
 from tests.scripts.benchmark.recipes import recipe
 from util.config import Config
 
@@ -60,8 +61,15 @@ def real_step(cfg: Config, method: Method) -> tuple[int, int]:
         ("levir", unimatch_v2, {}),
         ("cityscapes", supervised, {"backbone": "dinov3_small", "batch_size": 1}),
         ("pascal", fixmatch, {"backbone": "resnet50", "model": "deeplabv3plus"}),
+        ("camvid", unimatch_v2, {"backbone": "mit_b0", "batch_size": 1}),
+        pytest.param("camvid", unimatch_v2, {"backbone": "efficientnet_lite0"}, marks=TIMM),
+        pytest.param("levir", supervised, {"backbone": "timm/test_efficientnet", "activation_checkpointing": True}, marks=TIMM),
+        pytest.param("camvid", fixmatch, {"backbone": "timm/test_vit_relpos", "crop_size": 160, "eval_mode": "sliding_window"}, marks=TIMM),
     ],
-    ids=["small", "bf16", "v1-checkpointing", "fixmatch-frozen", "change", "supervised-dinov3", "deeplabv3plus"],
+    ids=[
+        "small", "bf16", "v1-checkpointing", "fixmatch-frozen", "change", "supervised-dinov3", "deeplabv3plus",
+        "mit", "lite0", "change-timm-checkpointing", "timm-buffers",
+    ],
 )
 def test_activations_and_operations_are_those_of_a_real_step(name: str, method: Any, changed: dict[str, Any]) -> None:
     cfg = recipe(name, method.METHOD.config, **{"backbone": "dinov2_tiny", "crop_size": 112, "batch_size": 2, **changed})
