@@ -7,14 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dataset.spec import CHANGE, IGNORE, SPECS, DatasetSpec, bit_palette, get_spec
+from dataset.palette import Color, distinct_palette
+from dataset.spec import CHANGE, IGNORE, SPECS, DatasetSpec, get_spec
 from util.config import Config
 from util.error import UserError
 
 OWN_KEYS = ("classes", "palette", "label_map", "ignore_index", "task")  # config keys that describe a data set
 VALUES = 1 << 16  # mask files have up to 16 bits
 HEX = r"#[0-9a-fA-F]{6}"
-Color = tuple[int, int, int]
 
 
 def spec_of(cfg: Config) -> DatasetSpec:
@@ -51,7 +51,7 @@ def _own(cfg: Config) -> DatasetSpec:
     elif facts.get("colors"):
         facts["palette"] = _colors_of(facts["label_map"], len(classes))
     elif not change:
-        facts["palette"] = bit_palette(len(classes))
+        facts["palette"] = distinct_palette(len(classes))
     spec = DatasetSpec(cfg.dataset, **facts)
     _check_ignored(cfg.ignore_index, spec)
     return spec

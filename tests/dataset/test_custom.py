@@ -24,8 +24,9 @@ from dataset.custom import spec_of, unlabeled_places
 from dataset.lists import ImageList
 from dataset.loader import training_sources
 from dataset.look import Job, by_class, inspect
+from dataset.palette import distinct_palette
 from dataset.semi import Source, open_image, open_mask
-from dataset.spec import SPECS, bit_palette
+from dataset.spec import SPECS
 from dataset.splits import __main__ as splits
 from tests.conftest import ROOT, write_image
 from tests.dataset.by_hand import png
@@ -81,7 +82,7 @@ def test_a_config_is_a_data_set() -> None:
         "segmentation",
         "original",
     )
-    assert spec.palette == bit_palette(3)
+    assert spec.palette == distinct_palette(3)
     assert spec.label_table[[0, 1, 2, 3, 255]].tolist() == [0, 1, 2, -1, 255]
     colors = [[0, 0, 255], "#ff8000", [1, 2, 3]]
     Path("names.txt").write_text("sky\nroad\n\n  car  \n")
