@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dataset.spec import CHANGE, IGNORE, SPECS, DatasetSpec, bit_palette, get_spec
+from dataset.palette import Color, distinct_palette
+from dataset.spec import CHANGE, IGNORE, SPECS, DatasetSpec, get_spec
 from util.config import Config
 from util.error import UserError
 
 OWN_KEYS = ("classes", "palette", "label_map", "ignore_index", "task")  # config keys that describe a data set
 VALUES = 1 << 16  # mask files have up to 16 bits
-Color = tuple[int, int, int]
+HEX = r"#[0-9a-fA-F]{6}"
 
 
 def spec_of(cfg: Config) -> DatasetSpec:
@@ -43,9 +44,14 @@ def _own(cfg: Config) -> DatasetSpec:
         raise UserError(f"classes: found {len(classes)}, expected two for change detection (unchanged, changed), or none for these names")
     facts: dict[str, Any] = dict(CHANGE) if change else {}
     facts |= {"classes": classes, "ignore_index": IGNORE if cfg.ignore_index is None else cfg.ignore_index}
-    facts["palette"] = _palette(cfg.palette, len(classes)) if cfg.palette else facts.get("palette", bit_palette(len(classes)))
     if cfg.label_map is not None:
-        facts["label_map"] = _label_map(cfg.label_map, classes)
+        facts["label_map"], facts["colors"] = _label_map(cfg.label_map, classes)
+    if cfg.palette:
+        facts["palette"] = _palette(cfg.palette, len(classes))
+    elif facts.get("colors"):
+        facts["palette"] = _colors_of(facts["label_map"], len(classes))
+    elif not change:
+        facts["palette"] = distinct_palette(len(classes))
     spec = DatasetSpec(cfg.dataset, **facts)
     _check_ignored(cfg.ignore_index, spec)
     return spec
@@ -89,29 +95,42 @@ def _palette(colors: list, count: int) -> tuple[Color, ...]:
     return tuple(_color(i, color) for i, color in enumerate(colors))
 
 
+def _colors_of(label_map: dict[int, int], count: int) -> tuple[Color, ...]:
+    """The first colour of each class in the masks."""
+    first = {label: value for value, label in reversed(label_map.items())}
+    return tuple((first[i] >> 16, first[i] >> 8 & 255, first[i] & 255) for i in range(count))
+
+
 def _color(i: int, color: Any) -> Color:
-    if isinstance(color, str) and re.fullmatch(r"#[0-9a-fA-F]{6}", color):
+    if isinstance(color, str) and re.fullmatch(HEX, color):
         color = list(bytes.fromhex(color[1:]))
     if not (isinstance(color, list) and len(color) == 3 and all(type(v) is int and 0 <= v <= 255 for v in color)):
         raise UserError(f'palette: found {color!r} for class {i}, expected [R, G, B] with numbers from 0 to 255, or "#rrggbb" in quotes')
     return color[0], color[1], color[2]
 
 
-def _label_map(pairs: dict, classes: tuple[str, ...]) -> dict[int, int]:
-    """{mask value: class id or IGNORE}. A key of `--set label_map.255=...` is text."""
+def _label_map(pairs: dict, classes: tuple[str, ...]) -> tuple[dict[int, int], bool]:
+    """{mask value, or colour as 0xRRGGBB: class id or IGNORE}, and whether it is colours. A key of `--set label_map.255=...` is text."""
     out: dict[int, int] = {}
+    colors = [key for key in pairs if isinstance(key, str) and re.fullmatch(HEX, key)]
     for key, label in pairs.items():
         value = int(key) if isinstance(key, str) and key.isdecimal() else key
-        if type(value) is not int or not 0 <= value < VALUES:
-            raise UserError(f"label_map: found the mask value {key!r}, expected a number from 0 to {VALUES - 1}")
-        out[value] = _class_id(value, label, classes)
+        if key in colors:
+            value = int(key[1:], 16)
+        elif type(value) is not int or not 0 <= value < VALUES:
+            raise UserError(f'label_map: found the mask value {key!r}, expected a number from 0 to {VALUES - 1}, or a colour as "#rrggbb"')
+        elif colors:
+            raise UserError(f"label_map: found the number {key} beside the colour {colors[0]!r}, expected masks of one kind; remove one")
+        if value in out:
+            raise UserError(f"label_map: found {key!r} a second time, expected each once; remove one")
+        out[value] = _class_id(key, label, classes)
     absent = [name for i, name in enumerate(classes) if i not in out.values()]
     if absent:
         raise UserError(f"label_map: found no mask value for the class {absent[0]!r}; add one, or remove the class")
-    return out
+    return out, bool(colors)
 
 
-def _class_id(value: int, label: Any, classes: tuple[str, ...]) -> int:
+def _class_id(value: int | str, label: Any, classes: tuple[str, ...]) -> int:
     if label is None:
         return IGNORE
     if isinstance(label, str) and label in classes:
@@ -130,6 +149,8 @@ def _check_ignored(given: int | None, spec: DatasetSpec) -> None:
         return
     if not 0 <= given < VALUES:
         raise UserError(f"ignore_index: found {given}, expected a mask value from 0 to {VALUES - 1}; without one, leave the key out")
+    if spec.colors:
+        raise UserError(f'ignore_index: found {given} beside a label_map of colours, expected `"#rrggbb": null` in it; remove ignore_index')
     label = spec.label_map.get(given, IGNORE) if spec.label_map else given
     if label < spec.nclass:
         raise UserError(

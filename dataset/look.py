@@ -64,9 +64,12 @@ def inspect(job: Job, spec: DatasetSpec | None) -> Found:
                 sizes[path] = img.size
                 check_whole(img, path)
                 if path == job.label:
-                    values = count(mask_values(img, path, spec))
-                elif wrong := unknown_range(img):
-                    return Found("depth", f"{path}: found {wrong}, expected 8 or 16 bits without sign")
+                    mask = mask_values(img, path, spec)
+                    values = count(mask)
+                    if spec is not None and spec.colors and (wrong := illegal(values, spec)):
+                        return Found("value", f"{path}: {unknown_color(mask, wrong[0], spec)}", values)
+                elif depth := unknown_range(img):
+                    return Found("depth", f"{path}: found {depth}, expected 8 or 16 bits without sign")
                 else:
                     turn = max(turn, orientation(img))
                     if job.decode:
@@ -125,6 +128,13 @@ def two_values(values: Collection[int], spec: DatasetSpec) -> str:
     return f"masks of two values: say what they stand for with `label_map: {{{low}: {spec.classes[0]}, {high}: {spec.classes[1]}}}`"
 
 
+def unknown_color(mask: np.ndarray, value: int, spec: DatasetSpec) -> str:
+    """What to say of a colour of a mask (H, W) that no class has."""
+    y, x = np.argwhere(mask == value)[0]
+    found = f"found the colour {spec.shown(value)} at x = {x}, y = {y}, expected {spec.legal}"
+    return f"{found}; add it to label_map (null ignores it), or save the mask without smoothing"
+
+
 def illegal(values: Iterable[int], spec: DatasetSpec) -> list[int]:
     """Mask values that are neither a class nor ignored, ascending."""
     return sorted(value for value in values if _label(value, spec) < 0)
@@ -137,4 +147,6 @@ def class_of(value: int, spec: DatasetSpec) -> int | None:
 
 
 def _label(value: int, spec: DatasetSpec) -> int:
+    if spec.colors:
+        return spec.label_map.get(value, -1)
     return int(spec.label_table[value]) if 0 <= value < len(spec.label_table) else -1

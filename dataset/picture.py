@@ -29,12 +29,13 @@ def save(image: Image.Image, path: Path) -> None:
 def palette_mask(ids: np.ndarray, spec: DatasetSpec) -> Image.Image:
     """Class ids (H, W) uint8 as a palette image whose values are those of the data set's own label files (change: 0 and 255).
 
-    Where these have 16 bits, which a palette image has not, the values are the class ids.
+    Where these have 16 bits or are in colour, which a palette image has not, the values are the class ids.
     """
     table = np.arange(256, dtype=np.uint8)
     palette = np.zeros((256, 3), np.uint8)
     palette[IGNORE] = 255
-    values = {label: value for value, label in spec.label_map.items()} if max(spec.label_map, default=0) <= 255 else {}
+    own = not spec.colors and max(spec.label_map, default=0) <= 255
+    values = {label: value for value, label in spec.label_map.items()} if own else {}
     for label, color in enumerate(spec.palette):
         table[label] = values.get(label, label)
         palette[table[label]] = color

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, default_collate
 
 from dataset.batch import RawBatch, Reads
 from dataset.lists import Entry, ImageList, inside, odd_name
-from dataset.look import count, illegal, two_values
+from dataset.look import count, illegal, two_values, unknown_color
 from dataset.photometry import draw_photometry, strong_view
 from dataset.sampler import Key
 from dataset.spec import IGNORE, DatasetSpec
@@ -149,9 +149,14 @@ def open_mask(spec: DatasetSpec, root: str, path: str, size: tuple[int, int], im
     if image.size != size:
         why = turned(image_path) or "correct one of them"
         raise UserError(f"{full}: mask is {image.size}, its image {size} (width, height); expected the same size: {why}")
-    found = np.array(list(count(values)))
-    if illegal(found.tolist(), spec):
-        raise _illegal_label(spec, full, found.tolist())
+    found = list(count(values))
+    if wrong := illegal(found, spec):
+        raise UserError(f"{full}: {unknown_color(values, wrong[0], spec)}") if spec.colors else _illegal_label(spec, full, found)
+    if spec.colors:
+        ids = np.empty(values.shape, np.uint8)
+        for value in found:
+            ids[values == value] = spec.label_map[value]
+        return ids
     table = spec.label_table.astype(np.uint8)
     return np.array(values, np.uint8) if np.array_equal(table[found], found) else table[values]
 

@@ -21,6 +21,7 @@ class DatasetSpec:
     palette: RGB colour of each class, for palette PNGs and overlays.
     ignore_index: mask value that is neither learned from nor scored.
     label_map: {mask value on disk: class id, or IGNORE}; empty when the masks already hold class ids.
+    colors: the masks are in colour; a value is then 0xRRGGBB, and every one that occurs is in label_map.
     task: "segmentation" (a list line is `image mask`) or "change" (a list line is one name, found under A/, B/ and label/).
     eval_mode: "original" (whole image) or "sliding_window".
     supervised_length: to how many images an epoch of supervised training repeats a shorter labelled list (change detection:
@@ -34,6 +35,7 @@ class DatasetSpec:
     palette: tuple[tuple[int, int, int], ...]
     ignore_index: int = 255
     label_map: Mapping[int, int] = field(default_factory=dict)
+    colors: bool = False
     task: str = "segmentation"
     eval_mode: str = "original"
     supervised_length: int = 0
@@ -51,7 +53,7 @@ class DatasetSpec:
 
     @cached_property
     def label_table(self) -> np.ndarray:
-        """int16, at least 256 long: mask value -> class id, IGNORE for ignored, -1 for a value that is illegal."""
+        """int16, at least 256 long: mask value -> class id, IGNORE for ignored, -1 for a value that is illegal. Not of masks in colour."""
         legal = self.label_map or {i: i for i in range(self.nclass)}
         table = np.full(max(255, self.ignore_index, *legal) + 1, -1, dtype=np.int16)
         if self.ignore_index not in self.label_map:
@@ -66,9 +68,15 @@ class DatasetSpec:
         ignored = f"{self.ignore_index} (ignored)"
         if not self.label_map:
             return f"0..{self.nclass - 1} or {ignored}"
-        named = [f"{v} ({'ignored' if label == IGNORE else self.classes[label]})" for v, label in sorted(self.label_map.items())]
+        named = [
+            f"{self.shown(v)} ({'ignored' if label == IGNORE else self.classes[label]})" for v, label in sorted(self.label_map.items())
+        ]
         listed = ", ".join(named if len(named) <= 8 else [*named[:8], "..."])
-        return listed if self.ignore_index in self.label_map else f"{listed} or {ignored}"
+        return listed if self.colors or self.ignore_index in self.label_map else f"{listed} or {ignored}"
+
+    def shown(self, value: int) -> str:
+        """A mask value for messages."""
+        return f"#{value:06x}" if self.colors else str(value)
 
     def files(self, entry: Entry) -> tuple[tuple[str, ...], str | None]:
         """The paths of a list's line below the data root: of its image, or of both dates, and of its mask (None where it names none).

@@ -22,6 +22,7 @@ NOT_APPLIED = (
     "PIL.ImageOps.exif_transpose), so that image and mask lie the same way"
 )
 ONE_CHANNEL = ("1", "L", "P", "I", "I;16", "I;16B")
+COLOR = ("1", "L", "LA", "P", "PA", "RGB", "RGBA")  # modes whose colours are known
 MOVING = ("GIF", "WEBP", "PNG")  # formats of moving pictures
 
 
@@ -112,12 +113,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def mask_values(image: Image.Image, path: str, spec: DatasetSpec | None) -> np.ndarray:
-    """The integers (H, W) that a mask file stores, for every number of bits. image: the file, decoded; spec None: of no data set yet.
+    """The integers (H, W) that a mask file stores, for every number of bits; of a data set of colour masks, the colours as 0xRRGGBB.
 
-    Raises UserError where there is more than one channel, or where the file does not say which integers were meant.
+    image: the file, decoded; spec None: of no data set yet. Raises UserError where there are channels that are not expected, or where
+    the file does not say which integers were meant.
     """
+    if spec is not None and spec.colors:
+        return _mask_colors(image, path)
     if image.mode not in ONE_CHANNEL:
-        raise UserError(f"{path}: found mode {image.mode}, expected one channel of class ids (8-bit grey or palette); convert the mask")
+        raise UserError(
+            f"{path}: found mode {image.mode}, expected one channel of class ids (8-bit grey or palette); convert the mask, or say in "
+            'label_map which colour is which class: {"#rrggbb": class}'
+        )
     bits = _mask_bits(image, path)
     values = np.asarray(image)
     if image.mode == "1":
@@ -129,6 +136,15 @@ def mask_values(image: Image.Image, path: str, spec: DatasetSpec | None) -> np.n
     if _tag(image, SAMPLE_FORMAT, 1) == 2 and bits == 8:
         values = values.view(np.int8)
     return values
+
+
+def _mask_colors(image: Image.Image, path: str) -> np.ndarray:
+    """The colours (H, W) int32 of a mask, its transparency left aside."""
+    bits = _mask_bits(image, path)
+    if image.mode not in COLOR or bits > 8:
+        raise UserError(f"{path}: found mode {image.mode} of {bits} bits, expected a colour mask of 8 bits (RGB or RGBA); convert it")
+    red, green, blue = np.moveaxis(np.asarray(image.convert("RGB")).astype(np.int32), -1, 0)
+    return red << 16 | green << 8 | blue
 
 
 def _white(spec: DatasetSpec | None) -> int:

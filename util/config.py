@@ -73,8 +73,9 @@ class Config:
     teacher: str | None = key(None, choices=("ema", "student"))  # who gives the pseudo labels; null is as published
     nclass: int | None = key(None, positive=True)  # known from the data set; where given it must agree
     classes: list | str | None = key(None)  # of a data set of your own: names in id order, or a text file with one on each line
-    palette: list | None = key(None, may_change=True)  # its colours, [R, G, B] or "#rrggbb" for each class; null is Pascal's
-    label_map: dict | None = key(None)  # its mask values where they are no class ids: {value: class id or name, or null to ignore it}
+    palette: list | None = key(None, may_change=True)  # its colours, [R, G, B] or "#rrggbb" for each class; null: dataset/palette.py
+    # its mask values, or colours "#rrggbb", where they are no class ids: {value: class id or name, or null to ignore it}
+    label_map: dict | None = key(None)
     ignore_index: int | None = key(None)  # its mask value that is ignored; null is 255
     task: str | None = key(None, choices=("segmentation", "change"))  # its kind; null is segmentation
     # images of a supervised epoch: a shorter list is repeated; null: see dataset/loader.py, supervised

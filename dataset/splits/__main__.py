@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from dataset.custom import spec_of, unlabeled_places
 from dataset.lists import Entry, format_line, missing_validation, parse_line, read_lines, write_lines
+from dataset.palette import distinct_palette
 from dataset.spec import SPECS, DatasetSpec
 from dataset.splits.check import Checked, classes_in, find_lists, open_list, open_validation, report
 from dataset.splits.check import check as check_lists
@@ -211,7 +212,9 @@ def _named(args: argparse.Namespace) -> tuple[DatasetSpec, list[Checked]]:
     elif not 0 < args.classes < 255:
         raise UserError(f"--classes: found {args.classes}, expected 1 to 254")
     else:
-        spec = DatasetSpec(name, tuple(f"class {c}" for c in range(args.classes)), (), ignore_index=args.ignore_index)
+        spec = DatasetSpec(
+            name, tuple(f"class {c}" for c in range(args.classes)), distinct_palette(args.classes), ignore_index=args.ignore_index
+        )
     return spec, find_lists(spec, splits, args.data_root or f"data/{name}", args.data_root_u)
 
 

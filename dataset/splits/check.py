@@ -181,7 +181,7 @@ def _hints(spec: DatasetSpec, jobs: dict[Job, Found], kinds: list[str]) -> list[
         how = (
             "`python -m dataset.prepare pascal` turns them into ids"
             if spec.name == "pascal"
-            else "store the class id of each pixel instead"
+            else 'store the class id of each pixel instead, or say which colour is which class: `label_map: {"#rrggbb": class}`'
         )
         hints.append(f"some masks do not hold one class id for each pixel: {how}.")
     if "value" in kinds and spec.name == "cityscapes" and values & set(range(19, 34)):

@@ -19,13 +19,13 @@ def packed_bits(rows: np.ndarray, bits: int) -> bytes:
     return np.packbits(digits.reshape(len(rows), -1), axis=1).tobytes()
 
 
-def png(values: np.ndarray, bits: int, colour: int = 0, palette: bytes = b"") -> bytes:
-    """A PNG of values (H, W); colour 0 is grey, 3 palette."""
+def png(values: np.ndarray, bits: int, colour: int = 0, palette: bytes = b"", channels: int = 1) -> bytes:
+    """A PNG of values (H, W * channels); colour 0 is grey, 2 RGB, 3 palette."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], bits, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", values.shape[1] // channels, values.shape[0], bits, colour, 0, 0, 0)
     data = b"".join(b"\0" + packed(row[None], bits) for row in values)
     colours = chunk(b"PLTE", palette) if palette else b""
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + colours + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")

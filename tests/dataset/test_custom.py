@@ -23,10 +23,13 @@ import unimatch_v2
 from dataset.custom import spec_of, unlabeled_places
 from dataset.lists import ImageList
 from dataset.loader import training_sources
-from dataset.semi import Source, open_image
-from dataset.spec import SPECS, bit_palette
+from dataset.look import Job, by_class, inspect
+from dataset.palette import distinct_palette
+from dataset.semi import Source, open_image, open_mask
+from dataset.spec import SPECS
 from dataset.splits import __main__ as splits
 from tests.conftest import ROOT, write_image
+from tests.dataset.by_hand import png
 from util.config import load_config
 from util.error import UserError, run
 
@@ -79,7 +82,7 @@ def test_a_config_is_a_data_set() -> None:
         "segmentation",
         "original",
     )
-    assert spec.palette == bit_palette(3)
+    assert spec.palette == distinct_palette(3)
     assert spec.label_table[[0, 1, 2, 3, 255]].tolist() == [0, 1, 2, -1, 255]
     colors = [[0, 0, 255], "#ff8000", [1, 2, 3]]
     Path("names.txt").write_text("sky\nroad\n\n  car  \n")
@@ -177,6 +180,84 @@ def test_masks_beyond_8_bits() -> None:
     Path("list.txt").write_text("images/p 0.jpg\tmasks/p 0.png\n")
     source = Source(spec_of(load_config("c.yaml")), "street", ImageList("list.txt", "segmentation", masks=True))
     assert np.unique(source.mask(source.ids[0], (40, 30))).tolist() == [0, 1, 2]
+
+
+COLORS = {"#000000": None, "#0000ff": "sky", "#00ff00": "car", "#804000": "road", "#FFFFFF": "car"}
+OF_CLASS = np.array([1, 3, 2])  # where sky, road and car are in it
+
+
+def colored(values: np.ndarray) -> np.ndarray:
+    """(H, W) indices of COLORS -> (H, W, 3)."""
+    return np.array([list(bytes.fromhex(color[1:])) for color in COLORS], np.uint8)[values]
+
+
+@pytest.mark.parametrize("kind", ["RGB", "RGBA", "P", "tif", "bmp"])
+def test_colour_masks(kind: str) -> None:
+    """Read exactly; 0xff is blue and not the 255 that is ignored."""
+    config(label_map=COLORS)
+    values = np.random.default_rng(0).integers(0, 5, (30, 40))
+    image = Image.fromarray(colored(values))
+    if kind == "RGBA":
+        image.putalpha(Image.fromarray(np.arange(1200, dtype=np.uint8).reshape(30, 40)))
+    elif kind == "P":
+        image = Image.fromarray((4 - values).astype(np.uint8))
+        image.putpalette(colored(np.arange(4, -1, -1)).tobytes())
+    name = f"m.{kind if kind.islower() else 'png'}"
+    image.save(name)
+    spec = spec_of(load_config("c.yaml"))
+    assert np.array_equal(open_mask(spec, ".", name, (40, 30)), np.array([255, 0, 2, 1, 2])[values])
+    assert spec.palette == ((0, 0, 255), (128, 64, 0), (0, 255, 0))
+    found = inspect(Job(".", name, name, "segmentation"), spec).values
+    counts = np.bincount(values.ravel())
+    assert by_class(found, spec) == {-1: counts[0], 0: counts[1], 1: counts[3], 2: counts[2] + counts[4]}
+
+
+def test_from_colour_masks_to_predictions(capsys: pytest.CaptureFixture[str]) -> None:
+    street()
+    config(label_map=COLORS)
+    for path in Path("street/masks").iterdir():
+        Image.fromarray(colored(OF_CLASS[np.array(Image.open(path))])).save(path)
+    make("--stratify")
+    splits.main(["check", "--config", "c.yaml"])
+    assert "2 car   33.20%" in capsys.readouterr().out
+    train()
+    predict.main(["--config", "c.yaml", "--checkpoint", "out/latest.pth", "--out", "seen", "street/images"])
+    for path in Path("seen").glob("*.png"):
+        mask = Image.open(path)
+        assert np.asarray(mask).max() < 3
+        assert set(map(tuple, np.asarray(mask.convert("RGB")).reshape(-1, 3).tolist())) <= {(0, 0, 255), (128, 64, 0), (0, 255, 0)}
+
+
+def test_an_unknown_colour_is_told_with_its_place(capsys: pytest.CaptureFixture[str]) -> None:
+    street()
+    config(label_map=COLORS)
+    for path in Path("street/masks").iterdir():
+        pixels = colored(OF_CLASS[np.array(Image.open(path))])
+        pixels[7, 11] = 1, 2, 3
+        Image.fromarray(pixels).save(path)
+    make()
+    told = "found the colour #010203 at x = 11, y = 7, expected #000000 (ignored), #0000ff (sky), #00ff00 (car)"
+    with pytest.raises(UserError, match="11 in all"):
+        splits.main(["check", "--config", "c.yaml"])
+    assert f"problem: street/masks/p 0.png: {told[:60]}" in capsys.readouterr().out
+    with pytest.raises(UserError) as error:
+        train()
+    assert re.search(r"^\S+/street/masks/p \d.png: ", str(error.value))
+    assert told[:50] in str(error.value)
+    assert "#804000 (road)" in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["16 bits", "jpg"])
+def test_colours_that_are_not_kept_exactly(content: str) -> None:
+    config(label_map=COLORS)
+    spec = spec_of(load_config("c.yaml"))
+    pixels = colored(np.zeros((3, 4), int))
+    if content == "jpg":
+        Image.fromarray(pixels).save("m.png", "JPEG", quality=100)
+    else:
+        Path("m.png").write_bytes(png(pixels.reshape(3, 12).astype(int) * 257, 16, 2, channels=3))
+    with pytest.raises(UserError, match=r"m\.png: found (JPEG, which does not keep|mode RGB of 16 bits, expected a colour mask of 8 bits)"):
+        open_mask(spec, ".", "m.png", (4, 3))
 
 
 def test_images_without_masks_are_unlabelled() -> None:
@@ -330,6 +411,12 @@ ROWS: dict[str, tuple[dict[str, Any], Callable[[], Any] | None, tuple[str, ...]]
     "label_map to an unknown class": ({"label_map": {0: "sky", 1: "raod"}}, None, ("label_map", "'raod'", "value 1", "road")),
     "label_map to an id too large": ({"label_map": {0: 0, 1: 3}}, None, ("label_map", "found 3", "value 1")),
     "label_map to a switch": ({"label_map": {0: True}}, None, ("label_map", "True")),
+    "label_map of numbers and colours": ({"label_map": {0: 0, "#00ff00": 1}}, None, ("label_map", "number 0", "'#00ff00'", "one kind")),
+    "label_map with a colour twice": ({"label_map": {"#00FF00": 0, "#00ff00": 1}}, None, ("label_map", "'#00ff00' a second time")),
+    "ignore_index beside colours": (
+        {"label_map": {"#000000": 0, "#00ff00": 1, "#0000ff": 2}, "ignore_index": 0}, None, ("ignore_index", "found 0", "null"),
+    ),
+    "masks of ids for colours": ({"label_map": COLORS}, None, ("masks/p ", "#010101", "at x = ", "label_map")),
     "label_map misses a class": ({"label_map": {0: "sky", 1: "road"}}, None, ("label_map", "'car'", "add one")),
     "label_map of a word": ({"label_map": {"white": 0}}, None, ("label_map", "'white'", "number from 0")),
     "label_map of a negative value": ({"label_map": {-1: 0}}, None, ("label_map", "-1")),

@@ -322,5 +322,5 @@ def test_encoder_checkpoints_load_strictly(tmp_path: Path) -> None:
     state = dict(source.state_dict())
     del state["norm.bias"]
     torch.save(state, path)
-    with pytest.raises(UserError, match="'norm.bias'"):
+    with pytest.raises(UserError, match=r"'norm\.bias'"):
         build_model("dinov2_tiny", 3, pretrained=path)
