@@ -207,7 +207,7 @@ def test_colour_masks(kind: str) -> None:
     spec = spec_of(load_config("c.yaml"))
     assert np.array_equal(open_mask(spec, ".", name, (40, 30)), np.array([255, 0, 2, 1, 2])[values])
     assert spec.palette == ((0, 0, 255), (128, 64, 0), (0, 255, 0))
-    found = inspect(Job(".", name, name, "segmentation"), spec).values
+    found = inspect(Job(".", (name,), name), spec).values
     counts = np.bincount(values.ravel())
     assert by_class(found, spec) == {-1: counts[0], 0: counts[1], 1: counts[3], 2: counts[2] + counts[4]}
 
