@@ -26,6 +26,7 @@ from model.semseg.deeplabv3plus import DeepLabV3Plus
 from scripts.report import read_log
 from tests import unimatch_v1_literal as literal
 from tests.conftest import Tiny
+from tests.pairs import make_pairs
 from unimatch_v1 import Settings
 from util import checkpoint
 from util.config import Config
@@ -157,6 +158,18 @@ def test_a_run_of_2023(module: Any, tiny: Tiny, tmp_path: Path, capsys: pytest.C
     evaluate.main(["--config", str(tiny.config), "--checkpoint", str(tmp_path / "best.pth"), "--set", "backbone=resnet50"])
     score = float(re.search(r"MeanIoU: (\d+\.\d+)", log)[1])  # type: ignore[index]
     assert f"{score:.2f}" in capsys.readouterr().out
+
+
+def test_change_detection_of_2023(tmp_path: Path) -> None:
+    """Both dates through ResNet-50 as one batch; the differences of both maps are dropped and decoded."""
+    pairs = make_pairs(tmp_path / "pairs")
+    unimatch_v1.main(pairs.args(tmp_path / "run", "backbone=resnet50", "crop_size=33", "epochs=1", "lr=0.02", "lr_multi=1"))
+    log = (tmp_path / "run/train.log").read_text()
+    assert len(re.findall(r"Loss w_fp: \d\.\d{3}, Mask ratio: \d\.\d{3}$", log, re.M)) == 6
+    assert len(re.findall(r">>>> Changed IoU: \d+\.\d\d$", log, re.M)) == 1
+    state = checkpoint.load(tmp_path / "run/latest.pth")
+    assert "model_ema" not in state
+    assert int(state["model"]["classifier.bias"].numel()) == 2
 
 
 def test_a_mini_batch_of_one_image_is_refused(tiny: Tiny, tmp_path: Path) -> None:

@@ -170,7 +170,7 @@ def footprint(cfg: Config, method: Method, shards: int = 1) -> tuple[dict[str, i
 def evaluation_work(cfg: Config, height: int, width: int) -> Work:
     """Floating-point operations of evaluating one model on one image (change detection: one pair) of so many pixels."""
     spec, mode = spec_of(cfg), FakeTensorMode()
-    model = hollow_model(cfg, mode)
+    model = hollow_model(cfg, mode).eval()
     with mode, torch.no_grad(), Meter() as meter:
         predict(model, torch.empty(1, 3 * spec.dates, height, width), cfg.eval_mode or spec.eval_mode, cfg.crop_size)
     return meter.work
