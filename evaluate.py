@@ -20,7 +20,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dataset import picture
 from dataset.batch import normalize
@@ -40,6 +39,7 @@ from util.dist import World, processes
 from util.error import StoppedError, UserError, run
 from util.files import check_output, output, write_atomic
 from util.precision import autocast
+from util.progress import Progress
 from util.signals import StopSignals
 
 
@@ -85,15 +85,16 @@ def score(model: Segmenter, source: Source, recipe: Recipe, workers: int, world:
     matrix, bands = (torch.zeros(n, nclass, dtype=torch.int64, device=world.device) for n in (nclass, 3))
     scores = Scores(matrix, bands)
     overlaps = []  # of each image; read at the end, because a GPU waits while it is read
-    progress = tqdm(on_device(loader, world.device, model.backbone), total=len(loader), unit="image", disable=None if world.main else True)
-    for batch in progress:
-        if signals.caught:
-            raise StoppedError("not all images are scored, so nothing is written; the same command begins again", signals.code)
-        pred = recipe.predict(model, batch["img"])
-        own = metric.confusion(pred, batch["mask"], nclass)
-        scores.matrix += own
-        scores.bands += metric.boundary_counts(pred, batch["mask"], nclass, recipe.distance)
-        overlaps.append(metric.overlap(own))
+    with Progress(len(loader), "image", shown=world.main) as progress:
+        for batch in on_device(loader, world.device, model.backbone):
+            if signals.caught:
+                raise StoppedError("not all images are scored, so nothing is written; the same command begins again", signals.code)
+            pred = recipe.predict(model, batch["img"])
+            own = metric.confusion(pred, batch["mask"], nclass)
+            scores.matrix += own
+            scores.bands += metric.boundary_counts(pred, batch["mask"], nclass, recipe.distance)
+            overlaps.append(metric.overlap(own))
+            progress.update(1)
     values = metric.present_iou(torch.stack(overlaps).cpu(), first).tolist() if overlaps else []
     world.sum_(scores.matrix)
     world.sum_(scores.bands)

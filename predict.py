@@ -5,8 +5,8 @@
 
 Inputs are images, folders, globs, or lists (.txt: the lines of a training list, relative to the data root). For each image <name>:
 <name>.png, with the values of the data set's own labels, and <name>_overlay.jpg; --confidence adds <name>_confidence.png (grey,
-255 is certain), --probabilities adds <name>.npz (probabilities (K, H, W) float16, classes). Files that cannot be read are told at the
-end, with exit code 2; the others are predicted.
+255 is certain), --probabilities adds <name>.npz (probabilities (K, H, W) float16, classes). Of a folder the tree is kept below --out.
+What is left out of it is counted. Files that cannot be read are told at the end, with exit code 2; the others are predicted.
 
     from predict import load
     predictor = load("configs/camvid.yaml", "best.pth")
@@ -26,7 +26,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from dataset import picture
 from dataset.batch import normalize
@@ -41,6 +40,7 @@ from util.dist import cpu_count, processes
 from util.error import UserError, run, tell_once
 from util.files import check_output, output, write_atomic
 from util.precision import autocast
+from util.progress import Progress
 from util.signals import start_worker
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -161,7 +161,7 @@ def predict_all(
         "collate_fn": list,
     }
     loader: DataLoader[Any] = DataLoader(Scenes(scenes), batch_sampler=batches_by_size(scenes, args.batch_size), **options)
-    with tqdm(total=len(scenes), unit="image", disable=None) as progress:
+    with Progress(len(scenes), "image") as progress:
         for batch in loader:
             problems |= {index: img for index, img in batch if isinstance(img, UserError)}
             good = [(index, img) for index, img in batch if index not in problems]
@@ -203,13 +203,16 @@ def main(argv: list[str]) -> None:
     cfg = load_config(args.config, args.set, data_root=args.data_root)
     predictor = load(args.config, args.checkpoint, args.which, args.device, args.tile, args.bf16, args.set)
     out = Path(args.out)
-    scenes = find_scenes(args.inputs, args.pair, predictor.trained.spec, cfg.data_root, out)
-    names = output_names(scenes, out, args.confidence)
+    chosen = find_scenes(args.inputs, args.pair, predictor.trained.spec, cfg.data_root, out)
+    names = output_names(chosen.scenes, out, args.confidence, chosen.folders)
     check_output("--out", out, folder=True)
     what = "pairs" if predictor.trained.spec.task == "change" else "images"
-    print(f"{args.checkpoint}: {predictor.trained}, {len(scenes)} {what}", flush=True)
-    problems = predict_all(predictor, scenes, names, out, args)
-    print(f"results: {out}")
+    print(f"{args.checkpoint}: {predictor.trained}, {len(chosen.scenes)} {what}", flush=True)
+    for left in chosen.left:
+        print(left, flush=True)
+    problems = predict_all(predictor, chosen.scenes, names, out, args)
+    skipped = f", {len(problems)} cannot be read" if problems else ""
+    print(f"results: {out}, of {len(chosen.scenes) - len(problems)} {what}{skipped}")
     for problem in problems[:-1]:
         tell_once(f"error: {problem}")
     if problems:

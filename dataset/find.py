@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import glob
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os.path import abspath
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from dataset.lists import IMAGE_ENDINGS, Entry, read_list
 from dataset.semi import BadFileError, inside, open_image, open_mask
 from dataset.spec import DatasetSpec
 from dataset.stored import unreadable
-from dataset.walk import image_tree
+from dataset.walk import Tree, image_tree
 from util.error import UserError
 
 
@@ -47,31 +48,40 @@ def read_image(path: Path) -> Image.Image:
         raise
 
 
-def images_in(folder: Path, without: Path | None = None) -> list[Path]:
+class Chosen(NamedTuple):
+    """What a command line names. folders: of the scenes that were found in one, which. left: what was left out, and why."""
+
+    scenes: list[Scene]
+    folders: dict[Scene, Path]
+    left: list[str]
+
+
+def images_in(folder: Path, without: Path | None = None) -> Tree:
     """All images in a folder and below, sorted, but for those under `without`. Raises UserError for a folder that holds none."""
-    found, others = tree = image_tree(folder, [without] if without else [])
-    if not found:
-        left = f" ({tree.left_out()})" if others else ""
+    tree = image_tree(folder, [without] if without else [])
+    if not tree.images:
+        left = f" ({tree.left_out()})" if tree.others else ""
         raise UserError(
             f"{folder}: found no image in this folder{left}, expected files ending in {' '.join(IMAGE_ENDINGS)}; check the path"
         )
-    return found
+    return tree
 
 
-def find_images(text: str, without: Path) -> list[Path]:
+def find_images(text: str, without: Path) -> Tree:
     """The images that a file, folder or glob names, in order. Raises UserError where it names none."""
     path = Path(text)
     if path.is_dir():
         return images_in(path, without)
     if path.is_file():
-        return [path]
+        return Tree([path], Counter())
     matches = sorted(Path(match) for match in glob.glob(text, recursive=True))
     if not matches:
         raise UserError(f"{text}: no such image or folder, and nothing that matches it; check the path")
     found = [match for match in matches if match.suffix.lower() in IMAGE_ENDINGS and match.is_file()]
     if not found:
         raise UserError(f"{text}: found no image, expected files ending in {' '.join(IMAGE_ENDINGS)}; check the path")
-    return found
+    others = [match for match in matches if match not in found]
+    return Tree(found, Counter("(folder)" if match.is_dir() else match.suffix.lower() for match in others))
 
 
 def find_pairs(a: str, b: str, label: str | None = None) -> list[Pair]:
@@ -85,7 +95,7 @@ def find_pairs(a: str, b: str, label: str | None = None) -> list[Pair]:
     if paths[0].is_file():
         return [Pair(paths[0].name, *paths)]
     pairs = []
-    for image in images_in(paths[0]):
+    for image in images_in(paths[0]).images:
         name = image.relative_to(paths[0]).as_posix()
         partners = [path / name for path in paths]
         for partner in partners:
@@ -105,7 +115,7 @@ def list_scenes(path: str, root: str, spec: DatasetSpec) -> list[Scene]:
     return scenes
 
 
-def find_scenes(inputs: Sequence[str], pair: Sequence[str] | None, spec: DatasetSpec, root: str, out: Path) -> list[Scene]:
+def find_scenes(inputs: Sequence[str], pair: Sequence[str] | None, spec: DatasetSpec, root: str, out: Path) -> Chosen:
     """What a command line names, each once; images below `out` are left out of folders.
 
     Raises UserError where there is nothing, or something of another task.
@@ -114,13 +124,22 @@ def find_scenes(inputs: Sequence[str], pair: Sequence[str] | None, spec: Dataset
     if pair:
         if spec.task != "change":
             raise UserError("--pair: the config is for single images; give images, or the config of a change detection run")
-        return list(find_pairs(pair[0], pair[1]))
+        pairs: list[Scene] = [*find_pairs(pair[0], pair[1])]
+        return Chosen(pairs, dict.fromkeys(pairs, Path("/")) if Path(pair[0]).is_dir() else {}, [])
     if spec.task == "change" and len(lists) < len(inputs):
         raise UserError(f"{inputs[0]}: the config is for pairs of two dates; give --pair A B (images or folders), or a list of pairs")
-    scenes: list[Scene] = []
+    chosen = Chosen([], {}, [])
     for text in inputs:
-        scenes += list_scenes(text, root, spec) if text in lists else find_images(text, out)
-    return list(dict.fromkeys(scenes))
+        if text in lists:
+            chosen.scenes.extend(list_scenes(text, root, spec))
+            continue
+        tree = find_images(text, out)
+        chosen.scenes.extend(tree.images)
+        if Path(text).is_dir():
+            chosen.folders.update(dict.fromkeys(tree.images, Path(text)))
+        if tree.others:
+            chosen.left.append(f"{text}: {tree.left_out()}")
+    return chosen._replace(scenes=list(dict.fromkeys(chosen.scenes)))
 
 
 def batches_by_size(scenes: Sequence[Scene], batch: int) -> list[list[int]]:
@@ -136,24 +155,33 @@ def batches_by_size(scenes: Sequence[Scene], batch: int) -> list[list[int]]:
     return [group[i : i + batch] for group in groups.values() for i in range(0, len(group), batch)]
 
 
-def output_names(scenes: Sequence[Scene], out: Path, confidence: bool = False) -> list[str]:
-    """A name for the results of each scene in `out`: its stem, and before it the folders it takes to tell scenes of one stem apart.
+def output_names(
+    scenes: Sequence[Scene], out: Path, confidence: bool = False, folders: Mapping[Scene, Path] = MappingProxyType({})
+) -> list[str]:
+    """A name for the results of each scene in `out`: its stem; of one that was found in a folder, its path there without the ending.
 
-    a.jpg and a.png of one folder are called a_jpg and a_png. Raises UserError where that does not suffice, or where a result would
-    replace an input. confidence: whether confidence maps are among the results.
+    Where names are equal, the folders above that it takes to tell them apart come in front: as folders where the path is kept, else
+    with underscores. a.jpg and a.png of one folder are called a_jpg and a_png. Raises UserError where that does not suffice, or where
+    a result would replace an input. confidence: whether confidence maps are among the results. folders: see `Chosen`.
     """
     # a link has its own name, not that of the file behind it
     paths = [Path("/", scene.name) if isinstance(scene, Pair) else Path(abspath(scene)) for scene in scenes]
     twins = _doubles([path.with_suffix("") for path in paths])
     stems = [f"{path.stem}_{path.suffix[1:]}" if path.with_suffix("") in twins else path.stem for path in paths]
-    names = stems
+    # the root itself is no name
+    above = [path.parent.parts[1:] for path in paths]
+    kept = [
+        len(path.relative_to(abspath(folders[scene])).parts) - 1 if scene in folders else 0
+        for scene, path in zip(scenes, paths, strict=True)
+    ]
+    names = ["/".join((*up[len(up) - keep :], stem)) for stem, up, keep in zip(stems, above, kept, strict=True)]
     for depth in range(1, max(len(path.parts) for path in paths)):
         double = _doubles(names)
         if not double:
             break
-        # the root itself is no name
-        parents = [path.parent.parts[1:][-depth:] for path in paths]
-        names = ["_".join((*up, stem)) if name in double else name for stem, up, name in zip(stems, parents, names, strict=True)]
+        for i in (i for i, name in enumerate(names) if name in double):
+            parts = (*above[i][max(0, len(above[i]) - kept[i] - depth) :], stems[i])
+            names[i] = ("/" if scenes[i] in folders else "_").join(parts)
     given = [path for scene in scenes for path in ((scene.a, scene.b) if isinstance(scene, Pair) else (scene,))]
     inputs = {other for path in given for other in (path.resolve(), path.parent.resolve() / path.name)}
     makers: dict[str, Path] = {}

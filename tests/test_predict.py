@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from model import build_model
 from tests.conftest import Tiny, write_image
 from util.error import UserError
 from util.error import run as end_of
+from util.progress import Progress
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +130,7 @@ def test_lists_globs_and_results_that_must_not_replace_each_other(tiny: Tiny, ch
         Image.new("RGB", (30, 30)).save(tmp_path / folder / "0.png")
     Image.new("RGB", (30, 30)).save(tmp_path / "x/1.png")
     run(tiny, checkpoint, tmp_path / "same", str(tmp_path / "x"), str(tmp_path / "y"))
-    assert {p.name for p in (tmp_path / "same").glob("*.png")} == {"x_cam_0.png", "y_cam_0.png", "1.png"}
+    assert pngs(tmp_path / "same") == {"x/cam/0.png", "y/cam/0.png", "1.png"}
     with pytest.raises(UserError, match="a result would replace it"):
         run(tiny, checkpoint, tmp_path / "x", str(tmp_path / "x/1.png"))
     assert output_names([Path("/a/0.png"), Path("/a/0.jpg"), Path("/a/1.jpg")], tmp_path) == ["0_png", "0_jpg", "1"]
@@ -138,6 +140,48 @@ def test_lists_globs_and_results_that_must_not_replace_each_other(tiny: Tiny, ch
     assert output_names(both, tmp_path) == ["0", "0_confidence"]
     with pytest.raises(UserError, match="would have the same name"):
         output_names(both, tmp_path, confidence=True)
+
+
+def pngs(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*.png")}
+
+
+def test_a_folder_tree_is_kept_and_what_is_left_out_named(
+    tiny: Tiny, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = tmp_path / "drive"
+    for name in ("0.jpg", "front/0.jpg", "front/deep/0.jpg", "back/0.jpg", "back/0.png", "results/old.jpg"):
+        write_image(source / name, 28, 28, 0)
+    for name in ("a.heic", "front/b.jp2", "front/notes.txt", "._0.jpg"):
+        (source / name).write_bytes(b"")
+    (source / "back/cut.jpg").write_bytes((source / "0.jpg").read_bytes()[:300])
+    with pytest.raises(UserError, match=r"back/cut\.jpg: cannot be read as an image"):
+        run(tiny, checkpoint, source / "results", str(source))
+    assert pngs(source / "results") == {"0.png", "front/0.png", "front/deep/0.png", "back/0_jpg.png", "back/0_png.png"}
+    assert (source / "results/front/deep/0_overlay.jpg").exists()
+    out, err = capsys.readouterr()
+    assert f"{source}: left out by their ending: 1 .heic, 1 .jp2, 1 .txt" in out
+    assert f"results: {source}/results, of 5 images, 1 cannot be read" in out
+    lines = [line for line in err.splitlines() if "of 6 images" in line]
+    assert re.fullmatch(r"6 of 6 images, 00:\d\d so far, about 00:00 left", lines[-1])
+    run(tiny, checkpoint, tmp_path / "glob", str(source / "*"))
+    assert f"{source}/*: left out by their ending: 3 (folder), 1 .heic" in capsys.readouterr().out
+    assert pngs(tmp_path / "glob") == {"0.png"}
+
+
+def test_progress_has_ten_lines_and_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with Progress(1000, "image") as progress:
+        for _ in range(250):
+            progress.update(4)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == [f"{100 * i} of 1000 images" for i in range(1, 11)]
+    with Progress(5, "image", shown=False) as progress:
+        progress.update(5)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    with Progress(5, "image") as progress:
+        progress.update(5)
+    assert "5/5" in capsys.readouterr().err
 
 
 def test_links_keep_their_own_names_and_are_not_replaced(tmp_path: Path) -> None:

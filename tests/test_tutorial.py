@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dataset.demo.sets import draw_image
+from dataset.spec import get_spec
 from tests.conftest import ROOT
 
 CLASSES = 11  # of the tutorial's config
@@ -77,6 +79,23 @@ def test_the_tutorial_on_camvid(tmp_path: Path, shared: Path) -> None:
         for path in sorted((shared / f"camvid/{kind}/train").iterdir())[::30]:
             shutil.copy(path, folder / f"data/street/{kind}/train")
     follow(folder, 13)
+
+
+def test_the_tutorial_on_drawn_images(tmp_path: Path) -> None:
+    """As `python -m dataset.demo --root` draws them, with the classes that the README gives for these: up to what the network will see."""
+    classes = f"classes: [{', '.join(get_spec('demo').classes)}]"
+    assert f"`{classes}`" in (ROOT / "README.md").read_text(encoding="utf-8")
+    folder = clone(tmp_path / "clone")
+    for i in range(16):
+        image, mask = draw_image("train", i)
+        image.save(folder / f"data/street/images/train/{i:04}.jpg")
+        mask.save(folder / f"data/street/masks/train/{i:04}.png")
+    text = re.sub(r"^classes: .*$", classes, tutorial(), flags=re.M).partition("# 4.")[0]
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(["sh", "-e", "-c", text], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "5 cross" in done.stdout
+    assert (folder / "exp/street/preview/unlabeled.jpg").exists()
 
 
 @pytest.mark.parametrize("words", STEPS)

@@ -1,4 +1,4 @@
-"""`python -m dataset.prepare pascal | cityscapes | ade20k | coco | levir | whu --src ARCHIVE_OR_FOLDER... --dst FOLDER`.
+"""`python -m dataset.prepare pascal | cityscapes | ade20k | coco | camvid | levir | whu --src ARCHIVE_OR_FOLDER... --dst FOLDER`.
 
 Converts the official archives to the images and labels that the published lists name. Works on all cores, writes every file whole
 or not at all, and continues where it was interrupted. Images are hard links to the unpacked ones where possible.
@@ -8,7 +8,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from dataset.prepare import ade20k, change, cityscapes, coco, pascal
+from dataset.prepare import ade20k, camvid, change, cityscapes, coco, pascal
 from dataset.prepare.files import UNPACKED, compare
 from util.cli import Parser
 from util.error import UserError, run
@@ -18,6 +18,7 @@ PREPARE = {
     "cityscapes": (cityscapes.prepare, cityscapes.__doc__),
     "ade20k": (ade20k.prepare, ade20k.__doc__),
     "coco": (coco.prepare, coco.__doc__),
+    "camvid": (camvid.prepare, camvid.__doc__),
     "levir": (change.prepare_levir, change.__doc__),
     "whu": (change.prepare_whu, change.__doc__),
 }

@@ -42,7 +42,7 @@ def test_each_image_once_and_nothing_hidden(photos: Path) -> None:
     found = image_tree(photos)
     assert [path.relative_to(photos).as_posix() for path in found.images] == NAMES
     assert found.left_out() == "left out by their ending: 1 without an ending, 2 .heic, 1 .jfif, 1 .jp2"
-    assert find_images(str(photos), photos / "out") == found.images
+    assert find_images(str(photos), photos / "out") == found
     assert [pair.name for pair in find_pairs(str(photos), str(photos))] == NAMES
     assert list(under([photos.parent], "photos", "jpg")) == ["0.jpg"]
 

@@ -1,0 +1,35 @@
+"""How far a command is: a bar on a terminal, elsewhere a line at each tenth of the work."""
+
+import sys
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+LINES = 10
+
+
+class Progress:
+    """with Progress(total, "image") as progress: ...; progress.update(n). shown=False: nothing, for all processes but the first."""
+
+    def __init__(self, total: int, unit: str, shown: bool = True) -> None:
+        self.total, self.unit = total, unit
+        terminal = sys.stderr.isatty()
+        self.bar = tqdm(total=total, unit=unit, disable=not (shown and terminal))
+        self.lines = shown and not terminal
+        self.done, self.started = 0, time.monotonic()
+
+    def update(self, count: int) -> None:
+        before, self.done = self.done, self.done + count
+        self.bar.update(count)
+        if self.lines and before * LINES // self.total < self.done * LINES // self.total:
+            seconds = time.monotonic() - self.started
+            left = seconds * (self.total - self.done) / self.done
+            times = f"{tqdm.format_interval(seconds)} so far, about {tqdm.format_interval(left)} left"
+            print(f"{self.done} of {self.total} {self.unit}s, {times}", file=sys.stderr, flush=True)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.bar.close()
