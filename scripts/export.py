@@ -73,7 +73,7 @@ class Exported(nn.Module):
         least = max(1, self.model.backbone.least // multiple)
         # clamped as tensors: of a comparison, the graph would keep how it came out for one size
         counts = [torch.as_tensor((side + multiple // 2) // multiple).clamp(min=least) for side in (height, width)]
-        fitting = [count * multiple for count in counts]
+        fitting: Any = [count * multiple for count in counts]
         logits = self.model(F.interpolate(normalize(image, self.model.backbone), fitting, mode="bilinear", align_corners=True))
         return F.interpolate(logits, (height, width), mode="bilinear", align_corners=True)
 

@@ -12,31 +12,38 @@ from PIL import Image
 
 import evaluate
 import predict
+import supervised
 import unimatch_v2
 from model import build_model
 from model.backbone.dinov2 import DINOv2
+from model.backbone.mit import MiT
 from model.encoder import Encoder
-from model.spec import ENCODERS
+from model.spec import ENCODERS, check_crop, get_encoder
 from scripts import export
-from tests.conftest import Tiny
+from tests.conftest import TIMM, Tiny
 from tests.model.test_dinov3 import CONVNEXT, VITS, random_
+from tests.pairs import make_pairs
 from tests.test_train import stop_after
 from util import checkpoint
 from util.error import UserError
 
-# name: (a small build of its kind, crop)
-KINDS: dict[str, tuple[Callable[[], Encoder], int]] = {
+# name: (a small build of its kind, None where it is small already; crop)
+KINDS: dict[str, tuple[Callable[[], Encoder] | None, int]] = {
     "dinov2_small_reg": (partial(DINOv2, 96, 4, 3, (0, 1, 2, 3), registers=4), 28),
     "dinov3_small": (VITS["mlp"], 32),
     "dinov3_convnext_tiny": (CONVNEXT, 32),
+    "mit_b0": (partial(MiT, (8, 16, 20, 32), (1, 1, 1, 1)), 37),
+    "efficientnet_lite0": (None, 35),
+    "timm/test_convnext": (None, 32),
 }
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=[pytest.param(name, marks=[TIMM] if build is None else []) for name, (build, _) in KINDS.items()])
 def name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """An encoder of each kind, made small."""
-    spec = ENCODERS[request.param]
-    monkeypatch.setitem(ENCODERS, spec.name, replace(spec, build=KINDS[spec.name][0], fusion=8, widths=spec.widths and (8,) * 4))
+    spec = get_encoder(request.param)
+    build = KINDS[spec.name][0] or spec.build
+    monkeypatch.setitem(ENCODERS, spec.name, replace(spec, build=build, fusion=8, widths=spec.widths and (8,) * 4))
     return spec.name
 
 
@@ -61,7 +68,12 @@ def test_every_command(name: str, tiny: Tiny, tmp_path: Path) -> None:
     assert Image.open(tmp_path / "out/0.png").size == Image.open(image).size
     export.main([*weights, "--format", "torch", "--out", str(tmp_path / "model.pt")])
     about = json.loads(torch.load(tmp_path / "model.pt", weights_only=True)["meta"])
-    assert (about["backbone"], about["multiple"]) == (name, ENCODERS[name].facts().multiple)
+    facts = ENCODERS[name].facts()
+    assert (about["backbone"], about["multiple"], about["mean"]) == (name, facts.multiple, list(facts.mean))
+    safetensors = pytest.importorskip("safetensors.torch", reason="safetensors is an extra: pip install -r requirements-extra.txt")
+    export.main([*weights, "--format", "safetensors", "--out", str(tmp_path / "model.safetensors")])
+    for key, value in safetensors.load_file(tmp_path / "model.safetensors").items():
+        assert torch.equal(value, whole["model_ema"][key])
 
 
 def test_onnx(name: str, tmp_path: Path) -> None:
@@ -77,5 +89,43 @@ def test_onnx(name: str, tmp_path: Path) -> None:
 
 def test_a_crop_that_does_not_fit(name: str, tiny: Tiny, tmp_path: Path) -> None:
     multiple = ENCODERS[name].facts().multiple
+    if multiple == 1:
+        check_crop(40, ENCODERS[name].facts())
+        return
     with pytest.raises(UserError, match=f"crop_size: found 40, expected a multiple of {multiple} for this backbone"):
         unimatch_v2.main(tiny.args(tmp_path, f"backbone={name}", "crop_size=40"))
+
+
+@TIMM
+def test_a_plain_vision_transformer_of_timm_is_no_onnx_file(tmp_path: Path) -> None:
+    for package in ("onnx", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is an extra: pip install -r requirements-extra.txt")
+    model = build_model("timm/test_vit", 6)
+    config = {"dataset": "demo", "backbone": "timm/test_vit", "crop_size": 32, "lr": 3e-4, "method": "x"}
+    torch.save({"model": model.state_dict(), "config": config}, tmp_path / "k.pth")
+    with pytest.raises(UserError, match=r"onnx: timm/test_vit resizes its positions.*; give --format torch or safetensors"):
+        export.main(["--checkpoint", str(tmp_path / "k.pth"), "--format", "onnx"])
+    assert not (tmp_path / "k.onnx").exists()
+
+
+@TIMM
+def test_an_encoder_of_one_size_is_refused_before_the_first_step(tiny: Tiny, tmp_path: Path) -> None:
+    settings = ("backbone=timm/test_vit_relpos", "crop_size=160")
+    with pytest.raises(UserError, match="crop_size: found 320, expected 160"):
+        unimatch_v2.main(tiny.args(tmp_path, settings[0], "crop_size=320"))
+    with pytest.raises(UserError, match="eval_mode: found whole images, expected windows of 160"):
+        unimatch_v2.main(tiny.args(tmp_path, *settings))
+    supervised.main(tiny.args(tmp_path, *settings, "eval_mode=sliding_window", "supervised_length=4", "epochs=1", unlabeled=False))
+    config = ["--config", str(tiny.config), *(word for setting in settings for word in ("--set", setting))]
+    with pytest.raises(UserError, match="eval_mode: found whole images"):
+        evaluate.main([*config, "--checkpoint", str(tmp_path / "best.pth"), "--mode", "original"])
+
+
+@TIMM
+def test_change_detection(tmp_path: Path) -> None:
+    """Two dates through an encoder with BatchNorm whose maps have widths of their own."""
+    pairs = make_pairs(tmp_path / "pairs")
+    unimatch_v2.main(pairs.args(tmp_path / "run", "backbone=timm/test_efficientnet", "crop_size=32", "epochs=1", "batch_norm=frozen"))
+    log = (tmp_path / "run/train.log").read_text()
+    assert "Changed IoU: " in log
+    assert all(torch.isfinite(value).all() for value in checkpoint.load(tmp_path / "run/latest.pth")["model"].values())

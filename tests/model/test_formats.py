@@ -161,8 +161,8 @@ def hugging_face_mit(state: State) -> State:
         if part == "patch_embed":
             rest = rest.replace("norm", "layer_norm")
         elif part == "block":
-            for old, new in (("attn.norm", "attention.self.layer_norm"), ("attn.proj", "attention.output.dense"), ("attn.q.", "attention.self.query."),
-                             ("attn.sr", "attention.self.sr"), ("mlp.fc", "mlp.dense")):  # fmt: skip
+            attention = (("norm", "self.layer_norm"), ("proj", "output.dense"), ("q.", "self.query."), ("sr", "self.sr"))
+            for old, new in (*((f"attn.{a}", f"attention.{b}") for a, b in attention), ("mlp.fc", "mlp.dense")):
                 rest = rest.replace(old, new)
             rest = re.sub(r"\.norm(\d)", r".layer_norm_\1", rest)
             if "attn.kv" in rest:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from engine.evaluation import predict_whole
 from model import build_model
-from model.backbone.mit import DROP_PATH, MiT
+from model.backbone.mit import DROP_PATH, Block, MiT
 from model.spec import get_encoder
 from tests.model.test_dinov3 import random_
 
@@ -91,8 +91,7 @@ def test_stochastic_depth() -> None:
     """Rates rise linearly; in training an image's branch is dropped or scaled up, in evaluation nothing is drawn."""
     encoder = random_(MiT(WIDTHS, DEPTHS))
     assert [block.drop for block in encoder.blocks] == pytest.approx([DROP_PATH * i / 4 for i in range(5)])
-    block = encoder.blocks[-1].train()
-    block.drop = 0.25
+    block = Block(16, 2, 1, 0.25).train()
     kept = block._kept(torch.ones(4000, 3, 2))
     assert kept.unique().tolist() == pytest.approx([0, 4 / 3])
     assert (kept == kept[:, :1, :1]).all()  # whole images

