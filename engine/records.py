@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import pprint
+import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -102,6 +103,9 @@ class Board:
     def flush(self) -> None:
         """Writes out what is waiting; begins another file where the last one could not be written."""
         if self.writer is None and self.folder is not None:
+            # readers take files in the order of their names, which begin with the second: a start in the same one could come first
+            while any(self.folder.glob(f"events.out.tfevents.{int(time.time())}.*")):
+                time.sleep(0.05)
             self.writer = SummaryWriter(str(self.folder), purge_step=self.start, filename_suffix=EVENTS_SUFFIX)
         self._guard(lambda writer: writer.flush())
 
