@@ -25,7 +25,7 @@ def load_encoder(encoder: Encoder, backbone: str, path: str | Path) -> str:
     """
     if not Path(path).is_file():
         published = f"get it with `python -m model.pretrained {backbone}`"
-        get = published if get_encoder(backbone).file else f"{backbone} is not a published model: put its weights there"
+        get = published if get_encoder(backbone).file else f"put the weights of {backbone} there"
         raise UserError(f"{path}: no such weights file; {get}, or start from random weights with `--set pretrained=null`")
     content = read(path)
     try:

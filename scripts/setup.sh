@@ -43,7 +43,10 @@ config_value() {
 run_settings() {
     method=${method:-unimatch_v2}
     split=${split:-366}
-    [ -n "$config" ] || config=configs/${dataset:=pascal}.yaml
+    if [ -z "$config" ]; then
+        config=configs/$method/${dataset:=pascal}.yaml
+        [ -f "$config" ] || config=configs/$dataset.yaml
+    fi
     [ -f "$config" ] || [ ! -f "$started/$config" ] ||
         fail "$config: no such config file in $root, where relative paths start; give config=$started/$config"
     [ -f "$config" ] || fail "$config: no such config file; name one with config=FILE, or with dataset=NAME one of those in configs/"

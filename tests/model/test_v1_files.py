@@ -1,6 +1,7 @@
 """UniMatch V1's files: configs, encoder weights, checkpoints."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from model.backbone.resnet import ResNet
 from model.backbone.xception import Xception
 from model.encoder import Encoder
 from model.weights import load_encoder
+from tests.conftest import ROOT
 from util.config import load_config
 from util.error import UserError
 
@@ -49,6 +51,14 @@ def test_configs_build_the_published_model(dataset: str, tmp_path: Path) -> None
     assert logits.shape == (2, nclass, 65, 97)
     assert model.backbone.strides == (4, 16)
     assert count == pytest.approx({"pascal": 59.5, "cityscapes": 59.5, "coco": 54.7}[dataset], abs=0.05)
+
+
+@pytest.mark.parametrize("dataset", CONFIGS)
+def test_shipped_configs_are_the_published_ones(dataset: str, tmp_path: Path) -> None:
+    """But for 4 shards, as the runs had, and paths."""
+    ours, theirs = load_config(str(ROOT / f"configs/unimatch_v1/{dataset}.yaml")), load_config(write_config(tmp_path, dataset))
+    same = {"shards": 4, "data_root": ours.data_root, "config": ours.config, "model": "deeplabv3plus"}
+    assert ours == replace(theirs, **same)
 
 
 def test_settings_of_the_config_reach_the_model(tmp_path: Path) -> None:

@@ -105,6 +105,22 @@ def test_train_passes_everything_on(repo: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("env", "config", "backbone"),
+    [
+        ({"dataset": "pascal"}, "configs/unimatch_v1/pascal.yaml", "resnet101"),
+        ({"dataset": "camvid"}, "configs/camvid.yaml", "dinov2_tiny"),  # it has none of its own there
+        ({"config": "configs/pascal.yaml"}, "configs/pascal.yaml", "dinov2_base"),
+    ],
+)
+def test_a_recipe_of_the_method_s_own_comes_first(repo: Path, env: dict[str, str], config: str, backbone: str) -> None:
+    (repo / "unimatch_v1.py").write_text(METHOD)
+    assert sh(repo / "scripts/train.sh", "1", "0", method="unimatch_v1", split="92", **env).returncode == 0
+    argv = json.loads((repo / "seen.json").read_text())["argv"]
+    assert argv[0] == f"--config={config}"
+    assert f"exp/{env.get('dataset', 'pascal')}/unimatch_v1/{backbone}/92" in argv
+
+
 def test_train_leaves_the_lists_to_a_config_that_names_them(repo: Path) -> None:
     assert sh(repo / "scripts/train.sh", "1", "0", dataset="coco_extra", split="all").returncode == 0
     save = "exp/coco_extra/unimatch_v2/dinov2_base/all"

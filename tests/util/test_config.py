@@ -97,7 +97,7 @@ def test_the_authors_command_line(path: str) -> None:
     assert cfg.pretrained == "w.pth"
 
 
-@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("file", sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_shipped_configs_load_and_are_short(file: Path) -> None:
     cfg = load_config(str(file))
     assert isinstance(cfg, Config)
