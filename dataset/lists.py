@@ -42,18 +42,23 @@ def parse_line(line: str, where: str, task: str = "segmentation") -> Entry:
             )
         return Entry(line, None)
     fields = line.split("\t") if "\t" in line else line.split(" ")
-    parted = len(fields) == 2 and fields[1].lower().endswith(IMAGE_ENDINGS) and not fields[0].lower().endswith(IMAGE_ENDINGS)
-    if len(fields) > 2 or not all(fields) or (parted and "\t" not in line):
+    parted = len(fields) == 2 and "\t" not in line and _like_one_path(*fields)
+    if len(fields) > 2 or not all(fields) or parted:
         raise UserError(
             f"{where}: found {shown(line)}, expected `image mask` (a TAB between them, or behind the image, when a path has spaces)"
         )
     return Entry(fields[0], None if len(fields) == 1 or fields[1] == "None" else fields[1])
 
 
+def _like_one_path(first: str, second: str) -> bool:
+    """Whether two fields with a space between them look like one path with a space."""
+    return second.lower().endswith(IMAGE_ENDINGS) and not first.lower().endswith(IMAGE_ENDINGS)
+
+
 def format_line(entry: Entry) -> str:
     """The inverse of `parse_line` for segmentation."""
     mask = "None" if entry.mask is None else entry.mask
-    separator = "\t" if " " in entry.image + mask else " "
+    separator = "\t" if " " in entry.image + mask or _like_one_path(entry.image, mask) else " "
     return f"{entry.image}{separator}{mask}"
 
 

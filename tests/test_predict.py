@@ -170,6 +170,11 @@ def test_a_folder_tree_is_kept_and_what_is_left_out_named(
 
 
 def test_progress_has_ten_lines_and_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with Progress(7, "image") as progress:
+        for _ in range(7):
+            progress.update(1)
+    assert capsys.readouterr().err.startswith("7 of 7 images, "), "what takes no time has one line"
+    monkeypatch.setattr("util.progress.APART", 0)
     with Progress(1000, "image") as progress:
         for _ in range(250):
             progress.update(4)

@@ -130,7 +130,7 @@ def _turned(jobs: dict[Job, Found]) -> list[str]:
     if not files:
         return []
     path, orientation = files[0]
-    return [f"{len(files)} images have an EXIF orientation, as {path} ({orientation}), {NOT_APPLIED}."]
+    return [f"images with an EXIF orientation: {len(files)}, as {path} ({orientation}), {NOT_APPLIED}."]
 
 
 def _some(values: list[int]) -> str:

@@ -43,7 +43,7 @@ def test_check_says_it_even_of_a_square_one(square: Tiny, monkeypatch: pytest.Mo
     square.config.write_text(yaml.safe_dump(values))
     splits(["check", "--config", "tiny.yaml"])
     out = capsys.readouterr().out
-    assert f"hint: 1 images have an EXIF orientation, as {square.root}/images/1.jpg (3), by which viewers turn it" in out
+    assert f"hint: images with an EXIF orientation: 1, as {square.root}/images/1.jpg (3), by which viewers turn it" in out
     assert "exif_transpose" in out
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -248,6 +248,7 @@ def test_list_from_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 
 
 @settings(deadline=None)
+@example("0", ".PPM")  # with a space between them, one path
 @given(*[st.text(st.characters(exclude_characters="\t\n\r", exclude_categories=["Cs"]), min_size=1) for _ in range(2)])
 def test_line_round_trip(image: str, mask: str) -> None:
     for entry in (Entry(image, mask if mask != "None" else None), Entry(image, None)):
