@@ -46,7 +46,7 @@ OF_2023 = Method(
     reads=Reads(strong_views=1, cut_labeled=True, second_draw=True),
     optimizer="sgd",
 )
-METHOD = Method("fixmatch", step, SEMI_LABELS, reads=Reads(strong_views=1), programs={"unimatch_v1": OF_2023})
+METHOD = Method("fixmatch", step, SEMI_LABELS, reads=Reads(strong_views=1), programs={"unimatch_v1": OF_2023}, title="FixMatch")
 
 
 def main(argv: list[str]) -> None:

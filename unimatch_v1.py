@@ -95,7 +95,7 @@ OF_2023 = Method(
     optimizer="sgd",
     config=Settings,
 )
-METHOD = Method("unimatch_v1", step, LABELS, draw=_draw, config=Settings, programs={"unimatch_v1": OF_2023})
+METHOD = Method("unimatch_v1", step, LABELS, draw=_draw, config=Settings, programs={"unimatch_v1": OF_2023}, title="UniMatch V1")
 
 
 def main(argv: list[str]) -> None:

@@ -36,7 +36,7 @@ def _draw(images: int, channels: tuple[int, ...], generator: torch.Generator, cf
     return complementary_factors(images, factor_width(channels), generator)
 
 
-METHOD = Method("unimatch_v2", step, SEMI_LABELS, draw=_draw)
+METHOD = Method("unimatch_v2", step, SEMI_LABELS, draw=_draw, title="UniMatch V2")
 
 
 def main(argv: list[str]) -> None:

@@ -37,6 +37,7 @@ class Method:
     optimizer: adamw | sgd, where the config leaves it open.
     config: the class of its settings, with the keys of its own.
     programs: the same method as another program of the authors has it, by the program's name (`program_of`).
+    title: what the report's tables call it; empty: its name.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Method:
     optimizer: str = "adamw"
     config: type[Config] = Config
     programs: Mapping[str, Method] = field(default_factory=dict)
+    title: str = ""
 
     @property
     def semi(self) -> bool:

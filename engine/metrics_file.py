@@ -1,5 +1,6 @@
 """metrics.jsonl: what a run measures, in full precision, one JSON object on each line. The page and the report read it (METHOD.md 5).
 
+A line of kind "start" begins each start of the run: step (those that are done before, counted over all epochs; 0 in a new run).
 A line of kind "step" goes with each iteration line of the log: step (counted over all epochs), epoch, iteration (position in the epoch),
 lr (of the encoder, for the next step), means (of every stat since the epoch's start). A line of kind "epoch" holds an `Epoch`.
 """
@@ -57,15 +58,18 @@ def append(path: Path, kind: str, row: dict[str, Any]) -> None:
 
 
 def read_epochs(path: Path) -> list[Epoch]:
-    """The run's epochs in their order. Of an epoch that was redone the last line counts, and with it nothing of what came after it.
+    """The run's epochs in their order; of an epoch that was redone the last line counts, and with it nothing of what came after it.
 
-    Lines that are torn or of another kind are left out. Raises OSError.
+    An earlier run in the same folder and lines that are torn are left out. Raises OSError.
     """
     epochs: list[Epoch] = []
     for line in path.read_bytes().split(b"\n"):
         try:
             row = json.loads(line)
-            if row.pop("kind") != "epoch":
+            kind = row.pop("kind")
+            if kind == "start" and row["step"] == 0:
+                epochs = []
+            if kind != "epoch":
                 continue
             found = Epoch(**row)
             operator.index(found.epoch)

@@ -147,6 +147,7 @@ class Record:
         # sorted, but as in the authors' logs the backbone comes first
         text = pprint.pformat(dict(sorted(values.items(), key=lambda item: (item[0] != "backbone", item[0]))), sort_dicts=False)
         self.log.info("%s\n", text)
+        self._measure("start", {"step": self.board.start})
         self.board.text("config", "".join(f"    {line}\n" for line in text.splitlines()))
         parts: dict[str, list[nn.Module]] = {"Total": [model], "Encoder": [model.backbone], "Decoder": model.decoder()}
         counts = {name: sum(p.numel() for part in own for p in part.parameters()) for name, own in parts.items()}

@@ -6,6 +6,7 @@ import re
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -108,17 +109,15 @@ class Watch:
 
     def _restore(self, first: int) -> None:
         """Takes over the epochs before `first`; those that are missing or torn cost their points of the curves, never the run."""
-        path, reads, page = self.folder / METRICS, "", self.page
+        path, page = self.folder / METRICS, self.page
 
         def fits(row: Epoch) -> bool:  # resume=force may change models and classes
             return list(row.scores) == page.models and all(list(own["iou"]) == page.classes for own in row.scores.values())
 
-        try:
+        with suppress(OSError):
             page.epochs = [row for row in read_epochs(path) if row.epoch < first and (not row.scores or fits(row))]
-        except OSError as error:
-            reads = f" ({reason(error)})"
         if (found := len(page.epochs)) < first:
-            self.record.log.warning(f"{path}: found {found} of the {first} epochs so far{reads}; the page's curves lack the others")
+            self.record.log.warning(f"{path}: found {found} of the {first} epochs so far; the page's curves lack the others")
 
     def begin(self, step: int) -> None:
         """An epoch begins, `step` of its steps are done."""

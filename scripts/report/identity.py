@@ -1,22 +1,24 @@
 """Which experiment a log is of: from its header and the record beside it, else from the file's name, else from its folders."""
 
+import importlib
 import json
 import re
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from dataset.spec import SPECS
+from engine.method import Method
 from engine.provenance import RECORD, ROOT
 from engine.resume import LOG
 
 CHANGE_DATASETS = {name for name, spec in SPECS.items() if spec.task == "change"}
 CLASSIFICATION_DATASETS = ("cifar100", "cifar10", "svhn", "stl10")
 DATASETS = sorted((*SPECS, *CLASSIFICATION_DATASETS), key=len, reverse=True)  # demo_change is not demo
-LABELED_ONLY = "supervised"
 
 # names of the authors' folders and figures for methods that have another name here
 _ALIASES = {
-    "labeled_only": LABELED_ONLY,
+    "labeled_only": "supervised",
     "unimatch": "unimatch_v1",
     "fixmatch_fp": "fixmatch_addfeataug",
     "figure4a": "fixmatch_addfeataug",
@@ -49,6 +51,14 @@ class Identity:
     seed: int | None
 
 
+@cache
+def own_method(name: str | None) -> Method | None:
+    """The method of this program that has a name; None for methods of others."""
+    if name is None or not name.isidentifier() or not (ROOT / f"{name}.py").is_file():
+        return None
+    return getattr(importlib.import_module(name), "METHOD", None)
+
+
 def identify(header: dict[str, str], log: Path) -> Identity:
     """The experiment of a log with this header (empty where it is lost) and this file name."""
     save_path = header.get("save_path") or header.get("output_path") or ""
@@ -71,12 +81,12 @@ def _search(pattern: re.Pattern[str], texts: list[str]) -> str | None:
 
 
 def _recorded_method(log: Path) -> str | None:
-    """The command that wrote a log of ours, which the record beside it holds."""
+    """The method whose command wrote a log of ours, by the record beside it."""
     try:
         command = Path(json.loads((log.parent / RECORD).read_bytes())[-1]["command"][0])
     except (OSError, ValueError, LookupError, TypeError):
         return None
-    return command.stem if log.name == LOG and (ROOT / command.name).is_file() else None
+    return command.stem if log.name == LOG and own_method(command.stem) else None
 
 
 def _method(save_path: str, texts: list[str], backbone: str | None, dataset: str | None) -> str | None:

@@ -1,5 +1,7 @@
 """One training log -> its runs, by the published rule (METHOD.md 4). Reads every shape of METHOD.md 5, and counts what it cannot read.
 
+The figures of a run of ours come from the metrics.jsonl beside its log; what it is and how it went is read in the log itself.
+
 A resumed session continues the run: epochs that it repeats replace the
 earlier ones. A session that starts again at epoch 0 replaces the run, or begins another one when its header names another experiment.
 """
@@ -11,7 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from engine import metric
-from scripts.report.identity import CHANGE_DATASETS, CLASSIFICATION_DATASETS, LABELED_ONLY, Identity, identify
+from engine.method import judged
+from engine.metrics_file import Epoch, read_epochs
+from engine.resume import LOG, METRICS
+from scripts.report.identity import CHANGE_DATASETS, CLASSIFICATION_DATASETS, Identity, identify, own_method
 from scripts.report.lines import is_number
 from scripts.report.sessions import Session, read_sessions, starts_again
 from util.config import may_change
@@ -29,7 +34,7 @@ _NOT_SETTINGS = (may_change() - {"init", "val_id_path"}) | {
 
 @dataclass
 class Run:
-    """One training run as its log tells it. Epochs count from 0, figures are percentages as printed; None: the log does not say.
+    """One training run as its log tells it. Epochs count from 0, figures are percentages in two decimals; None: the log does not say.
 
     epochs: planned; epochs_done: distinct epochs whose figure is in the log (`eval_every` above 1: all up to the last figure);
     complete: the last planned epoch is among them.
@@ -84,8 +89,9 @@ def read_log(path: Path) -> list[Run]:
     sessions, unread = read_sessions(text)
     if all(session.empty for session in sessions):
         found = f"{count(len(unread), 'line')}, none of them of a training log" if unread else "an empty file"
-        raise UserError(f"{path}: found {found}, expected a log of unimatch_v2, unimatch_v1, fixmatch or supervised training; leave it out")
-    runs = [_summarise(group, path) for group in _group(sessions, path)]
+        raise UserError(f"{path}: found {found}, expected a log of a training run; leave it out")
+    *earlier, last = _group(sessions, path)
+    runs = [_summarise(group, path, {}) for group in earlier] + [_summarise(last, path, _measured(path))]
     for run in runs:
         run.unread_lines, run.unread_samples = len(unread), _samples(unread)
         if nul := text.count("\0"):
@@ -116,9 +122,36 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _summarise(sessions: list[Session], path: Path) -> Run:
+def _measured(log: Path) -> dict[int, dict[str, float]]:
+    """The figures of each epoch from the metrics beside a log of ours; none where that file is missing or nothing in it can be read."""
+    path = log.with_name(METRICS)
+    try:
+        readable = log.name == LOG and path.is_file() and path.stat().st_size <= MAX_BYTES
+        return {row.epoch: _printed(row) for row in read_epochs(path)} if readable else {}
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return {}
+
+
+def _printed(row: Epoch) -> dict[str, float]:
+    """The figures of an epoch as its log lines have them, in two decimals: the published numbers are rounded from these."""
+    named = {key for figures in metric.FIGURES.values() for key, figure in figures.items() if figure.log}
+    return {
+        ("ema_" if model == "EMA" else "") + key: _two_decimals(own[key])
+        for model, own in row.scores.items()
+        for key in sorted(named & own.keys())
+    }
+
+
+def _two_decimals(percentage: float) -> float:
+    if not 0 <= percentage <= 100:
+        raise ValueError(percentage)
+    return float(f"{percentage:.2f}")
+
+
+def _summarise(sessions: list[Session], path: Path, measured: dict[int, dict[str, float]]) -> Run:
     """The figures of a run from its sessions; the first header names the run, the last one says what it was asked to reach."""
     epochs, notes = _merge(sessions)
+    epochs |= {epoch: figures for epoch, figures in measured.items() if figures}
     headers = [session.header for session in sessions if session.header] or [{}]
     identity = identify(headers[0], path)
     if identity.method is None and any(session.perturbed for session in sessions):  # V1's own headers and paths do not name it
@@ -198,9 +231,9 @@ def _statistic(identity: Identity, task: str, epochs: dict[int, dict[str, float]
     if task == "change":
         return name
     has_ema = any("ema_" + name in figures for figures in epochs.values())
-    if epochs:
-        return "ema_" + name if has_ema and identity.method != LABELED_ONLY else name
-    return name if identity.method == LABELED_ONLY else "ema_" + name
+    own = own_method(identity.method)
+    student = own is not None and own.models[judged(own.models, task)] == "student"
+    return name if student or (epochs and not has_ema) else "ema_" + name
 
 
 def _best_epoch(measured: dict[int, dict[str, float]], statistic: str) -> int | None:

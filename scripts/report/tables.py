@@ -8,17 +8,15 @@ from decimal import ROUND_HALF_UP, Decimal
 from functools import cache
 from pathlib import Path
 
+from scripts.report.identity import own_method
 from scripts.report.parse import Run
 
+# methods of the public logs that this program has not
 METHODS = {
-    "unimatch_v1": "UniMatch V1",
-    "unimatch_v2": "UniMatch V2",
     "unimatch_v2_noEMA": "UniMatch V2, student as teacher",
-    "fixmatch": "FixMatch",
     "fixmatch_addfeataug": "FixMatch + feature dropout (4a)",
     "fixmatch_dualstream": "FixMatch, two views (4b)",
     "fixmatch_addfeataug_dualstream": "FixMatch, two views + feature dropout (4c)",
-    "supervised": "Labeled only",
 }
 _ENCODERS = {
     "dinov3_convnext": "DINOv3-ConvNeXt",
@@ -145,7 +143,9 @@ def _build_table(dataset: str, task: str, runs: list[Run]) -> Table:
             row.cells[column] = Cell(column[1], Decimal(str(cell["reported"])))
     for key, by_split in _group_runs(runs).items():
         method, backbone, variant = key
-        label = METHODS.get(method, method) + (f" ({variant})" if variant else "")
+        own = own_method(method)
+        label = (own.title if own else METHODS.get(method)) or method
+        label += f" ({variant})" if variant else ""
         row = rows.setdefault(key, Row(label, encoder_name(backbone), {}))
         for split, group in by_split.items():
             for kind in KINDS[task]:

@@ -29,8 +29,8 @@ PIECES = [
 fuzz = settings(max_examples=150, deadline=2000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def read_anything(folder: Path, content: bytes) -> list[Run]:
-    path = folder / "fuzz.log"
+def read_anything(folder: Path, content: bytes, name: str = "fuzz.log") -> list[Run]:
+    path = folder / name
     path.write_bytes(content)
     try:
         runs = read_log(path)
@@ -60,6 +60,22 @@ def test_damaged_logs(tmp_path: Path, text: str, edits: list[tuple[int, int, str
     for start, length, piece in edits:
         text = text[:start] + piece + text[start + length :]
     read_anything(tmp_path, text.encode("utf-8", "surrogateescape"))
+
+
+ROW = '{"kind": "epoch", "epoch": 1, "step": 6, "seconds": 1.5, "memory": null, "images_per_second": 2, "means": {}, '
+ROW += '"pseudo_labels": {}, "scores": {"student": {"miou": 80.25}, "EMA": {"miou": 81.5}}}\n'
+METRICS = [*PIECES, "1e999", "-5", "true", "[]", '{"kind": "start", "step": 0}\n', '"EMA"', "\n", "[" * 5000]
+
+
+@fuzz
+@given(st.lists(st.tuples(st.integers(0, 500), st.integers(0, 40), st.sampled_from(METRICS)), max_size=8), st.binary(max_size=20))
+def test_damaged_metrics_beside_a_log(tmp_path: Path, edits: list[tuple[int, int, str]], more: bytes) -> None:
+    text = ROW * 2
+    for start, length, piece in edits:
+        text = text[:start] + piece + text[start + length :]
+    (tmp_path / "metrics.jsonl").write_bytes(text.encode("utf-8", "surrogateescape") + more)
+    (run,) = read_anything(tmp_path, LOGS[0].encode(), "train.log")
+    assert run.epochs_done >= 2, "the log's own epochs are never lost"
 
 
 @fuzz

@@ -310,7 +310,7 @@ def test_our_own_run_is_named_by_the_record_beside_its_log(read: Read, tmp_path:
     (tmp_path / "record.json").write_text('[{"command": ["/home/me/code/fixmatch.py", "--config", "c.yaml"]}]')
     assert read(log).method == "fixmatch"
     assert read(log, "copied.log").method is None, "the record is of the run whose log is train.log"
-    for other in ('[{"command": ["notebook.py"]}]', "[]", "{}", "torn"):
+    for other in ('[{"command": ["notebook.py"]}]', '[{"command": ["evaluate.py"]}]', "[]", "{}", "torn"):
         (tmp_path / "record.json").write_text(other)
         assert read(log).method is None
 
