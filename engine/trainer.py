@@ -28,7 +28,7 @@ from engine.method import Method, shard_seed
 from engine.page.writer import Watch
 from engine.provenance import add_start, changed_versions, versions
 from engine.records import Averages, Record
-from engine.update import Trainer
+from engine.update import Learner
 from model.loss import balanced_weights, check_criterion
 from model.spec import check_crop, get_encoder
 from util import checkpoint
@@ -43,34 +43,25 @@ PREVIEWED = 8  # samples of the first step that TensorBoard shows
 READ_EVERY = 50  # steps between reads of the scalars on the device, where no log line falls due sooner
 
 
-class Run:
-    """A training run from its files: data, trainer, record; goes on from the checkpoint under the save path.
+class Trainer:
+    """A training run from its files: data, learner, record; resumes from the checkpoint under the save path.
 
-    Its state is a place (`epoch`, `step`: steps done in the epoch after `epoch`, the last finished one), trainer, averages, record
+    Its state is a position (`epoch`, `step`: steps done in the epoch after `epoch`, the last finished one), learner, averages, record
     and the lengths of what it appends to. With all steps of an epoch done, the evaluation is still to come.
     """
 
     def __init__(self, cfg: Config, method: Method, world: World, signals: StopSignals) -> None:
-        self.cfg, self.method, self.world, self.signals = cfg, method, world, signals
+        self.method, self.world, self.signals = method, world, signals
         self.folder = Path(cfg.save_path)
         world.wait()  # the first process has claimed the folder
-        encoder = get_encoder(cfg.backbone).facts()
-        check_crop(cfg.crop_size, encoder)
-        self.data = open_data(cfg, world, method.reads, open_log(None))
-        check_mode(encoder, self.data.eval_mode, cfg.crop_size)
-        cfg = self.cfg = replace(method.settled(cfg, self.data.spec.task), criterion=self._criterion())
+        self.cfg = cfg = self._open_data(cfg)
         self.steps = self.data.sampler.steps
-        self.config = asdict(cfg) | {"shards": self.data.sampler.shards, "nclass": self.data.spec.nclass}  # as they are in effect
-        self.config["method"] = method.name
-        if not method.semi:  # earlier versions kept a teacher that nobody asked
-            del self.config["teacher"]
-        if cfg.classes:
-            self.config["classes"] = list(self.data.spec.classes)  # the names themselves: a file of them may change
+        self.config = self._effective()
         found = self._find()
         torch.manual_seed(cfg.seed)
         notes = self.data.shared_lists() + self.data.short_epoch()
         model = start_model(cfg, self.data, notes, resumed=found is not None)
-        self.trainer = Trainer(cfg, model, method, self.steps * cfg.epochs, world)
+        self.learner = Learner(cfg, model, method, self.steps * cfg.epochs, world)
         self.averages = Averages(world)
         self.epoch, self.step = -1, 0
         self.last: list[Batch] = []  # mini-batches of the last step
@@ -80,23 +71,7 @@ class Run:
         notes += self._load(*found) if found else []
         if world.main:
             add_start(self.folder, world.device, world.size)
-        self.log = open_log(self.folder / resume.LOG if world.main else None)
-        if cfg.device == "auto" and world.device.type == "cpu":
-            self.log.warning(f"device: found no GPU, training on the CPU with {world.size} process{'es' if world.size > 1 else ''}")
-        if slow := slow_precision(cfg.precision, world.device):
-            self.log.warning(slow)
-        shard_count(cfg, world, self.log)  # says so where there are more processes than the recipe has shards
-        test = test_source(cfg, self.data.spec, self.data.validation, self.log)
-        lacking = world.any(test is None)  # its images may be missing on one machine alone
-        if lacking and test is not None:
-            self.log.warning("no test score at the end: another machine does not find the test images")
-        self.test = None if lacking else test
-        self.record = Record(self.log, self.folder if world.main else None, self.data.spec, method, cfg.teacher, self.trainer.it)
-        shown = {"ngpus": world.size, "nclass": self.data.spec.nclass, "batch_size": self.data.sampler.batch}
-        self.record.header(asdict(cfg) | shown, model)
-        self.watch = Watch(cfg, self.data, world, self.folder, self.record, self.epoch + 1)
-        for note in notes:
-            self.log.warning(note)
+        self._open_log(notes)
         self.last_save, self.save_seconds = time.monotonic(), 0.0
         if found:
             self.record.load_state(found[1])
@@ -105,15 +80,53 @@ class Run:
         else:
             self._save(required=True)  # finds a disk that is full before the first step, and says what belongs to this run
 
-    def _criterion(self) -> dict[str, Any]:
+    def _open_data(self, cfg: Config) -> Config:
+        """Opens the lists. Returns the config with what it leaves to data set, method and encoder filled in. Raises UserError."""
+        encoder = get_encoder(cfg.backbone).facts()
+        check_crop(cfg.crop_size, encoder)
+        self.data = open_data(cfg, self.world, self.method.reads, open_log(None))
+        check_mode(encoder, self.data.eval_mode, cfg.crop_size)
+        return replace(self.method.settled(cfg, self.data.spec.task), criterion=self._criterion(cfg))
+
+    def _effective(self) -> dict[str, Any]:
+        """The settings as they are in effect, for the checkpoint."""
+        config = asdict(self.cfg) | {"shards": self.data.sampler.shards, "nclass": self.data.spec.nclass, "method": self.method.name}
+        if not self.method.semi:  # earlier versions kept a teacher that nobody asked
+            del config["teacher"]
+        if self.cfg.classes:
+            config["classes"] = list(self.data.spec.classes)  # the names themselves: a file of them may change
+        return config
+
+    def _open_log(self, notes: list[str]) -> None:
+        """Opens log, TensorBoard and page, and writes what a run begins with."""
+        cfg, world, spec = self.cfg, self.world, self.data.spec
+        self.log = open_log(self.folder / resume.LOG if world.main else None)
+        if cfg.device == "auto" and world.device.type == "cpu":
+            self.log.warning(f"device: found no GPU, training on the CPU with {world.size} process{'es' if world.size > 1 else ''}")
+        if slow := slow_precision(cfg.precision, world.device):
+            self.log.warning(slow)
+        shard_count(cfg, world, self.log)  # says so where there are more processes than the recipe has shards
+        test = test_source(cfg, spec, self.data.validation, self.log)
+        lacking = world.any(test is None)  # its images may be missing on one machine alone
+        if lacking and test is not None:
+            self.log.warning("no test score at the end: another machine does not find the test images")
+        self.test = None if lacking else test
+        self.record = Record(self.log, self.folder if world.main else None, spec, self.method, cfg.teacher, self.learner.it)
+        shown = {"ngpus": world.size, "nclass": spec.nclass, "batch_size": self.data.sampler.batch}
+        self.record.header(asdict(cfg) | shown, self.learner.student)
+        self.watch = Watch(cfg, self.data, world, self.folder, self.record, self.epoch + 1)
+        for note in notes:
+            self.log.warning(note)
+
+    def _criterion(self, cfg: Config) -> dict[str, Any]:
         """The labelled criterion with numbers for `class_weights: auto`. Raises UserError for one that makes no sense."""
-        criterion, nclass = self.cfg.criterion, self.data.spec.nclass
+        criterion, nclass = cfg.criterion, self.data.spec.nclass
         check_criterion(criterion, nclass)
         kwargs = criterion.get("kwargs") or {}
         if kwargs.get("class_weights") != "auto":
             return criterion
         # the first process's, for all
-        skip_bad = self.cfg.bad_images == "skip"
+        skip_bad = cfg.bad_images == "skip"
         pixels = self.world.gather([label_pixels(self.data.labeled, skip_bad) if self.world.main else None])[0]
         assert pixels is not None
         return criterion | {"kwargs": kwargs | {"class_weights": balanced_weights([pixels[c] for c in range(nclass)])}}
@@ -142,15 +155,15 @@ class Run:
         )
         notes += [f"{change}: the bits may differ" for change in changed_versions(state.get("versions", {}))]
         notes += [f"resume=force: the run was started with {difference}" for difference in changed]
-        judged_by_ema = self.trainer.teacher is not None and self.data.spec.task != "change"
+        judged_by_ema = self.learner.teacher is not None and self.data.spec.task != "change"
         if "config" not in state and judged_by_ema and (self.folder / resume.BEST).exists():
             best = float(state.get("previous_best_ema", 0.0))
             notes.append(
                 f"{resume.BEST}: of the authors' program, which judges the student; an epoch whose EMA has more than {best:.2f} replaces it"
             )
-        self.trainer.load_state(state, str(path))
+        self.learner.load_state(state, str(path))
         self.epoch, self.step = int(state["epoch"]), min(int(state.get("step", 0)), self.steps)
-        self.trainer.it = (self.epoch + 1) * self.steps + self.step
+        self.learner.it = (self.epoch + 1) * self.steps + self.step
         self.averages.reset(**state.get("averages", {}))
         self.bad_images = list(state.get("bad_images", []))
         if self.world.main:
@@ -162,10 +175,10 @@ class Run:
         if self.epoch + 1 >= self.cfg.epochs and self.world.main:
             print(f"{self.folder}: all {self.cfg.epochs} epochs are done; --set epochs=N trains on", file=sys.stderr)
         best, saved = False, True
-        progress = tqdm(total=self.trainer.total_steps, initial=self.trainer.it, disable=None if self.world.main else True, unit="step")
+        progress = tqdm(total=self.learner.total_steps, initial=self.learner.it, disable=None if self.world.main else True, unit="step")
         for epoch in range(self.epoch + 1, self.cfg.epochs):
             if self.step == 0:
-                self.record.epoch(epoch, self.trainer.lr)
+                self.record.epoch(epoch, self.learner.lr)
             self.watch.begin(self.step)
             self._train_epoch(epoch, progress)
             self.watch.trained()
@@ -174,8 +187,8 @@ class Run:
             self.matrices = None
             best = self._evaluate(epoch) if self._evaluation_due(epoch) else False
             self.last = self.last or next(self._mini_batches(epoch, self.steps - 1))[0]  # resumed after the last step
-            with self.trainer.scoring():
-                self.watch.epoch(epoch, self.averages.means(), self.matrices, self.trainer, self.last)
+            with self.learner.scoring():
+                self.watch.epoch(epoch, self.averages.means(), self.matrices, self.learner, self.last)
             self.averages.reset()
             self.epoch, self.step, self.new_bad_images = epoch, 0, []
             saved = self._save(best)
@@ -193,24 +206,24 @@ class Run:
         for shards, stats in self.updates(epoch, self.step):
             i, self.step = self.step, self.step + 1
             self.last = shards if self.step == self.steps else []
-            if self.trainer.it == 1 and self.world.main:
-                for name, image in sheets(shards, self.data.spec, self.trainer.student.backbone, PREVIEWED).items():
+            if self.learner.it == 1 and self.world.main:
+                for name, image in sheets(shards, self.data.spec, self.learner.student.backbone, PREVIEWED).items():
                     self.record.board.draw(f"data/{name}", image, 0)
-            self.averages.add(stats | {"grad_norm": self.trainer.grad_norm})
+            self.averages.add(stats | {"grad_norm": self.learner.grad_norm})
             progress.update()
-            if self.trainer.skipped_in_row:
+            if self.learner.skipped_in_row:
                 self._tell_skipped(shards)
             due = i % max(1, self.steps // 8) == 0
-            if due or self.step % READ_EVERY == 0 or self.step == self.steps or self.trainer.stop:
+            if due or self.step % READ_EVERY == 0 or self.step == self.steps or self.learner.stop:
                 rows = self.averages.read()
-                self.record.steps(self.trainer.it - len(rows), rows)
+                self.record.steps(self.learner.it - len(rows), rows)
                 if self.cfg.bad_images == "skip":
                     self.bad_images += self.world.gather(self.new_bad_images)
                     self.new_bad_images = []
                 if due:
-                    self.record.iteration(epoch, i, self.trainer.it - 1, self.trainer.lr, self.averages.means())
-                    self.record.board.add("train/lr", self.trainer.lr, self.trainer.it - 1)  # a later step would be purged on resume
-                if self.trainer.stop:
+                    self.record.iteration(epoch, i, self.learner.it - 1, self.learner.lr, self.averages.means())
+                    self.record.board.add("train/lr", self.learner.lr, self.learner.it - 1)  # a later step would be purged on resume
+                if self.learner.stop:
                     self._stop()
                 if self._save_due():
                     self._save()
@@ -230,13 +243,13 @@ class Run:
 
         while upcoming is not None:
             shards, bad = upcoming
-            stats = self.trainer.update(shards, self.signals.caught, prepare)
+            stats = self.learner.update(shards, self.signals.caught, prepare)
             self.new_bad_images += bad
             yield shards, stats
 
     def _mini_batches(self, epoch: int, start: int) -> Iterator[tuple[list[Batch], list[str]]]:
         """The mini-batches of the own shards, and the files left out as bad, for each step from `start` on."""
-        sampler, encoder = self.data.sampler, self.trainer.student.backbone
+        sampler, encoder = self.data.sampler, self.learner.student.backbone
         sampler.set_epoch(epoch, start)
         raw = batches(self.data.loader)
         for step in range(start, self.steps):
@@ -253,15 +266,15 @@ class Run:
 
     def _tell_skipped(self, shards: list[Batch]) -> None:
         """Tells of a skipped step. Raises UserError when it was the last of too many in a row."""
-        trainer = self.trainer
-        self.record.skipped(trainer.it - 1, trainer.skipped, trainer.skipped_in_row)
-        if trainer.skipped_in_row < self.cfg.max_bad_steps:
+        learner = self.learner
+        self.record.skipped(learner.it - 1, learner.skipped, learner.skipped_in_row)
+        if learner.skipped_in_row < self.cfg.max_bad_steps:
             return
-        named = zip(shards, trainer.losses.tolist(), strict=True)
+        named = zip(shards, learner.losses.tolist(), strict=True)
         pairs = self.world.gather([(math.isfinite(loss), [*b.name_x, *b.name_u]) for b, loss in named])
         worst = [names for finite, names in pairs if not finite] or [names for _, names in pairs]
         raise UserError(
-            f"{self.folder / resume.LATEST}: stopped after {trainer.skipped_in_row} steps in a row whose loss or gradient is not finite "
+            f"{self.folder / resume.LATEST}: stopped after {learner.skipped_in_row} steps in a row whose loss or gradient is not finite "
             f"(max_bad_steps); the checkpoint is good, the last mini-batch was {', '.join(name for names in worst for name in names)}; "
             f"look at these images, or go on with a lower lr and --set resume=force"
         )
@@ -270,11 +283,11 @@ class Run:
         return (epoch + 1) % self.cfg.eval_every == 0 or epoch + 1 == self.cfg.epochs
 
     def _evaluate(self, epoch: int) -> bool:
-        models = [model.eval() for model in self.trainer.models.values()]
+        models = [model.eval() for model in self.learner.models.values()]
         loader = validation_loader(self.data.validation, self.world, self.data.workers)
         until_asked = takewhile(lambda _: not self.signals.caught, loader)
         mode, spec = self.data.eval_mode, self.data.spec
-        with self.trainer.scoring():
+        with self.learner.scoring():
             self.matrices = evaluate(models, until_asked, mode, self.cfg.crop_size, spec.nclass, self.world)
         if self.world.any(self.signals.caught):
             self._stop()  # what is evaluated so far is dropped: the checkpoint says that the evaluation is to come
@@ -284,8 +297,8 @@ class Run:
         """Scores best.pth on the test list where another list selected it. The models keep its weights: nothing comes after."""
         if self.test is None:
             return
-        with self.trainer.scoring():
-            lines = final_test(self.cfg, self.data, self.test, self.trainer.models, self.world)
+        with self.learner.scoring():
+            lines = final_test(self.cfg, self.data, self.test, self.learner.models, self.world)
         for line in lines:
             self.log.info(line)
 
@@ -301,7 +314,7 @@ class Run:
         return self.world.main and time.monotonic() - self.last_save >= seconds
 
     def _state(self) -> dict[str, Any]:
-        state = self.trainer.state() | self.record.state() | {"epoch": self.epoch, "step": self.step}
+        state = self.learner.state() | self.record.state() | {"epoch": self.epoch, "step": self.step}
         state |= {"averages": {"sums": self.averages.sums, "count": self.averages.count}}
         state |= {"config": self.config, "lists": self.data.lists, "versions": versions(), "bad_images": self.bad_images}
         self.record.board.flush()
@@ -337,4 +350,4 @@ def train(method: Method, argv: list[str], description: str | None) -> None:
         StopSignals() as signals,
         resume.claimed(Path(cfg.save_path), signals) if world.main else nullcontext(),
     ):
-        Run(cfg, method.of(cfg), world, signals).fit()
+        Trainer(cfg, method.of(cfg), world, signals).fit()

@@ -27,7 +27,7 @@ from util.precision import autocast, loss_scaler
 _IN_MODEL = 1  # a stream of seeds of its own, beside that of Method.draw
 
 
-class Trainer:
+class Learner:
     """Student, teacher and optimiser of a run, and the update that all methods share.
 
     `it` counts the optimiser steps done of `total_steps`. `teacher`: the moving average of the student, where the method has one;

@@ -17,9 +17,8 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from engine import evaluation
+from engine import evaluation, update
 from engine import trainer as training
-from engine import update as trainer
 from engine.page import samples
 from tests.conftest import Tiny
 from util.config import parse_command
@@ -30,7 +29,7 @@ from util.signals import StopSignals
 SHARDS, STOP_AT = 4, 5  # 4 steps an epoch: the second step of the second epoch
 
 
-class Probe(trainer.Trainer):
+class Probe(update.Learner):
     """Notes what the steps get and what comes out of the first; asks for a stop, as Slurm does, at step STOP_AT."""
 
     folder: Path
@@ -59,7 +58,7 @@ def fit(name: str, world: World, args: list[str], stop_at: int) -> None:
     method = importlib.import_module(name).METHOD
     with StopSignals() as signals:
         try:
-            training.Run(parse_command(args, None, method.semi), method, world, signals).fit()
+            training.Trainer(parse_command(args, None, method.semi), method, world, signals).fit()
         except StoppedError:
             assert stop_at >= 0
 
@@ -67,7 +66,7 @@ def fit(name: str, world: World, args: list[str], stop_at: int) -> None:
 def main(data: str, out: str, *names: str) -> None:
     tiny = Tiny(Path(data))
     make_batch, start_model, normalize = training.make_batch, training.start_model, evaluation.normalize
-    training.Trainer = Probe  # type: ignore[misc]
+    training.Learner = Probe  # type: ignore[misc]
     with processes("cpu") as world:
         for name in names:
             # supervised: twice the mini-batch, so 3 steps an epoch on 4 shards, and 8 images that make no fourth

@@ -29,7 +29,7 @@ from engine.launch import bind
 from engine.method import Method
 from engine.records import Record
 from engine.schedule import poly
-from engine.update import Trainer
+from engine.update import Learner
 from model import build_model
 from scripts.report import read_log
 from tests.conftest import ROOT, Tiny, command
@@ -181,14 +181,14 @@ def test_the_config_says_who_gives_the_pseudo_labels(teacher: str, pairs: Tiny) 
         loss = student(batch.img_x).square().mean()
         return loss, {"loss_all": loss.detach()}
 
-    trainer = Trainer(cfg, build_model("dinov2_tiny", 2, "change"), Method("probe", step), total_steps=4)
+    learner = Learner(cfg, build_model("dinov2_tiny", 2, "change"), Method("probe", step), total_steps=4)
     for _ in range(2):
-        trainer.update([Batch(torch.randn(1, 6, 28, 28), torch.zeros(1, 28, 28))])
-    assert trainer.teacher is not None
-    assert trainer.teacher is not trainer.student
-    assert all(one is (trainer.student if teacher == "student" else trainer.teacher) for one in seen)
+        learner.update([Batch(torch.randn(1, 6, 28, 28), torch.zeros(1, 28, 28))])
+    assert learner.teacher is not None
+    assert learner.teacher is not learner.student
+    assert all(one is (learner.student if teacher == "student" else learner.teacher) for one in seen)
     name = "head.scratch.output_conv.2.weight"
-    assert not torch.equal(trainer.student.state_dict()[name], trainer.teacher.state_dict()[name]), "the EMA is kept either way"
+    assert not torch.equal(learner.student.state_dict()[name], learner.teacher.state_dict()[name]), "the EMA is kept either way"
 
 
 def test_published_configs_say_what_was_published() -> None:
@@ -294,12 +294,12 @@ def test_who_labels_where_the_config_does_not_say(task: str, by: str) -> None:
         return unimatch_v2.step(student, teacher, batch, cfg)
 
     cfg = Config(dataset="", data_root="", backbone="dinov2_tiny", crop_size=28, epochs=1, batch_size=1, lr=1e-4)
-    trainer = Trainer(cfg, build_model("dinov2_tiny", 2, task), Method("probe", step), 10)
+    learner = Learner(cfg, build_model("dinov2_tiny", 2, task), Method("probe", step), 10)
     images = [torch.randn(1, 6 if task == "change" else 3, 28, 28) for _ in range(4)]
     mask = torch.zeros(1, 28, 28, dtype=torch.long)
     boxes = (mask.byte(), mask.bool(), mask.bool(), torch.ones(2, 192))
-    trainer.update([Batch(images[0], mask, images[1], images[2], images[3], *boxes)])
-    assert given == [getattr(trainer, by)]
+    learner.update([Batch(images[0], mask, images[1], images[2], images[3], *boxes)])
+    assert given == [getattr(learner, by)]
 
 
 def test_a_machine_without_the_test_pairs_costs_the_test_and_not_the_run(pairs: Tiny, tmp_path: Path) -> None:

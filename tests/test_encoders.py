@@ -51,7 +51,7 @@ def test_every_command(name: str, tiny: Tiny, tmp_path: Path) -> None:
     settings = (f"backbone={name}", f"crop_size={KINDS[name][1]}")
     unimatch_v2.main(tiny.args(tmp_path / "whole", *settings))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("engine.trainer.Run._evaluate", stop_after(1))
+        patch.setattr("engine.trainer.Trainer._evaluate", stop_after(1))
         with pytest.raises(KeyboardInterrupt):
             unimatch_v2.main(tiny.args(tmp_path / "parts", *settings, "activation_checkpointing=true"))
     unimatch_v2.main(tiny.args(tmp_path / "parts", *settings))

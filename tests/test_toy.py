@@ -45,7 +45,7 @@ def test_a_resumed_run_has_the_same_bits(trained: Path, tiny: Tiny, tmp_path: Pa
     """Dropout inside the encoder, batch statistics and SGD's momentum too; recomputed blocks change nothing."""
     args = tiny.args(tmp_path, *SETTINGS, "toy_weight=0.25", f"activation_checkpointing={checkpointing}")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("engine.trainer.Run._evaluate", stop_after(1))
+        patch.setattr("engine.trainer.Trainer._evaluate", stop_after(1))
         with pytest.raises(KeyboardInterrupt):
             toy.main(args)
     toy.main(args)

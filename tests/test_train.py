@@ -76,7 +76,7 @@ def test_a_run_stopped_between_epochs_ends_like_an_uninterrupted_one(name: str, 
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     module.main(tiny.args(whole, *SHORT[name], unlabeled=semi))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("engine.trainer.Run._evaluate", stop_after(1))
+        patch.setattr("engine.trainer.Trainer._evaluate", stop_after(1))
         with pytest.raises(KeyboardInterrupt):
             module.main(tiny.args(parts, *SHORT[name], unlabeled=semi))
     module.main(tiny.args(parts, *SHORT[name], unlabeled=semi))
@@ -89,12 +89,12 @@ def test_a_run_stopped_between_epochs_ends_like_an_uninterrupted_one(name: str, 
 
 def stop_after(evaluations: int):
     """An evaluation that works `evaluations` times and is then interrupted."""
-    from engine.trainer import Run
+    from engine.trainer import Trainer
 
-    original = Run._evaluate
+    original = Trainer._evaluate
     done: list[int] = []
 
-    def evaluate(self: Run, epoch: int) -> bool:
+    def evaluate(self: Trainer, epoch: int) -> bool:
         if len(done) == evaluations:
             raise KeyboardInterrupt
         done.append(epoch)
@@ -152,7 +152,7 @@ def test_the_next_mini_batch_is_made_before_the_host_waits(tiny: Tiny, tmp_path:
         monkeypatch.setattr(target, name, call)
 
     noted(training, "make_batch")
-    noted(training.Trainer, "_agree")
+    noted(training.Learner, "_agree")
     fixmatch.main(tiny.args(tmp_path, "epochs=1"))
     assert order == ["make_batch"] + ["make_batch", "_agree"] * 5 + ["_agree"], "6 steps"
     assert max(held) == 2

@@ -44,11 +44,11 @@ def main(data: str, out: str) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             world.wait()
             args = Tiny(Path(data)).args(folder, "shards=4", "batch_size=1", "epochs=1", f"grad_compression={compression}")
-            run = training.Run(parse_command(args, None, True), unimatch_v2.METHOD, world, signals)
-            run.trainer.update = counted(f"update {compression}", run.trainer.update, 3)  # type: ignore[method-assign]
+            run = training.Trainer(parse_command(args, None, True), unimatch_v2.METHOD, world, signals)
+            run.learner.update = counted(f"update {compression}", run.learner.update, 3)  # type: ignore[method-assign]
             training.evaluate = counted(f"evaluate {compression}", evaluate, 1)
             run.fit()
-            grads = torch.cat([p.grad.flatten() for p in run.trainer.student.parameters() if p.grad is not None])
+            grads = torch.cat([p.grad.flatten() for p in run.learner.student.parameters() if p.grad is not None])
             seen[f"rounded {compression}"] = bool(torch.equal(grads, grads.bfloat16().float()))
         if world.main:
             (Path(out) / "seen.json").write_text(json.dumps(seen))

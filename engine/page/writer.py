@@ -22,7 +22,7 @@ from engine.page.render import PageData, data_uri, render
 from engine.page.samples import sample_panels
 from engine.records import Record
 from engine.resume import LOG, METRICS
-from engine.update import Trainer
+from engine.update import Learner
 from engine.zero import labeled_classes, reasons
 from model.pseudo import pseudo_label
 from model.segmenter import Segmenter
@@ -132,7 +132,7 @@ class Watch:
         epoch: int,
         means: dict[str, float],
         matrices: list[Tensor] | None,
-        trainer: Trainer,
+        learner: Learner,
         batches: Sequence[Batch],
     ) -> None:
         """Adds an epoch.
@@ -140,13 +140,13 @@ class Watch:
         means: of its training scalars; matrices: confusion counts, None where it was not evaluated; batches: of its last step.
         """
         page, board = self.page, self.record.board
-        models = {name: model.eval() for name, model in trainer.models.items()}
+        models = {name: model.eval() for name, model in learner.models.items()}
         kept: dict[str, float] = {}
-        if trainer.labels_by is not None and batches:
-            kept = kept_shares(trainer.labels_by, batches, page.classes, self.cfg.conf_thresh, self.world)
+        if learner.labels_by is not None and batches:
+            kept = kept_shares(learner.labels_by, batches, page.classes, self.cfg.conf_thresh, self.world)
         if not self.world.main:
             return
-        row = self._row(epoch, means, matrices, trainer.it, kept)
+        row = self._row(epoch, means, matrices, learner.it, kept)
         self.record.finished(row)
         page.epochs.append(row)
         if row.images_per_second is not None:
@@ -156,7 +156,7 @@ class Watch:
         if matrices is not None:
             page.confusion = matrices[page.judged].tolist()
             page.at_zero = self._at_zero(matrices[page.judged])
-            self._draw_samples(epoch, models, trainer.labels_by)
+            self._draw_samples(epoch, models, learner.labels_by)
         self._write()
 
     def _at_zero(self, matrix: Tensor) -> dict[int, str]:

@@ -14,7 +14,7 @@ import torch
 from torch.profiler import DeviceType, ProfilerActivity, profile
 
 from dataset.custom import spec_of
-from engine.trainer import Run
+from engine.trainer import Trainer
 from scripts.benchmark.data import SIZE, drawn_source
 from scripts.benchmark.measure import AT_MOST, Row, wait_for
 from unimatch_v2 import METHOD
@@ -29,7 +29,7 @@ READS = "Memcpy DtoH"  # the profiler's name of a copy from the GPU to the host
 
 
 @contextmanager
-def small_run(cfg: Config, device: torch.device, steps: int, size: tuple[int, int] = SIZE) -> Iterator[Run]:
+def small_run(cfg: Config, device: torch.device, steps: int, size: tuple[int, int] = SIZE) -> Iterator[Trainer]:
     """A run of `cfg` with one shard and one epoch of `steps` steps, on images of a (width, height) drawn for it. Its log goes to stderr."""
     with TemporaryDirectory() as root:
         drawn_source(Path(root), spec_of(cfg), size, count=steps * cfg.batch_size)
@@ -38,7 +38,7 @@ def small_run(cfg: Config, device: torch.device, steps: int, size: tuple[int, in
         cfg = replace(cfg, data_root=root, labeled_id_path=listed, unlabeled_id_path=listed, val_id_path=listed, save_path=save_path)
         cfg = replace(cfg, shards=1, epochs=1, data_root_u=None, test_id_path=None, pretrained=None, init=None)
         with redirect_stdout(sys.stderr):
-            run = Run(cfg, METHOD, World(device=device), StopSignals())
+            run = Trainer(cfg, METHOD, World(device=device), StopSignals())
         yield run
 
 

@@ -24,7 +24,7 @@ from dataset.custom import spec_of
 from engine.ema import ema_decay, make_teacher
 from engine.evaluation import evaluate, predict, validation_loader
 from engine.schedule import poly
-from engine.update import Trainer
+from engine.update import Learner
 from model import configured_model
 from model.dropout import complementary_factors, factor_width
 from model.segmenter import Segmenter
@@ -95,23 +95,23 @@ class Alternatives:
     def literal(self) -> Callable[[], Any]:
         return partial(LiteralLoop(self.cfg, self.model, self.device).update, self.batch)
 
-    def trainer(self, **settings: Any) -> Trainer:
+    def learner(self, **settings: Any) -> Learner:
         cfg, model = replace(self.cfg, **settings), copy.deepcopy(self.model)
-        return Trainer(cfg, model, METHOD, STEPS_IN_ALL, world=World(device=self.device))
+        return Learner(cfg, model, METHOD, STEPS_IN_ALL, world=World(device=self.device))
 
     def ours(self, **settings: Any) -> Callable[[], Any]:
         """A step from what the real loader leaves: for a GPU, images still to be made (`views: auto`), in page-locked memory.
 
-        As in Run.updates, a step finds its mini-batch made, and makes the next one while the device computes its gradient.
+        As in Trainer.updates, a step finds its mini-batch made, and makes the next one while the device computes its gradient.
         """
-        trainer, gpu = self.trainer(**settings), self.device.type == "cuda"
+        learner, gpu = self.learner(**settings), self.device.type == "cuda"
         raw = host_batch(self.cfg, on_device=gpu, pin=gpu)
         make = partial(make_batch, raw, self.device, self.model.backbone, self.drop)
         made = [make()]
 
         def update() -> None:
-            with matmul_precision(trainer.cfg.precision, self.device):
-                trainer.update([made.pop()], meanwhile=lambda: made.append(make()))
+            with matmul_precision(learner.cfg.precision, self.device):
+                learner.update([made.pop()], meanwhile=lambda: made.append(make()))
 
         return update
 

@@ -53,7 +53,7 @@ def test_skip_replaces_the_same_way_each_time_counts_and_lists(broken: Tiny, tmp
 
 def test_an_interrupted_epoch_counts_each_of_them_once(broken: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     args = broken.args(tmp_path / "out", *QUICK, "bad_images=skip", "save_every=0")
-    original = training.Trainer.update
+    original = training.Learner.update
     for stop_at in (3, 7, 11):
 
         def update(self: Any, *rest: Any, stop_at: int = stop_at) -> Any:
@@ -62,10 +62,10 @@ def test_an_interrupted_epoch_counts_each_of_them_once(broken: Tiny, tmp_path: P
                 raise KeyboardInterrupt
             return out
 
-        monkeypatch.setattr(training.Trainer, "update", update)
+        monkeypatch.setattr(training.Learner, "update", update)
         with pytest.raises(KeyboardInterrupt):
             unimatch_v2.main(args)
-    monkeypatch.setattr(training.Trainer, "update", original)
+    monkeypatch.setattr(training.Learner, "update", original)
     unimatch_v2.main(args)
     assert (tmp_path / "out/train.log").read_text().count("3 samples of epoch 0 replaced") == 1
 

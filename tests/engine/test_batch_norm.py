@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from engine.update import Trainer
+from engine.update import Learner
 from model import build_model
 from tests import toy
 from tests.conftest import ROOT, Tiny, command
@@ -54,26 +54,26 @@ def test_two_processes_share_one_statistic(tmp_path: Path) -> None:
         torch.testing.assert_close(states[1][name], value, rtol=1e-12, atol=1e-12, msg=name)
 
 
-def trainer(world: World, **keys: object) -> Trainer:
+def learner(world: World, **keys: object) -> Learner:
     values = {"dataset": "", "data_root": "", "backbone": "toy", "model": "toy", "crop_size": 16, "epochs": 1, "batch_size": 2, "lr": 0.1}
-    return Trainer(toy.ToyConfig(**values | keys), build_model("toy", 3, model="toy"), toy.METHOD, 10, world)  # type: ignore[arg-type]
+    return Learner(toy.ToyConfig(**values | keys), build_model("toy", 3, model="toy"), toy.METHOD, 10, world)  # type: ignore[arg-type]
 
 
 def test_fewer_processes_than_shards_are_refused_with_the_ways_out() -> None:
     with pytest.raises(UserError, match=r"2 shards need 2 processes, found 1; start 2, or set shards=1 .* batch_norm=frozen or per_shard"):
-        trainer(World(), shards=2)
-    trainer(World(), shards=2, batch_norm="frozen")
-    trainer(World(), shards=2, batch_norm="per_shard")
+        learner(World(), shards=2)
+    learner(World(), shards=2, batch_norm="frozen")
+    learner(World(), shards=2, batch_norm="per_shard")
 
 
 def test_the_key_says_nothing_of_a_model_without_such_layers() -> None:
     cfg = Config("", "", "dinov2_tiny", 28, 1, 1, 0.1, batch_norm="frozen")
     with pytest.raises(UserError, match="batch_norm: found frozen, but this model has no batch normalisation"):
-        Trainer(cfg, build_model("dinov2_tiny", 3), toy.METHOD, 10)
+        Learner(cfg, build_model("dinov2_tiny", 3), toy.METHOD, 10)
 
 
 def test_frozen_statistics_stay_and_weights_learn() -> None:
-    one = trainer(World(), batch_norm="frozen")
+    one = learner(World(), batch_norm="frozen")
     one.student.train()
     layer = one.student.backbone.blocks[0].get_submodule("1")
     assert isinstance(layer, nn.BatchNorm2d)

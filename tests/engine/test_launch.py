@@ -160,10 +160,10 @@ import os, signal, sys
 from pathlib import Path
 import unimatch_v2
 from dataset.semi import TrainSet
-from engine import update as trainer
+from engine import update as engine_update
 from util.error import run
 what, mark = sys.argv.pop(1), Path(sys.argv.pop(1))
-update, sample = trainer.Trainer.update, TrainSet.__getitem__
+update, sample = engine_update.Learner.update, TrainSet.__getitem__
 def killing_update(self, *args, **kwargs):
     if what == "rank" and self.it == 4 and self.world.rank == self.world.size - 1 and not mark.exists():
         mark.touch()
@@ -173,7 +173,7 @@ def killing_sample(self, keys):
     if what == "worker" and keys[0][1] == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     return sample(self, keys)
-trainer.Trainer.update, TrainSet.__getitem__ = killing_update, killing_sample
+engine_update.Learner.update, TrainSet.__getitem__ = killing_update, killing_sample
 run(unimatch_v2.main)
 """
 

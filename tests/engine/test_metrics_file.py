@@ -16,7 +16,7 @@ from engine import metrics_file
 from engine import trainer as training
 from engine.metrics_file import Epoch, append, read_epochs
 from engine.records import Record
-from engine.update import Trainer
+from engine.update import Learner
 from tests import crash
 from tests.conftest import Tiny, command
 from util import checkpoint
@@ -64,7 +64,7 @@ def test_a_killed_run_that_is_resumed_has_every_line_once(tiny: Tiny, tmp_path: 
     settings = ("batch_size=10", "epochs=3", "save_every=60")
     supervised.main(tiny.args(args[0], *settings, unlabeled=False))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training.Trainer, "state", stop_at(4, training.Trainer.state))  # the start, then each epoch, saves once
+        patch.setattr(training.Learner, "state", stop_at(4, training.Learner.state))  # the start, then each epoch, saves once
         with pytest.raises(KeyboardInterrupt):
             supervised.main(tiny.args(args[1], *settings, unlabeled=False))
     assert [row.epoch for row in read_epochs(args[1] / "metrics.jsonl")] == [0, 1, 2]
@@ -181,12 +181,12 @@ def test_reading_leaves_out_what_is_torn_and_what_was_done_again(tmp_path: Path)
 
 
 def test_skipped_steps_have_no_mean(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def update(self: Trainer, shards: Any, *rest: Any) -> Any:
+    def update(self: Learner, shards: Any, *rest: Any) -> Any:
         stats = original(self, shards, *rest)
         return {name: value * math.nan for name, value in stats.items()}
 
-    original = Trainer.update
-    monkeypatch.setattr(Trainer, "update", update)
+    original = Learner.update
+    monkeypatch.setattr(Learner, "update", update)
     fixmatch.main(tiny.args(tmp_path, "epochs=1"))
     assert all(mean is None for line in lines(tmp_path)[1:] for mean in line["means"].values())
     assert "Total loss: nan" in (tmp_path / "train.log").read_text()

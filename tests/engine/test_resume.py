@@ -76,11 +76,11 @@ def killed(args: list[str], target: object, name: str, count: int, after: bool =
 
 
 PLACES: dict[str, tuple[object, str, int, bool]] = {
-    "before the first step": (training.Trainer, "update", 1, False),
-    "inside the first epoch": (training.Trainer, "update", 3, True),
+    "before the first step": (training.Learner, "update", 1, False),
+    "inside the first epoch": (training.Learner, "update", 3, True),
     "before the evaluation": (training, "evaluate", 1, False),
     "after the evaluation, before its save": (training, "evaluate", 1, True),
-    "inside the second epoch": (training.Trainer, "update", 9, False),
+    "inside the second epoch": (training.Learner, "update", 9, False),
     "writing a log line": (record.Record, "iteration", 8, True),
     "writing a checkpoint": (torch, "save", 5, True),
     "between the two renames": (os, "replace", 10, True),
@@ -118,7 +118,7 @@ def test_finished_mini_batches_are_not_decoded_again(tiny: Tiny, tmp_path: Path)
     from dataset import semi
 
     args = tiny.args(tmp_path, *QUICK, "epochs=1")
-    killed(args, training.Trainer, "update", 4)
+    killed(args, training.Learner, "update", 4)
     opened: list[str] = []
     original = semi.open_image
 
@@ -134,7 +134,7 @@ def test_finished_mini_batches_are_not_decoded_again(tiny: Tiny, tmp_path: Path)
 
 
 def test_a_torn_or_corrupt_checkpoint_falls_back_and_says_so(tiny: Tiny, whole: Path, tmp_path: Path) -> None:
-    killed(tiny.args(tmp_path / "start", *QUICK), training.Trainer, "update", 10)
+    killed(tiny.args(tmp_path / "start", *QUICK), training.Learner, "update", 10)
     for damage in ("torn", "flipped", "missing"):
         folder = tmp_path / damage
         shutil.copytree(tmp_path / "start", folder)
@@ -346,7 +346,7 @@ def test_best_alone_is_not_overwritten(tiny: Tiny, whole: Path, tmp_path: Path) 
 
 
 def test_a_start_that_failed_before_its_first_step_binds_nobody(tiny: Tiny, tmp_path: Path) -> None:
-    killed(tiny.args(tmp_path, *QUICK, "lr=0.1"), training.Trainer, "update", 1)
+    killed(tiny.args(tmp_path, *QUICK, "lr=0.1"), training.Learner, "update", 1)
     assert resume.is_start(checkpoint.load(tmp_path / "latest.pth"))
     unimatch_v2.main(tiny.args(tmp_path, *QUICK, "epochs=1"))
     assert checkpoint.load(tmp_path / "latest.pth")["config"]["lr"] == 3e-4
@@ -391,7 +391,7 @@ def test_two_runs_do_not_write_to_one_folder(tmp_path: Path) -> None:
 
 def test_lost_tensorboard_files_and_logs_are_no_obstacle(tiny: Tiny, tmp_path: Path) -> None:
     args = tiny.args(tmp_path, *QUICK)
-    killed(args, training.Trainer, "update", 8)
+    killed(args, training.Learner, "update", 8)
     for path in resume.written_files(tmp_path):
         path.unlink()
     unimatch_v2.main(args)
@@ -400,7 +400,7 @@ def test_lost_tensorboard_files_and_logs_are_no_obstacle(tiny: Tiny, tmp_path: P
 
 def test_files_that_came_from_elsewhere_stay(tiny: Tiny, tmp_path: Path) -> None:
     args = tiny.args(tmp_path, *QUICK)
-    killed(args, training.Trainer, "update", 8)
+    killed(args, training.Learner, "update", 8)
     (tmp_path / "events.out.tfevents.1.other").write_bytes(b"x" * 10)
     (tmp_path / "notes.json").write_text(json.dumps(1))
     unimatch_v2.main(args)

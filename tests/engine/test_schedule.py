@@ -34,18 +34,18 @@ def test_the_first_two_steps_share_the_base_rate() -> None:
     rates = []
 
     def step(student: nn.Module, *_: object) -> tuple[Tensor, dict[str, Tensor]]:
-        rates.append([group["lr"] for group in trainer.optimizer.param_groups])
+        rates.append([group["lr"] for group in learner.optimizer.param_groups])
         loss = sum(p.sum() for p in student.parameters() if p.requires_grad)
         assert isinstance(loss, Tensor)
         return loss, {"loss_all": loss.detach()}
 
-    trainer = tiny_trainer(Method("probe", step), 10)
+    learner = tiny_trainer(Method("probe", step), 10)
     for _ in range(10):
-        trainer.update([Batch(torch.empty(0), torch.empty(0))])
+        learner.update([Batch(torch.empty(0), torch.empty(0))])
     expected = [1.0, *(POLY.get(it, (1 - it / 10) ** 0.9) for it in range(9))]
-    assert [encoder / trainer.cfg.lr for encoder, _ in rates] == pytest.approx(expected, rel=1e-9)
-    assert [decoder / (40 * trainer.cfg.lr) for _, decoder in rates] == pytest.approx(expected, rel=1e-9)
-    assert trainer.lr / trainer.cfg.lr == pytest.approx(POLY[9], rel=1e-9)  # what a log line after the last step shows
+    assert [encoder / learner.cfg.lr for encoder, _ in rates] == pytest.approx(expected, rel=1e-9)
+    assert [decoder / (40 * learner.cfg.lr) for _, decoder in rates] == pytest.approx(expected, rel=1e-9)
+    assert learner.lr / learner.cfg.lr == pytest.approx(POLY[9], rel=1e-9)  # what a log line after the last step shows
 
 
 class Counting(nn.Module):

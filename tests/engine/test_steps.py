@@ -78,9 +78,9 @@ def test_a_step_that_is_not_finite_changes_no_weight_but_counts(value: float, th
 
 
 def unimatch_v2_trainer() -> Any:
-    from engine.update import Trainer
+    from engine.update import Learner
 
-    return Trainer
+    return Learner
 
 
 def test_too_many_in_a_row_stop_with_the_images_named_and_a_good_checkpoint(tiny: Tiny, tmp_path: Path) -> None:

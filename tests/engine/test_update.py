@@ -17,7 +17,7 @@ import unimatch_v1
 import unimatch_v2
 from dataset.batch import Batch
 from engine.method import Method
-from engine.update import Trainer
+from engine.update import Learner
 from model import build_model
 from model.dropout import complementary_factors, scaled
 from model.segmenter import Segmenter
@@ -31,14 +31,14 @@ TOTAL = 4
 UNUSED = {"backbone.mask_token", *(f"head.scratch.refinenet4.resConfUnit1.conv{i}.{k}" for i in (1, 2) for k in ("weight", "bias"))}
 
 
-def tiny_trainer(method: Method, total: int, task: str = "segmentation", **changes: Any) -> Trainer:
-    """A float64 trainer of the smallest encoder, with weights lively enough that two classes win somewhere."""
+def tiny_trainer(method: Method, total: int, task: str = "segmentation", **changes: Any) -> Learner:
+    """A float64 learner of the smallest encoder, with weights lively enough that two classes win somewhere."""
     torch.manual_seed(0)
     model = build_model("dinov2_tiny", CLASSES, task).double()
     with torch.no_grad():
         model.get_parameter("head.scratch.output_conv.2.weight").mul_(20)
     keys: dict[str, Any] = {"crop_size": SIDE, "epochs": 1, "batch_size": B, "lr": 1e-4, "conf_thresh": 0.5} | changes
-    return Trainer(Config(dataset="", data_root="", backbone="dinov2_tiny", **keys), model, method, total)
+    return Learner(Config(dataset="", data_root="", backbone="dinov2_tiny", **keys), model, method, total)
 
 
 def batch(it: int, channels: int = 3) -> Batch:
@@ -145,12 +145,12 @@ class LiteralAdamW:
 @pytest.mark.parametrize("method", METHODS)
 def test_updates_are_those_of_the_second_writing(method: str, criterion: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Tensor, "float", Tensor.double)  # of the position embedding, which the encoder resizes in float32
-    trainer = tiny_trainer(METHODS[method], TOTAL, criterion=criterion)
+    learner = tiny_trainer(METHODS[method], TOTAL, criterion=criterion)
     student, teacher = (tiny_trainer(METHODS[method], TOTAL).student for _ in range(2))
     optimizer = LiteralAdamW(student, 1e-4)
     initial = {n: p.detach().clone() for n, p in student.named_parameters()}
     for it in range(2):
-        stats = trainer.update([batch_of(method, it)])
+        stats = learner.update([batch_of(method, it)])
         expected = literal_loss(method, student, teacher, batch_of(method, it), criterion, 0.5)
         assert set(stats) == set(expected)
         for name, value in expected.items():
@@ -163,7 +163,7 @@ def test_updates_are_those_of_the_second_writing(method: str, criterion: dict[st
         with torch.no_grad():
             for t, s in zip(teacher.parameters(), student.parameters(), strict=True):
                 t.copy_(decay * t + (1 - decay) * s)
-    pairs = [(trainer.student, student)] + ([(trainer.teacher, teacher)] if trainer.teacher is not None else [])
+    pairs = [(learner.student, student)] + ([(learner.teacher, teacher)] if learner.teacher is not None else [])
     for found, expected_model in pairs:
         for (name, a), b in zip(found.named_parameters(), expected_model.parameters(), strict=True):
             if name not in UNUSED:
@@ -173,9 +173,9 @@ def test_updates_are_those_of_the_second_writing(method: str, criterion: dict[st
 
 
 def test_shards_accumulate_to_the_mean_of_their_gradients() -> None:
-    trainer = tiny_trainer(unimatch_v2.METHOD, TOTAL)
-    stats = trainer.update([batch(0), batch(1)])
-    grads = {n: p.grad.clone() for n, p in trainer.student.named_parameters() if p.grad is not None}
+    learner = tiny_trainer(unimatch_v2.METHOD, TOTAL)
+    stats = learner.update([batch(0), batch(1)])
+    grads = {n: p.grad.clone() for n, p in learner.student.named_parameters() if p.grad is not None}
     alone = []
     for it in (0, 1):
         other = tiny_trainer(unimatch_v2.METHOD, TOTAL)
@@ -197,34 +197,34 @@ def test_frozen_and_unused_parameters(method: str, locked: bool) -> None:
 
     Every parameter that asks for a gradient gets one: DDP needs no search for unused parameters.
     """
-    trainer = tiny_trainer(METHODS[method], TOTAL, lock_backbone=locked)
-    before = {n: p.detach().clone() for n, p in trainer.student.named_parameters()}
+    learner = tiny_trainer(METHODS[method], TOTAL, lock_backbone=locked)
+    before = {n: p.detach().clone() for n, p in learner.student.named_parameters()}
     assert set(before) >= UNUSED
-    trainer.update([batch_of(method, 0)])
+    learner.update([batch_of(method, 0)])
     frozen = UNUSED | ({n for n in before if n.startswith("backbone.")} if locked else set())
-    for name, p in trainer.student.named_parameters():
+    for name, p in learner.student.named_parameters():
         assert p.requires_grad == (name not in frozen), name
         assert (p.grad is None) == (name in frozen), name
         assert torch.equal(p, before[name]) == (name in frozen), name
-    assert set(map(id, (p for g in trainer.optimizer.param_groups for p in g["params"]))) == set(map(id, trainer.student.parameters()))
+    assert set(map(id, (p for g in learner.optimizer.param_groups for p in g["params"]))) == set(map(id, learner.student.parameters()))
 
 
 def test_student_as_teacher() -> None:
     """`teacher: student` labels with the student, still keeps the EMA, and lets no gradient into the labels."""
-    trainer = tiny_trainer(fixmatch.METHOD, TOTAL, teacher="student")
-    trainer.update([batch(0)])
+    learner = tiny_trainer(fixmatch.METHOD, TOTAL, teacher="student")
+    learner.update([batch(0)])
     student = tiny_trainer(fixmatch.METHOD, TOTAL).student
-    student.load_state_dict(trainer.student.state_dict())
+    student.load_state_dict(learner.student.state_dict())
     expected = literal_loss("fixmatch", student, student, batch(1), CE, 0.5)
-    stats = trainer.update([batch(1)])
+    stats = learner.update([batch(1)])
     assert float(stats["loss_s"]) == pytest.approx(float(expected["loss_s"].detach()), rel=1e-10)
-    assert trainer.teacher is not None
+    assert learner.teacher is not None
 
 
 def test_change_detection_updates() -> None:
-    trainer = tiny_trainer(unimatch_v2.METHOD, TOTAL, task="change")
+    learner = tiny_trainer(unimatch_v2.METHOD, TOTAL, task="change")
     twin = tiny_trainer(unimatch_v2.METHOD, TOTAL, task="change").student
     expected = literal_loss("unimatch_v2", twin, twin, batch(0, 6), CE, 0.5)
-    stats = trainer.update([batch(0, 6)])
+    stats = learner.update([batch(0, 6)])
     for name in ("loss_all", "loss_x", "loss_s"):
         assert float(stats[name]) == pytest.approx(float(expected[name].detach()), rel=1e-10)

@@ -94,11 +94,11 @@ def trajectory_settings(name: str, numbers: Numbers, inputs: ModuleType) -> tupl
 def check_trajectory(name: str, numbers: Numbers, inputs: ModuleType) -> None:
     method, encoder, keys = trajectory_settings(name, numbers, inputs)
     steps = len(numbers["scalar/train/loss_all"])
-    trainer, initial, stats = train(inputs, method, steps, encoder, **keys)
+    learner, initial, stats = train(inputs, method, steps, encoder, **keys)
     for key in (k for k in numbers if k.startswith("scalar/train/")):
         found = [float(row[key.removeprefix("scalar/train/")]) for row in stats]
         np.testing.assert_allclose(found, numbers[key], rtol=TRAJECTORY, atol=STILL, err_msg=key)
-    models = {"model": trainer.student, "model_ema": trainer.teacher}
+    models = {"model": learner.student, "model_ema": learner.teacher}
     for prefix, model in models.items():
         if model is not None:
             check_weights(prefix, model.state_dict(), initial, numbers)
@@ -171,11 +171,11 @@ def test_golden(golden: Path, folder: Path, inputs: ModuleType) -> None:
 
 @pytest.mark.parametrize("method", ["fixmatch", "supervised"])
 def test_other_methods_train_from_given_tensors(inputs: ModuleType, method: str) -> None:
-    """`Trainer.update` is the entry for every method; OHEM is a criterion of any of them."""
+    """`Learner.update` is the entry for every method; OHEM is a criterion of any of them."""
     ohem = {"name": "OHEM", "kwargs": {"ignore_index": 255, "thresh": 0.3, "min_kept": 2000}}
-    trainer, initial, stats = train(inputs, method, 2, "dinov2_tiny", criterion=ohem)
+    learner, initial, stats = train(inputs, method, 2, "dinov2_tiny", criterion=ohem)
     assert all(torch.isfinite(row["loss_all"]) for row in stats)
-    assert float((trainer.student.state_dict()["head.projects.0.weight"] - initial["head.projects.0.weight"]).norm()) > 0
+    assert float((learner.student.state_dict()["head.projects.0.weight"] - initial["head.projects.0.weight"]).norm()) > 0
 
 
 def test_bf16_stays_near_the_trajectory(folder: Path, inputs: ModuleType) -> None:
@@ -184,11 +184,11 @@ def test_bf16_stays_near_the_trajectory(folder: Path, inputs: ModuleType) -> Non
     if not file.is_file():
         pytest.skip(f"{folder} has no {file.name}")
     numbers = dict(np.load(file))
-    trainer, initial, stats = train(inputs, "unimatch_v2", len(numbers["scalar/train/loss_all"]), precision="bf16")
+    learner, initial, stats = train(inputs, "unimatch_v2", len(numbers["scalar/train/loss_all"]), precision="bf16")
     for key in (k for k in numbers if k.startswith("scalar/train/")):
         found = np.array([float(row[key.removeprefix("scalar/train/")]) for row in stats])
         assert relative(found, numbers[key]) <= BF16, key
-    final = trainer.student.state_dict()
+    final = learner.student.state_dict()
     expected = {k.split("/", 2)[2]: float(v) for k, v in numbers.items() if k.startswith("model/delta_norm/") and v > STILL}
     off = [abs(float((final[name] - initial[name]).norm()) - norm) / norm for name, norm in expected.items()]
     assert np.median(off) <= BF16

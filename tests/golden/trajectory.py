@@ -11,7 +11,7 @@ import supervised
 import unimatch_v1
 import unimatch_v2
 from dataset.batch import Batch
-from engine.update import Trainer
+from engine.update import Learner
 from model import build_model
 from model.dropout import combine_factors
 
@@ -34,8 +34,8 @@ def given_batch(inputs: ModuleType, method: str, it: int, width: int, per_level:
 
 def train(
     inputs: ModuleType, method: str, steps: int, backbone: str = "dinov2_small", nclass: int = 5, **changes: Any
-) -> tuple[Trainer, dict[str, Tensor], list[dict[str, Tensor]]]:
-    """Runs `steps` updates. Returns the trainer, the weights it started from and the stats of each step.
+) -> tuple[Learner, dict[str, Tensor], list[dict[str, Tensor]]]:
+    """Runs `steps` updates. Returns the learner, the weights it started from and the stats of each step.
 
     changes: config keys that differ from those of the golden README.
     """
@@ -44,7 +44,7 @@ def train(
     model.load_state_dict(initial)
     keys: dict[str, Any] = {"crop_size": 70, "epochs": 1, "batch_size": 2, "lr": 5e-6, "lr_multi": 40.0, "conf_thresh": 0.5}
     cfg = METHODS[method].config(dataset="", data_root="", backbone=backbone, **(keys | changes))
-    trainer = Trainer(cfg, model, METHODS[method], steps)
+    learner = Learner(cfg, model, METHODS[method], steps)
     per_level = changes.get("feature_dropout") == "per_level"
-    stats = [trainer.update([given_batch(inputs, method, it, model.backbone.channels[0], per_level)]) for it in range(steps)]
-    return trainer, initial, stats
+    stats = [learner.update([given_batch(inputs, method, it, model.backbone.channels[0], per_level)]) for it in range(steps)]
+    return learner, initial, stats

@@ -22,7 +22,7 @@ import unimatch_v1
 from dataset.batch import Batch
 from engine.evaluation import predict
 from engine.method import Method
-from engine.update import Trainer
+from engine.update import Learner
 from model import build_model
 from model.segmenter import Segmenter
 from tests import unimatch_v1_literal as literal
@@ -112,12 +112,12 @@ def check_trajectory(name: str, numbers: Numbers, inputs: ModuleType) -> None:
     initial = inputs.fill(model.state_dict())
     model.load_state_dict(initial)
     steps = len(numbers["scalar/train/loss_all"])
-    trainer = Trainer(cfg, model, method, steps)
+    learner = Learner(cfg, model, method, steps)
     run = Trajectory(initial, {}, {}, [])
     for it in range(steps):
-        stats = trainer.update([given_batch(inputs, method.name, it)])
+        stats = learner.update([given_batch(inputs, method.name, it)])
         run.stats.append({name: float(value) for name, value in stats.items()})
-        run.final = {name: value.clone() for name, value in trainer.student.state_dict().items()}
+        run.final = {name: value.clone() for name, value in learner.student.state_dict().items()}
         run.first = run.first or run.final
     check_run(numbers, run)
 

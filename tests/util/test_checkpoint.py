@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import unimatch_v2
-from engine.update import Trainer
+from engine.update import Learner
 from model import build_model
 from tests.conftest import Tiny
 from util import checkpoint
@@ -117,23 +117,23 @@ def test_a_mapped_checkpoint_takes_no_memory_of_the_process(tmp_path: Path) -> N
 @pytest.mark.parametrize("ours", [True, False])
 def test_a_resumed_run_keeps_nothing_of_the_file(model: Any, authors: Path, ours: bool) -> None:
     """The file is mapped while it is read, and the run replaces it later."""
-    trainer = resumed(model, authors)
+    learner = resumed(model, authors)
     if ours:
-        checkpoint.save(trainer.state() | {"epoch": 0}, authors)
-        trainer = resumed(model, authors)
-    expected = copy.deepcopy(trainer.state())
+        checkpoint.save(learner.state() | {"epoch": 0}, authors)
+        learner = resumed(model, authors)
+    expected = copy.deepcopy(learner.state())
     authors.write_bytes(bytes(authors.stat().st_size))
     for name in ("model", "model_ema"):
-        assert all(torch.equal(value, expected[name][key]) for key, value in trainer.state()[name].items())
-    for place, moments in trainer.state()["optimizer"]["state"].items():
+        assert all(torch.equal(value, expected[name][key]) for key, value in learner.state()[name].items())
+    for place, moments in learner.state()["optimizer"]["state"].items():
         assert all(torch.equal(value, expected["optimizer"]["state"][place][key]) for key, value in moments.items())
 
 
-def resumed(model: Any, path: Path) -> Trainer:
+def resumed(model: Any, path: Path) -> Learner:
     cfg = Config(dataset="", data_root="", backbone="dinov2_tiny", crop_size=28, epochs=1, batch_size=1, lr=1.0)
-    trainer = Trainer(cfg, copy.deepcopy(model), unimatch_v2.METHOD, 4)
-    trainer.load_state(checkpoint.load(path, mapped=True), "file")
-    return trainer
+    learner = Learner(cfg, copy.deepcopy(model), unimatch_v2.METHOD, 4)
+    learner.load_state(checkpoint.load(path, mapped=True), "file")
+    return learner
 
 
 def test_a_file_system_that_cannot_map(authors: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,13 +196,13 @@ def test_their_moments_and_rates_reach_the_same_parameters(model: Any, frozen: b
     saved = authors_state(theirs)
     expected = authors_optimizer(theirs)
     cfg = Config(dataset="", data_root="", backbone="dinov2_tiny", crop_size=28, epochs=1, batch_size=1, lr=1.0, lock_backbone=frozen)
-    trainer = Trainer(cfg, ours, unimatch_v2.METHOD, 4)
-    trainer.load_state(saved, "file")
+    learner = Learner(cfg, ours, unimatch_v2.METHOD, 4)
+    learner.load_state(saved, "file")
     assert frozen == (not saved["optimizer"]["param_groups"][0]["params"])
     for (name, mine), their in zip(ours.named_parameters(), theirs.parameters(), strict=True):
         if their.requires_grad:
-            assert torch.equal(trainer.optimizer.state[mine]["exp_avg"], expected.state[their]["exp_avg"]), name
-    assert [g["lr"] for g in trainer.optimizer.param_groups] == [5e-6, 2e-4]
+            assert torch.equal(learner.optimizer.state[mine]["exp_avg"], expected.state[their]["exp_avg"]), name
+    assert [g["lr"] for g in learner.optimizer.param_groups] == [5e-6, 2e-4]
 
 
 def test_the_next_step_after_their_moments_is_adamw_plainly_written(model: Any) -> None:
@@ -211,19 +211,19 @@ def test_the_next_step_after_their_moments_is_adamw_plainly_written(model: Any) 
     for moments in state["optimizer"]["state"].values():
         moments |= {name: value.contiguous() for name, value in moments.items()}
     cfg = Config(dataset="", data_root="", backbone="dinov2_tiny", crop_size=14, epochs=1, batch_size=1, lr=1e-3, lr_multi=1.0)
-    trainer = Trainer(cfg, copy.deepcopy(model), unimatch_v2.METHOD, 10)
-    trainer.load_state(copy.deepcopy(state), "authors.pth")
-    assert all(group["fused"] for group in trainer.optimizer.param_groups), "their groups know of no fused kernel"
-    plain = copy.deepcopy(trainer.student)
+    learner = Learner(cfg, copy.deepcopy(model), unimatch_v2.METHOD, 10)
+    learner.load_state(copy.deepcopy(state), "authors.pth")
+    assert all(group["fused"] for group in learner.optimizer.param_groups), "their groups know of no fused kernel"
+    plain = copy.deepcopy(learner.student)
     groups = [list(plain.backbone.parameters()), [p for name, p in plain.named_parameters() if "backbone" not in name]]
     other = torch.optim.AdamW([{"params": group} for group in groups])
     other.load_state_dict(copy.deepcopy(state["optimizer"]))
-    for p, q in zip(trainer.student.parameters(), plain.parameters(), strict=True):
+    for p, q in zip(learner.student.parameters(), plain.parameters(), strict=True):
         p.grad = torch.randn_like(p) if p.requires_grad else None
         q.grad = None if p.grad is None else p.grad.contiguous()
-    trainer.optimizer.step()
+    learner.optimizer.step()
     other.step()
-    for p, q in zip(trainer.student.parameters(), plain.parameters(), strict=True):
+    for p, q in zip(learner.student.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-7)
 
 

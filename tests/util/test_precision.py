@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import supervised
 import unimatch_v2
 from dataset.batch import Batch
-from engine.update import Trainer
+from engine.update import Learner
 from model import build_model
 from model.dropout import complementary_factors
 from tests.conftest import Tiny, command
@@ -41,54 +41,54 @@ def batch(it: int, size: int = SIZE) -> Batch:
     return Batch(img_x, mask, weak, strong1, strong2, ignore, box, box.transpose(1, 2), complementary_factors(2, 192, g))
 
 
-def trained(steps: int = STEPS, world: World | None = None, **keys: Any) -> tuple[Trainer, list[float]]:
-    """A Trainer after some updates, and their losses."""
+def trained(steps: int = STEPS, world: World | None = None, **keys: Any) -> tuple[Learner, list[float]]:
+    """A Learner after some updates, and their losses."""
     torch.manual_seed(0)
     cfg = Config(dataset="", data_root="", backbone="dinov2_tiny", crop_size=SIZE, epochs=1, batch_size=2, lr=1e-5, conf_thresh=0.2, **keys)
-    trainer = Trainer(cfg, build_model("dinov2_tiny", 5), unimatch_v2.METHOD, 100, world=world)
-    return trainer, [float(trainer.update([batch(it)])["loss_all"]) for it in range(steps)]
+    learner = Learner(cfg, build_model("dinov2_tiny", 5), unimatch_v2.METHOD, 100, world=world)
+    return learner, [float(learner.update([batch(it)])["loss_all"]) for it in range(steps)]
 
 
 @pytest.fixture(scope="module")
-def fp32() -> tuple[Trainer, list[float]]:
+def fp32() -> tuple[Learner, list[float]]:
     return trained()
 
 
 @pytest.mark.parametrize("precision", BOUNDS)
-def test_losses_stay_within_the_bound_of_the_precision(precision: str, fp32: tuple[Trainer, list[float]]) -> None:
-    trainer, losses = trained(precision=precision)
+def test_losses_stay_within_the_bound_of_the_precision(precision: str, fp32: tuple[Learner, list[float]]) -> None:
+    learner, losses = trained(precision=precision)
     assert losses == pytest.approx(fp32[1], rel=BOUNDS[precision])
     assert (losses != fp32[1]) == (precision != "tf32"), "16 bits must leave a trace"
-    assert all(p.dtype == torch.float32 for p in trainer.student.parameters())
-    assert trainer.skipped == 0
+    assert all(p.dtype == torch.float32 for p in learner.student.parameters())
+    assert learner.skipped == 0
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float16)])
 def test_matrix_products_have_the_precision_and_logits_are_float32(precision: str, dtype: torch.dtype) -> None:
-    trainer, _ = trained(0, precision=precision)
+    learner, _ = trained(0, precision=precision)
     seen: list[torch.dtype] = []
-    trainer.student.backbone.get_submodule("blocks.0.mlp.fc1").register_forward_hook(lambda module, args, out: seen.append(out.dtype))
-    trainer.student.head.get_submodule("scratch.output_conv").register_forward_hook(lambda module, args, out: seen.append(out.dtype))
-    with trainer.autocast():
-        logits = trainer.student(batch(0).img_x)
+    learner.student.backbone.get_submodule("blocks.0.mlp.fc1").register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    learner.student.head.get_submodule("scratch.output_conv").register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    with learner.autocast():
+        logits = learner.student(batch(0).img_x)
     assert seen == [dtype, dtype]
     assert logits.dtype == torch.float32
 
 
 def test_the_student_as_teacher_still_gets_gradients_in_bf16() -> None:
     # autocast keeps 16-bit copies of weights: those made without gradients must not serve the student's pass
-    trainer, _ = trained(1, precision="bf16", teacher="student")
-    assert all(p.grad is not None for p in trainer.student.parameters() if p.requires_grad)
+    learner, _ = trained(1, precision="bf16", teacher="student")
+    assert all(p.grad is not None for p in learner.student.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("frozen", [False, True])
 def test_scoring_makes_16_bit_weights_once(frozen: bool) -> None:
-    trainer, _ = trained(1, precision="bf16", lock_backbone=frozen)
-    assert trainer.teacher is not None
-    models = [trainer.student.eval(), trainer.teacher.eval()]
+    learner, _ = trained(1, precision="bf16", lock_backbone=frozen)
+    assert learner.teacher is not None
+    models = [learner.student.eval(), learner.teacher.eval()]
     wanted = [[p.requires_grad for p in model.parameters()] for model in models]
     made: list[int] = []
-    with trainer.scoring():
+    with learner.scoring():
         for _ in range(2):
             for model in models:
                 with CountCasts() as casts:
@@ -111,7 +111,7 @@ class CountCasts(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def held(trainer: Trainer) -> int:
+def held(learner: Learner) -> int:
     """Bytes that a student's pass keeps for its gradients."""
     sizes: dict[int, int] = {}
 
@@ -120,18 +120,18 @@ def held(trainer: Trainer) -> int:
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        logits = trainer.student(batch(0).img_x)
+        logits = learner.student(batch(0).img_x)
     del logits
     return sum(sizes.values())
 
 
-def test_activation_checkpointing_holds_less_and_computes_the_same_bits(fp32: tuple[Trainer, list[float]]) -> None:
-    trainer, losses = trained(activation_checkpointing=True)
+def test_activation_checkpointing_holds_less_and_computes_the_same_bits(fp32: tuple[Learner, list[float]]) -> None:
+    learner, losses = trained(activation_checkpointing=True)
     assert losses == fp32[1]
-    for found, expected in zip(trainer.student.parameters(), fp32[0].student.parameters(), strict=True):
+    for found, expected in zip(learner.student.parameters(), fp32[0].student.parameters(), strict=True):
         assert torch.equal(found, expected)
-    weights = sum(p.nbytes for p in trainer.student.parameters())
-    assert held(trainer) - weights < 0.7 * (held(fp32[0]) - weights)
+    weights = sum(p.nbytes for p in learner.student.parameters())
+    assert held(learner) - weights < 0.7 * (held(fp32[0]) - weights)
 
 
 @pytest.fixture
@@ -166,16 +166,16 @@ def test_compiled_updates_agree_and_names_stay(processes: int, wrapped: World, m
 
 
 def test_gradients_of_several_shards_are_held_once_where_processes_exchange_them(wrapped: World) -> None:
-    trainer, _ = trained(0, wrapped)
+    learner, _ = trained(0, wrapped)
     places: list[dict[str, int]] = []
 
     def step(*args: Any) -> Any:
-        places.append({name: p.grad.data_ptr() for name, p in trainer.student.named_parameters() if p.grad is not None})
+        places.append({name: p.grad.data_ptr() for name, p in learner.student.named_parameters() if p.grad is not None})
         return unimatch_v2.step(*args)
 
-    trainer.method = replace(trainer.method, step=step)
+    learner.method = replace(learner.method, step=step)
     for _ in range(3):  # DDP makes its buckets anew after the first
-        trainer.update([batch(0), batch(1)])
+        learner.update([batch(0), batch(1)])
     assert places[4], "those of the second update, zeroed"
     assert places[5] == places[4], "the first shard's are in the buckets already"
 
@@ -190,15 +190,15 @@ def test_a_missing_compiler_is_one_clear_line(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_fp16_skips_a_step_that_overflows_with_half_the_scale_next_time() -> None:
-    trainer, _ = trained(0, precision="fp16")
-    trainer.scaler.load_state_dict(trainer.scaler.state_dict() | {"scale": 2.0**40})
-    before = {name: value.clone() for name, value in trainer.student.state_dict().items()}
-    trainer.update([batch(0)])
-    assert (trainer.skipped, trainer.it, trainer.scaler.get_scale()) == (1, 1, 2.0**39)
-    assert all(torch.equal(value, before[name]) for name, value in trainer.student.state_dict().items())
+    learner, _ = trained(0, precision="fp16")
+    learner.scaler.load_state_dict(learner.scaler.state_dict() | {"scale": 2.0**40})
+    before = {name: value.clone() for name, value in learner.student.state_dict().items()}
+    learner.update([batch(0)])
+    assert (learner.skipped, learner.it, learner.scaler.get_scale()) == (1, 1, 2.0**39)
+    assert all(torch.equal(value, before[name]) for name, value in learner.student.state_dict().items())
 
 
-def test_the_gradient_norm_does_not_depend_on_the_loss_scale(fp32: tuple[Trainer, list[float]]) -> None:
+def test_the_gradient_norm_does_not_depend_on_the_loss_scale(fp32: tuple[Learner, list[float]]) -> None:
     assert float(trained(1, precision="fp16")[0].grad_norm) == pytest.approx(float(trained(1)[0].grad_norm), rel=2e-2)
 
 
@@ -248,27 +248,27 @@ def test_precision_may_change_without_force_and_typos_are_named(tiny: Tiny, tmp_
 GPU_BOUNDS = {"fp32": 5e-3, "tf32": 5e-3, "bf16": 3e-2, "fp16": 5e-3}
 
 
-def trained_on_gpu(steps: int, **keys: Any) -> tuple[Trainer, list[float]]:
+def trained_on_gpu(steps: int, **keys: Any) -> tuple[Learner, list[float]]:
     """As `trained`, on a GPU, from the same weights and mini-batches."""
     cpu, _ = trained(0, **{key: value for key, value in keys.items() if key != "compile"})
     device = torch.device("cuda")
-    trainer = Trainer(replace(cpu.cfg, **keys), cpu.student, unimatch_v2.METHOD, 100, world=World(device=device))
+    learner = Learner(replace(cpu.cfg, **keys), cpu.student, unimatch_v2.METHOD, 100, world=World(device=device))
     losses = []
-    with matmul_precision(trainer.cfg.precision, device):
+    with matmul_precision(learner.cfg.precision, device):
         for it in range(steps):
             tensors: dict[str, Any] = {name: value.to(device) for name, value in vars(batch(it)).items() if isinstance(value, Tensor)}
-            losses.append(float(trainer.update([Batch(**tensors)])["loss_all"]))
-    return trainer, losses
+            losses.append(float(learner.update([Batch(**tensors)])["loss_all"]))
+    return learner, losses
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("precision", GPU_BOUNDS)
-def test_a_gpu_trains_as_a_cpu_does(precision: str, fp32: tuple[Trainer, list[float]]) -> None:
-    trainer, losses = trained_on_gpu(STEPS, precision=precision)
+def test_a_gpu_trains_as_a_cpu_does(precision: str, fp32: tuple[Learner, list[float]]) -> None:
+    learner, losses = trained_on_gpu(STEPS, precision=precision)
     assert losses == pytest.approx(fp32[1], rel=GPU_BOUNDS[precision])
-    assert trainer.skipped == 0
-    assert all(p.dtype == torch.float32 for p in trainer.student.parameters())
+    assert learner.skipped == 0
+    assert all(p.dtype == torch.float32 for p in learner.student.parameters())
     norms = [float(one[0].grad_norm) for one in (trained_on_gpu(1, precision=precision), trained(1))]
     assert norms[0] == pytest.approx(norms[1], rel=2 * GPU_BOUNDS[precision])
 

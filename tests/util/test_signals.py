@@ -40,9 +40,9 @@ def signal_at(count: int, number: int, target: Any, name: str) -> pytest.MonkeyP
 @pytest.mark.parametrize(
     ("number", "code", "place"),
     [
-        (signal.SIGTERM, REQUEUE, (5, training.Trainer, "update")),
+        (signal.SIGTERM, REQUEUE, (5, training.Learner, "update")),
         (signal.SIGUSR1, REQUEUE, (2, training, "evaluate")),
-        (signal.SIGINT, 130, (12, training.Trainer, "update")),
+        (signal.SIGINT, 130, (12, training.Learner, "update")),
     ],
 )
 def test_a_signal_saves_and_the_same_command_goes_on(
@@ -148,7 +148,7 @@ def test_a_stop_on_a_full_disk_says_that_nothing_was_saved(tiny: Tiny, tmp_path:
         original(state, path, keep, also)
 
     monkeypatch.setattr(checkpoint, "save", save)
-    patch = signal_at(3, signal.SIGTERM, training.Trainer, "update")
+    patch = signal_at(3, signal.SIGTERM, training.Learner, "update")
     with pytest.raises(StoppedError, match=r"could not be saved: .* has an older checkpoint"):
         unimatch_v2.main(tiny.args(tmp_path, *QUICK))
     patch.undo()

@@ -22,7 +22,7 @@ def test_every_kind_of_recipe_runs_on_drawn_images(name: str, capsys: pytest.Cap
         found = list(run.updates(0, 0))
         root = Path(run.cfg.data_root)
     assert len(found) == 2
-    assert run.trainer.skipped == 0
+    assert run.learner.skipped == 0
     assert not root.exists()
     said = capsys.readouterr()
     assert said.out == "", "the log must not come between the rows of the table"

@@ -38,18 +38,18 @@ def test_updates_agree(name: str) -> None:
     tensor's largest, which rounding changes by 1e-4 or so, within 2 % of a step, and the rounding of the weights themselves.
     """
     made = Alternatives(tiny(name, crop_size=56, conf_thresh=0.04, lr=1e-5), CPU)
-    trainer, loop = made.trainer(), LiteralLoop(made.cfg, made.model, CPU)
+    learner, loop = made.learner(), LiteralLoop(made.cfg, made.model, CPU)
     clear = [torch.ones_like(p, dtype=torch.bool) for p in loop.student.parameters()]
     for _ in range(STEPS):
-        found, expected = trainer.update([made.batch]), loop.update(made.batch)
+        found, expected = learner.update([made.batch]), loop.update(made.batch)
         assert {name: float(value) for name, value in found.items()} == pytest.approx(expected, rel=1e-4, abs=1e-6)
         for above, p in zip(clear, loop.student.parameters(), strict=True):
             if p.grad is not None:
                 above &= p.grad.abs() > 0.01 * p.grad.abs().max()
     assert expected["mask_ratio"] > 0, "no pseudo label counts: the comparison is empty"
     assert sum(int(above.sum()) for above in clear) > 0.5 * sum(above.numel() for above in clear)
-    assert trainer.teacher is not None
-    for ours, theirs in ((trainer.student, loop.student), (trainer.teacher, loop.teacher)):
+    assert learner.teacher is not None
+    for ours, theirs in ((learner.student, loop.student), (learner.teacher, loop.teacher)):
         for above, (key, p), q in zip(clear, ours.named_parameters(), theirs.parameters(), strict=True):
             walk = STEPS * made.cfg.lr * (1 if key.startswith("backbone") else made.cfg.lr_multi)
             rounding = STEPS * torch.finfo(torch.float32).eps * float(q.detach().abs().max())
