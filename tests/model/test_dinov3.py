@@ -132,7 +132,7 @@ def test_vision_transformer(kind: str, size: tuple[int, int]) -> None:
     encoder, img = random_(VITS[kind]()), image(*size)
     expected = [vit(encoder.state_dict(), one, *VITS[kind].args[2:4]) for one in img]
     for x, *ones in zip(encoder(img), *expected, strict=True):
-        assert distance(x, torch.stack(ones)) < 1e-6
+        assert distance(x, torch.stack(ones)) < 1e-5  # float32: 6e-7
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -142,11 +142,11 @@ def test_convnext(size: tuple[int, int]) -> None:
     maps = encoder(img)
     for x, expected, stride, channels in zip(maps, convnext(encoder.state_dict(), img), (4, 8, 16, 32), encoder.channels, strict=True):
         assert x.shape == (2, channels, size[0] // stride, size[1] // stride)
-        assert distance(x, expected) < 1e-6
+        assert distance(x, expected) < 1e-5  # float32: 6e-7
 
 
 def test_periods() -> None:
-    assert periods(16).tolist() == pytest.approx([100 ** (i / 16) for i in range(16)], rel=1e-7)
+    assert periods(16).tolist() == pytest.approx([100 ** (i / 16) for i in range(16)], rel=2**-22)  # float32: two units
     assert float(periods(16)[-1]) == pytest.approx(74.989, abs=1e-3)
 
 
@@ -257,5 +257,6 @@ def test_positions_beside_registers_are_antialiased(grid: tuple[int, int]) -> No
     encoder = DINOv2(8, 1, 1, (0,), registers=4)
     pos = encoder.pos_embed[:, 1:].reshape(1, 37, 37, 8).permute(0, 3, 1, 2)
     expected = F.interpolate(pos, grid, mode="bicubic", antialias=True, align_corners=False).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(encoder.position(*grid)[:, 1:], expected, rtol=1e-5, atol=1e-7)
+    # float32 has a coordinate of 37 to 4e-6, and the parameter changes by up to 0.1 from one to the next
+    torch.testing.assert_close(encoder.position(*grid)[:, 1:], expected, rtol=0, atol=4e-7)
     assert torch.equal(encoder.position(*grid)[:, 0], encoder.pos_embed[:, 0])
