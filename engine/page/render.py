@@ -15,6 +15,9 @@ import numpy as np
 from PIL import Image
 
 from dataset.picture import confusion_picture
+from dataset.spec import DatasetSpec
+from engine import metric
+from engine.method import Method, judged
 from engine.metrics_file import Epoch
 from engine.page.chart import chart
 
@@ -25,29 +28,20 @@ HERE = Path(__file__).parent
 class PageData:
     """What a run has to show.
 
-    settings: config keys as they are in effect. classes, palette: of the data set.
-    figures: labels of an evaluation's scores by their keys, first the one that chooses the best epoch.
-    labels: of the training scalars that the rows hold, by name. models: names of the evaluated models, the student first.
-    judged: index in `models` of the one the published rule looks at.
-    epochs: those that are finished, in their order.
-    confusion: (K, K) counts of the judged model.
-    at_zero: why the classes that have never been above 0 stay there, by id.
-    samples: rows of (caption, data URI), each row headed by the name of its image. warnings: lines of the log.
+    settings: config keys as they are in effect. epochs: those that are finished, in their order. confusion: (K, K) counts of the judged
+    model. at_zero: why the classes that have never been above 0 stay there, by name. samples: rows of (caption, data URI), each row
+    headed by the name of its image. warnings: lines of the log.
     """
 
     title: str
     settings: dict[str, Any]
-    classes: list[str]
-    palette: list[tuple[int, int, int]]
-    figures: dict[str, str]
-    labels: dict[str, str]
-    models: list[str]
-    judged: int
+    spec: DatasetSpec
+    method: Method
     total_epochs: int
     memory_name: str = "peak memory"
     epochs: list[Epoch] = field(default_factory=list)
     confusion: list[list[int]] = field(default_factory=list)
-    at_zero: dict[int, str] = field(default_factory=dict)
+    at_zero: dict[str, str] = field(default_factory=dict)
     samples: list[tuple[str, list[tuple[str, str]]]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     updated: str = ""
@@ -56,14 +50,24 @@ class PageData:
     def evaluated(self) -> list[Epoch]:
         return [row for row in self.epochs if row.scores]
 
-    def score(self, row: Epoch, model: str | None = None) -> float:
-        """The score of an evaluated epoch by which the best one is chosen; model: default the one that the published rule looks at."""
-        return row.scores[model or self.models[self.judged]][next(iter(self.figures))]
+    @property
+    def judged(self) -> str:
+        """The model that the published rule looks at."""
+        return self.method.models[judged(self.method.models, self.spec.task)]
+
+    @property
+    def figure(self) -> str:
+        """What the score is called by which the best epoch is chosen."""
+        return metric.FIGURES[self.spec.task][metric.chosen_by(self.spec.task)].label
+
+    def score(self, row: Epoch, model: str) -> float:
+        """The score of an evaluated epoch by which the best one is chosen."""
+        return row.scores[model][metric.chosen_by(self.spec.task)]
 
     @property
     def best(self) -> Epoch | None:
         """The best epoch by the published rule (METHOD.md 4); of equal ones the later."""
-        return max(self.evaluated, key=lambda row: (self.score(row), row.epoch), default=None)
+        return max(self.evaluated, key=lambda row: (self.score(row, self.judged), row.epoch), default=None)
 
 
 def data_uri(image: Image.Image, kind: str = "JPEG") -> str:
@@ -104,11 +108,11 @@ def _tiles(data: PageData) -> str:
     tiles = []
     best = data.best
     if best:
-        name, label = data.models[data.judged], next(iter(data.figures.values()))
-        tiles.append(_tile(f"{data.score(best):.2f}", f"best {label} ({name}), epoch {best.epoch}"))
+        name = data.judged
+        tiles.append(_tile(f"{data.score(best, name):.2f}", f"best {data.figure} ({name}), epoch {best.epoch}"))
         last = data.evaluated[-1]
         if last is not best:
-            tiles.append(_tile(f"{data.score(last):.2f}", f"{label} ({name}) now, epoch {last.epoch}"))
+            tiles.append(_tile(f"{data.score(last, name):.2f}", f"{data.figure} ({name}) now, epoch {last.epoch}"))
         tiles.append(_tile(f"{last.scores[name]['pixel_accuracy']:.2f}", f"pixel accuracy ({name}), epoch {last.epoch}"))
     if data.epochs:
         row = data.epochs[-1]
@@ -128,19 +132,18 @@ def _warnings(data: PageData) -> str:
 
 
 def _charts(data: PageData) -> str:
-    last = data.total_epochs - 1
+    last, labels = data.total_epochs - 1, data.method.labels
     best = data.best
 
     def line(values: Iterable[float | None]) -> list[tuple[float, float]]:
         return [(row.epoch, value) for row, value in zip(data.epochs, values, strict=True) if value is not None]
 
-    means = {key: line(row.means.get(key) for row in data.epochs) for key in data.labels}
-    scores = {name: [(row.epoch, data.score(row, name)) for row in data.evaluated] for name in data.models}
-    label = next(iter(data.figures.values()))
-    figures = [chart(f"{label}, %", scores, last, (best.epoch, f"best: epoch {best.epoch}") if best else None)]
-    losses = {label: means[key] for key, label in data.labels.items() if key.startswith("loss")}
+    means = {key: line(row.means.get(key) for row in data.epochs) for key in labels}
+    scores = {name: [(row.epoch, data.score(row, name)) for row in data.evaluated] for name in data.method.models}
+    figures = [chart(f"{data.figure}, %", scores, last, (best.epoch, f"best: epoch {best.epoch}") if best else None)]
+    losses = {label: means[key] for key, label in labels.items() if key.startswith("loss")}
     figures.append(chart("Loss, mean of the epoch", losses, last))
-    for key, label in data.labels.items():
+    for key, label in labels.items():
         if not key.startswith("loss"):
             figures.append(chart(f"{label}, mean of the epoch", {label: means[key]}, last))
     figures.append(chart("Speed", {"images a second": line(row.images_per_second for row in data.epochs)}, last, zero=True))
@@ -156,22 +159,21 @@ def _classes(data: PageData) -> str:
         return ""
     row, best = data.evaluated[-1], data.best
     assert best is not None
-    heads = ["class", *(f"{name} IoU" for name in data.models), f"best epoch ({best.epoch})"]
+    heads = ["class", *(f"{name} IoU" for name in data.method.models), f"best epoch ({best.epoch})"]
     kept = data.epochs[-1].pseudo_labels
     heads += ["pseudo labels, %"] if kept else []
     heads += ["stays at 0"] if data.at_zero else []
     lines = []
-    judged = data.models[data.judged]
-    for k, (name, color) in enumerate(zip(data.classes, data.palette, strict=True)):
+    for name, color in zip(data.spec.classes, data.spec.palette, strict=True):
         swatch = f'<span class="swatch" style="background:rgb{tuple(color)}"></span>'
         cells = f'<td data-value="{escape(name)}">{swatch}{escape(name)}</td>'
-        cells += "".join(_cell(row.scores[model]["iou"][name]) for model in data.models)
-        cells += _cell(best.scores[judged]["iou"][name])
+        cells += "".join(_cell(row.scores[model]["iou"][name]) for model in data.method.models)
+        cells += _cell(best.scores[data.judged]["iou"][name])
         if kept:
             share = kept[name]
             cells += _cell(share, f'<span class="share" style="width:{0.6 * share:.1f}px"></span>{share:.2f}')
         if data.at_zero:
-            why = escape(data.at_zero.get(k, ""))
+            why = escape(data.at_zero.get(name, ""))
             cells += f'<td class="why" data-value="{why}">{why}</td>'
         lines.append(f"<tr>{cells}</tr>")
     head = "".join(f"<th><button>{escape(name)}</button></th>" for name in heads)
@@ -183,16 +185,15 @@ def _classes(data: PageData) -> str:
 def _confusion(data: PageData) -> str:
     if not data.confusion:
         return ""
-    matrix = np.array(data.confusion)
+    matrix, classes = np.array(data.confusion), data.spec.classes
     share = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     off = matrix * (1 - np.eye(len(matrix), dtype=matrix.dtype))
     pairs = [np.unravel_index(place, off.shape) for place in np.argsort(-off, axis=None)[:5]]
-    texts = [f"{data.classes[i]} taken for {data.classes[j]} ({share[i, j]:.1f} % of {data.classes[i]})" for i, j in pairs if off[i, j]]
+    texts = [f"{classes[i]} taken for {classes[j]} ({share[i, j]:.1f} % of {classes[i]})" for i, j in pairs if off[i, j]]
     most = f"<p>Most pixels are lost by: {escape('; '.join(texts))}.</p>" if texts else ""
-    image = confusion_picture(matrix, data.classes)
+    image = confusion_picture(matrix, classes)
     picture = f'<img src="{data_uri(image, "PNG")}" width="{image.width}" height="{image.height}" alt="confusion matrix">'
-    name = data.models[data.judged]
-    return f'<h2>Confusion matrix ({escape(name)}, last evaluation)</h2>{most}<div class="card wide matrix">{picture}</div>'
+    return f'<h2>Confusion matrix ({escape(data.judged)}, last evaluation)</h2>{most}<div class="card wide matrix">{picture}</div>'
 
 
 def _samples(data: PageData) -> str:

@@ -85,19 +85,14 @@ class Watch:
     def __init__(self, cfg: Config, data: Data, world: World, folder: Path, record: Record, first: int) -> None:
         self.cfg, self.data, self.world, self.folder, self.record = cfg, data, world, folder, record
         self.log = folder / LOG
-        spec = data.spec
         settings = asdict(cfg) | {"processes": world.size, "shards": data.sampler.shards, "eval_mode": data.eval_mode}
         split = Path(cfg.labeled_id_path).parent.name
         self.labeled: Mapping[int, int] | None = None  # pixels of each class, counted when somebody asks
         self.page = PageData(
             title=" \u00b7 ".join((record.method.name, cfg.dataset, split, cfg.backbone)),
             settings=settings,
-            classes=list(spec.classes),
-            palette=list(spec.palette),
-            figures={key: figure.label for key, figure in metric.FIGURES[spec.task].items()},
-            labels=dict(record.method.labels),
-            models=list(record.method.models),
-            judged=record.judged,
+            spec=data.spec,
+            method=record.method,
             total_epochs=cfg.epochs,
             memory_name="peak GPU memory" if world.device.type == "cuda" else "peak memory",
         )
@@ -112,7 +107,7 @@ class Watch:
         path, page = self.folder / METRICS, self.page
 
         def fits(row: Epoch) -> bool:  # resume=force may change models and classes
-            return list(row.scores) == page.models and all(list(own["iou"]) == page.classes for own in row.scores.values())
+            return tuple(row.scores) == page.method.models and all(tuple(own["iou"]) == page.spec.classes for own in row.scores.values())
 
         with suppress(OSError):
             page.epochs = [row for row in read_epochs(path) if row.epoch < first and (not row.scores or fits(row))]
@@ -143,7 +138,7 @@ class Watch:
         models = {name: model.eval() for name, model in learner.models.items()}
         kept: dict[str, float] = {}
         if learner.labels_by is not None and batches:
-            kept = kept_shares(learner.labels_by, batches, page.classes, self.cfg.conf_thresh, self.world)
+            kept = kept_shares(learner.labels_by, batches, page.spec.classes, self.cfg.conf_thresh, self.world)
         if not self.world.main:
             return
         row = self._row(epoch, means, matrices, learner.it, kept)
@@ -154,23 +149,24 @@ class Watch:
         for name, share in row.pseudo_labels.items():
             board.add(f"pseudo_labels/{name}", share, epoch)
         if matrices is not None:
-            page.confusion = matrices[page.judged].tolist()
-            page.at_zero = self._at_zero(matrices[page.judged])
+            matrix = matrices[self.record.judged]
+            page.confusion = matrix.tolist()
+            page.at_zero = self._at_zero(matrix)
             self._draw_samples(epoch, models, learner.labels_by)
         self._write()
 
-    def _at_zero(self, matrix: Tensor) -> dict[int, str]:
-        """Why the classes that have been at 0 in every evaluation stay there."""
-        page, judged = self.page, self.page.models[self.page.judged]
-        stay = [k for k, name in enumerate(page.classes) if not any(row.scores[judged]["iou"][name] for row in page.evaluated)]
+    def _at_zero(self, matrix: Tensor) -> dict[str, str]:
+        """Why the classes that have been at 0 in every evaluation stay there, by name."""
+        page, classes = self.page, self.page.spec.classes
+        stay = {k: name for k, name in enumerate(classes) if not any(row.scores[page.judged]["iou"][name] for row in page.evaluated)}
         if not stay:
             return {}
         if self.labeled is None:
             self.labeled = labeled_classes(self.data.labeled)
         seen = [row.pseudo_labels for row in page.epochs if row.pseudo_labels]
-        kept = [sum(shares.get(name, 0) for shares in seen) for name in page.classes] if seen else None
+        kept = [sum(shares.get(name, 0) for shares in seen) for name in classes] if seen else None
         found = reasons(matrix, self.labeled, kept)
-        return {k: found[k] for k in stay}
+        return {name: found[k] for k, name in stay.items()}
 
     def _draw_samples(self, epoch: int, models: dict[str, Segmenter], labels_by: Segmenter | None) -> None:
         cfg, page = self.cfg, self.page
@@ -197,7 +193,7 @@ class Watch:
             images_per_second=images / max(1e-9, self.train_seconds) if images else None,
             means=finite(means),
             pseudo_labels=kept,
-            scores=dict(zip(self.page.models, scores, strict=False)),
+            scores=dict(zip(self.record.method.models, scores, strict=False)),
         )
 
     def _write(self) -> None:
