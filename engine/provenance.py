@@ -17,7 +17,7 @@ from util.files import write_atomic
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORD = "record.json"
-_PACKAGES = ("torch", "torchvision", "numpy", "pillow", "pyyaml", "tensorboard")
+_PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "pyyaml", "tensorboard")
 _DIFF_LIMIT = 1_000_000  # characters of a diff that are kept
 
 

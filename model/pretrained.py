@@ -65,7 +65,9 @@ def address(name: str, base: str) -> str:
     file = get_encoder(name).file
     if not file:
         public = ", ".join(spec.name for spec in ENCODERS.values() if spec.file)
-        raise UserError(f"{name}: no weights of it were published, expected one of {public}; give yours with --from FILE, or train without")
+        raise UserError(
+            f"{name}: has no public address known here, expected one of {public}; give its weights with --from FILE, or train without"
+        )
     if name.startswith("dinov3"):
         raise UserError(
             f"{name}: Meta sends the address by e-mail (https://ai.meta.com/dinov3); download {file} and give it with --from FILE"

@@ -58,7 +58,7 @@ run_settings() {
         backbone=* | --set=backbone=*) backbone=${argument#*backbone=} ;;
         esac
     done
-    exp=${exp:-$backbone}
+    exp=${exp:-$(printf %s "$backbone" | tr / _)}
     save_path=${save_path:-exp/$dataset/$method/$exp/$split}
 }
 

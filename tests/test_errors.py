@@ -208,7 +208,7 @@ ROWS: dict[str, tuple[Break, tuple[str, ...]]] = {
     ),
     "valset of another data set": (setting("valset=coco"), ("valset", "'coco'", "demo")),
     "weights missing": (setting("pretrained=no/such.pth"), ("no/such.pth", "no such weights file", "pretrained=null")),
-    "weights of no published model": (setting("pretrained=auto"), ("pretrained/dinov2_tiny.pth", "not a published model")),
+    "weights of no published model": (setting("pretrained=auto"), ("pretrained/dinov2_tiny.pth", "put the weights of dinov2_tiny there")),
     "weights not downloaded": (setting("pretrained=auto", "backbone=dinov2_small"), ("pretrained/dinov2_small.pth", "model.pretrained")),
     "init missing": (setting("init=no/such.pth"), ("no/such.pth", "no such checkpoint")),
     "GPU asked for where there is none": (setting("device=cuda"), ("device", "found 0 GPU")),

@@ -1,4 +1,4 @@
-"""Mix Transformer, SegFormer's encoder (METHOD.md 1.6): four maps at strides 4, 8, 16, 32. Parameter names are the published weights'."""
+"""Mix Transformer, SegFormer's encoder (METHOD.md 1.7): four maps at strides 4, 8, 16, 32. Parameter names are the published weights'."""
 
 import math
 from itertools import chain

@@ -1,4 +1,4 @@
-"""Encoders of the package timm behind this program's contract (METHOD.md 1.6). Their parameters are `net.` and timm's names."""
+"""Encoders of the package timm behind this program's contract (METHOD.md 1.7). Their parameters are `net.` and timm's names."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ _ENCODERS = {
     "mit": "MiT",
     "beit": "BEiT",
     "sam": "SAM",
+    "efficientnet": "EfficientNet",
     "xception": "Xception-65",
 }
 TITLES = {"pascal": "Pascal", "cityscapes": "Cityscapes", "ade20k": "ADE20K", "coco": "COCO", "levir": "LEVIR-CD", "whu": "WHU-CD",

@@ -19,7 +19,7 @@ WIDTHS, DEPTHS = (8, 16, 20, 32), (1, 2, 1, 1)
 
 
 def plain(w: dict[str, Tensor], img: Tensor) -> list[Tensor]:
-    """The encoder as METHOD.md 1.6 says it, head by head, in evaluation mode."""
+    """The encoder as METHOD.md 1.7 says it, head by head, in evaluation mode."""
 
     def norm(x: Tensor, name: str, eps: float) -> Tensor:
         mean, var = x.mean(-1, keepdim=True), x.var(-1, keepdim=True, unbiased=False)

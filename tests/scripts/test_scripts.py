@@ -133,7 +133,8 @@ def test_train_leaves_the_lists_to_a_config_that_names_them(repo: Path) -> None:
 )
 def test_data_set_and_encoder_come_from_the_config(repo: Path, line: str, name: str) -> None:
     (repo / "own.yaml").write_text(f"{line}\nbackbone: dinov2_large\n")
-    for settings, backbone in (((), "dinov2_large"), (("--set", "backbone=dinov2_giant"), "dinov2_giant")):
+    other, timm = ("--set", "backbone=dinov2_giant"), ("--set", "backbone=timm/resnet50")
+    for settings, backbone in (((), "dinov2_large"), (other, "dinov2_giant"), (timm, "timm_resnet50")):
         job = sh(repo / "scripts/slurm_train.sh", "--dry-run", "1", "29500", "gpu", *settings, config="own.yaml", split="1_4").stdout
         assert f"\ndataset='{name}'\n" in job
         assert f"\nsave_path='exp/{name}/unimatch_v2/{backbone}/1_4'\n" in job

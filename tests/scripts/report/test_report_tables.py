@@ -148,7 +148,15 @@ def test_data_set_that_nobody_published(tmp_path: Path, capsys: pytest.CaptureFi
     assert "| UniMatch V2 | vit_tiny | yours | 81.0 |" in text
 
 
-ENCODERS = {"dinov2_base": "DINOv2-Base", "resnet152": "ResNet-152", "mitb5": "MiT-B5", "beit_l": "BEiT-L", "sam_b": "SAM-B", "x": "x"}
+ENCODERS = {
+    "dinov2_base": "DINOv2-Base",
+    "resnet152": "ResNet-152",
+    "mitb5": "MiT-B5",
+    "efficientnet_lite0": "EfficientNet-Lite0",
+    "beit_l": "BEiT-L",
+    "sam_b": "SAM-B",
+    "x": "x",
+}
 ENCODERS |= {"dinov2_small_reg": "DINOv2-Small reg", "dinov3_huge_plus": "DINOv3-Huge plus", "dinov3_7b": "DINOv3-7B"}
 ENCODERS |= {"dinov3_convnext_tiny": "DINOv3-ConvNeXt-Tiny"}
 
