@@ -66,7 +66,7 @@ class RawBatch:
     bad: list[str] = field(default_factory=list)  # of each sample: the files that others replace, one line each (bad_images=skip)
 
     def pin_memory(self) -> RawBatch:
-        """The mini-batch in page-locked memory, from which a GPU copies while the host goes on. The DataLoader calls this by its name."""
+        """The mini-batch in page-locked memory, from which a GPU copies while the host continues. The DataLoader calls this by its name."""
         pinned: dict[str, Any] = {name: value.pin_memory() for name, value in vars(self).items() if isinstance(value, (Tensor, RawBatch))}
         return replace(self, **pinned)
 

@@ -93,7 +93,7 @@ def _not_there(path: str | os.PathLike[str]) -> str:
 
 
 def missing_validation(path: str | os.PathLike[str]) -> str:
-    """What to say of a validation list that is not there."""
+    """What to say of a validation list that does not exist."""
     return (
         f"{_not_there(path)}, expected one to validate on; hold images out with `python -m dataset.splits make ... --val 1/8`, "
         "get a published one with `fetch`, or name one with val_id_path"

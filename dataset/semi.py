@@ -162,7 +162,7 @@ def open_mask(spec: DatasetSpec, root: str, path: str, size: tuple[int, int], im
 
 
 def _illegal_label(spec: DatasetSpec, path: str, found: list[int]) -> UserError:
-    """The mistake of a mask that holds the values `found`, ascending."""
+    """The error for a mask that holds the values `found`, ascending."""
     advice = two_values(found, spec) or "correct the mask, or use label_map"
     if spec.task == "change":
         # the reference would read a mask of 0 and 1 as all unchanged
@@ -185,9 +185,9 @@ TRIES = 10  # files that `skip_bad` looks at for one sample
 
 
 class TrainSet(Dataset):
-    """Labelled and unlabelled samples by key (see ShardSampler). A user's mistake comes back as the UserError itself.
+    """Labelled and unlabelled samples by key (see ShardSampler). A user's error comes back as the UserError itself.
 
-    skip_bad: a file that cannot be read is replaced by the next one of its list, and told in the sample's `bad`.
+    skip_bad: a file that cannot be read is replaced by the next one of its list, and named in the sample's `bad`.
 
     A sample has the fields of a RawBatch by their names, for one image of each kind. on_device: its crops and strong views are left to the
     training device. What is drawn is the same, and so are the images.
@@ -265,7 +265,7 @@ class TrainSet(Dataset):
 
 
 class ValSet(Dataset):
-    """Validation samples in list order: uint8 img (C, H, W), mask (H, W) and name. A user's mistake comes back as the UserError itself."""
+    """Validation samples in list order: uint8 img (C, H, W), mask (H, W) and name. A user's error comes back as the UserError itself."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -284,7 +284,7 @@ class ValSet(Dataset):
 
 
 def collate(samples: list[dict[str, Any] | UserError]) -> RawBatch | UserError:
-    """A mini-batch of TrainSet samples, parts and taps padded with 0 to the largest of them; the first mistake stands for all of it."""
+    """A mini-batch of TrainSet samples, parts and taps padded with 0 to the largest of them; the first error stands for all of it."""
     good: list[dict[str, Any]] = []
     for sample in samples:
         if isinstance(sample, UserError):
@@ -297,7 +297,7 @@ def collate(samples: list[dict[str, Any] | UserError]) -> RawBatch | UserError:
 
 
 def collate_whole(samples: list[dict[str, Any] | UserError]) -> dict[str, Any] | UserError:
-    """A mini-batch of ValSet samples of one size; the first mistake stands for all of it."""
+    """A mini-batch of ValSet samples of one size; the first error stands for all of it."""
     return next((sample for sample in samples if isinstance(sample, UserError)), None) or default_collate(samples)
 
 
@@ -309,7 +309,7 @@ def _stack(tensors: list[Tensor]) -> Tensor:
 
 
 def batches(loader: Iterable[Any]) -> Iterator[Any]:
-    """The loader's mini-batches. A mistake met in a worker is raised here, in the process that can report it."""
+    """The loader's mini-batches. An error met in a worker is raised here, in the process that can report it."""
     for batch in loader:
         if isinstance(batch, UserError):
             raise batch

@@ -3,7 +3,7 @@
     python -m dataset.stage FOLDER --config ... --labeled-id-path ... [--unlabeled-id-path ...] --save-path ... [--set ...]
 
 takes a method's command line after the folder and prints the settings (data_root, data_root_u) under which that run finds the copy.
-scripts/train.sh does both where the environment has stage_data. A file that is there with the same size and time is left alone.
+scripts/train.sh does both where the environment has stage_data. A file that exists with the same size and time is left alone.
 """
 
 import json
@@ -25,7 +25,7 @@ THREADS = 16  # many files at a time: the time goes into waiting for a shared fi
 
 
 def copy(source: Path, target: Path) -> int:
-    """Copies a file with its time, whole or not at all, unless it is there. Returns the bytes copied. Raises UserError."""
+    """Copies a file with its time, whole or not at all, unless it exists. Returns the bytes copied. Raises UserError."""
     try:
         found = source.stat()
         if target.exists() and (target.stat().st_size, target.stat().st_mtime_ns) == (found.st_size, found.st_mtime_ns):

@@ -47,7 +47,7 @@ def confusion(pred: Tensor, mask: Tensor, nclass: int, ignore_index: int = 255) 
 def _count(ids: Tensor, counted: Tensor, cells: int) -> Tensor:
     """How often each of 0..cells - 1 occurs among the `ids` that are `counted`: int64 (cells,)."""
     index = torch.where(counted, ids, cells).flatten()  # the others get a cell of their own
-    # bincount, and taking only those that count, would wait for a GPU to tell their number
+    # bincount, and taking only those that count, would wait for a GPU to count them
     return torch.zeros(cells + 1, dtype=torch.int64, device=ids.device).scatter_add_(0, index, torch.ones_like(index))[:-1]
 
 

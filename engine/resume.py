@@ -21,7 +21,7 @@ except ImportError:  # Windows
 
 LATEST, PREVIOUS, BEST = "latest.pth", "previous.pth", "best.pth"
 LOG, METRICS = "train.log", "metrics.jsonl"
-EVENTS_SUFFIX = ".run"  # of the TensorBoard files, to tell them from files that came from elsewhere
+EVENTS_SUFFIX = ".run"  # of the TensorBoard files, which distinguishes them from files that came from elsewhere
 
 
 @contextmanager

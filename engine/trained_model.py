@@ -77,7 +77,7 @@ def load_trained(cfg: Config, path: str, which: str | None = None, device: torch
 
 
 def _check_origin(state: dict[str, Any], cfg: Config, spec: DatasetSpec, path: str) -> None:
-    """The two tasks have the same parameter names, so only the rest of the checkpoint tells them apart."""
+    """The two tasks have the same parameter names, so only the rest of the checkpoint distinguishes them."""
     made = state.get("config")
     if isinstance(made, dict) and made.get("dataset", cfg.dataset) != cfg.dataset:
         raise UserError(f"{path}: was trained on {made['dataset']}, but {cfg.config} is for {cfg.dataset}; give the config of its run")

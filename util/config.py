@@ -99,7 +99,7 @@ class Config:
     views: str = key("auto", choices=("auto", "worker", "device"), may_change=True)
     # minutes between saves inside an epoch; null is the larger of 5 and 100 times a save's duration
     save_every: float | None = key(None, may_change=True)
-    # auto: refuses a checkpoint of other settings, lists or encoder | force: goes on from it all the same
+    # auto: refuses a checkpoint of other settings, lists or encoder | force: resumes from it all the same
     resume: str = key("auto", choices=("auto", "force"), may_change=True)
     # a file that cannot be read while training: stop | skip: the next one of the list takes its place
     bad_images: str = key("stop", choices=("stop", "skip"), may_change=True)
@@ -282,7 +282,7 @@ def parse_command(argv: list[str], description: str | None, unlabeled: bool, kin
     parser.add_argument("--config", required=True)
     parser.add_argument("--labeled-id-path", help="list of `image mask` lines")
     parser.add_argument("--unlabeled-id-path", nargs="+", metavar="LIST", help="list of images without labels, or several")
-    parser.add_argument("--save-path", required=True, help="folder of checkpoints and logs; an unfinished run in it goes on")
+    parser.add_argument("--save-path", required=True, help="folder of checkpoints and logs; an unfinished run in it is resumed")
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="change a config key; may be repeated")
     parser.add_argument("--pretrained-path", help="encoder weights, same as --set pretrained=PATH")
     parser.add_argument("--port", help="accepted for old command lines; the launcher knows the port")

@@ -107,12 +107,12 @@ def _check_gpus(found: int, wanted: int) -> None:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device. The host goes on while an NVIDIA GPU copies; others may copy memory that is in other use by then."""
+    """The tensor on the device. The host continues while an NVIDIA GPU copies; others may copy memory that is in other use by then."""
     return tensor.to(device, non_blocking=device.type == "cuda")
 
 
 def average_gradients(model: nn.Module, world: World, compression: str = "none") -> nn.Module:
-    """The model so that a backward pass averages its gradients over the processes, in buckets, while it goes on; itself for one process.
+    """The model so that a backward pass averages its gradients over the processes, in buckets, while it runs; itself for one process.
 
     compression: none | bf16, what the gradients are rounded to on their way (half the bytes).
     """
@@ -192,7 +192,7 @@ def processes(device: str = "auto") -> Iterator[World]:
     try:
         yield world
     except (StoppedError, UserError) as error:
-        # a mistake may be this process's own: NCCL would wait for the others, and they for it
+        # an error may be this process's own: NCCL would wait for the others, and they for it
         if isinstance(error, StoppedError) or world.device.type != "cuda":
             traceback.clear_frames(error.__traceback__)  # the model that they hold keeps the group alive
             _part()

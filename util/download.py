@@ -20,7 +20,7 @@ _BUSY = {408, 429, 500, 502, 503, 504}  # the server may answer when asked again
 
 
 class _InterruptedError(Exception):
-    """The transfer stopped early and may go on. `pause`: seconds for which the server asked to be left alone."""
+    """The transfer stopped early and may be continued. `pause`: seconds for which the server asked to be left alone."""
 
     def __init__(self, message: str, pause: float = 0.0) -> None:
         super().__init__(message)
@@ -28,7 +28,7 @@ class _InterruptedError(Exception):
 
 
 def download(url: str, path: Path, check: Callable[[Path], Any], advice: str) -> None:
-    """Downloads `url` to `path`. The bytes so far lie in `<path>.part`, from where a later call goes on if the server can.
+    """Downloads `url` to `path`. The bytes so far lie in `<path>.part`, from where a later call continues if the server can.
 
     check: reads the complete temporary file and raises UserError when it is not the one that is wanted; it is then deleted.
     advice: what the user can do where the server has not got the file or cannot be reached.
@@ -145,7 +145,7 @@ def _read(response: Any) -> bytes:
 
 def _answer(error: urllib.error.HTTPError, url: str, part: Path, advice: str) -> None:
     """What an HTTP status other than success means: nothing to do (complete), ask again, or give up."""
-    if error.code == 416:  # asked to go on behind the end of the file
+    if error.code == 416:  # asked to continue behind the end of the file
         total = error.headers.get("Content-Range", "").rpartition("/")[2]
         if total == str(_size(part)):
             return

@@ -1,4 +1,4 @@
-"""The one error type for a user's mistake, and the one place where it is printed."""
+"""The one type for errors that a user can correct, and the one function that prints them."""
 
 import hashlib
 import io
@@ -19,14 +19,14 @@ TRAIN_WITH_LESS = (
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: config, path, list, label, checkpoint, device.
+    """Something is wrong in what the user gave: config, path, list, label, checkpoint, device.
 
     The message is one line that names the file or key, what was found, what was expected and what to do.
     """
 
 
 class StoppedError(Exception):
-    """A command that was asked to stop ends with `code`; the message says what is saved and how to go on."""
+    """A command that was asked to stop ends with `code`; the message says what is saved and how to continue."""
 
     def __init__(self, message: str, code: int) -> None:
         super().__init__(message)
@@ -52,7 +52,7 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None, save_m
     """Runs a command and exits: 0 when `main` returns, 2 with one line on stderr for a UserError, 130 after Ctrl-C; a bug keeps its
     traceback. save_memory: what to do where the device has too little memory; that too is one line and 2.
 
-    All ranks of a job usually meet the same mistake: it is told once. When a rank leaves, the others are surprised: they wait, and
+    All ranks of a job usually meet the same error: it is printed once. When a rank leaves, the others are surprised: they wait, and
     the launcher ends them before their traceback hides the cause. So does a bug that all of them meet, and rank 0 prints it.
     """
     first = os.environ.get("RANK", "0") == "0"

@@ -60,7 +60,7 @@ def _link(source: Path, path: Path) -> None:
 
 @contextmanager
 def output(option: str, path: Path) -> Iterator[None]:
-    """Inside, what cannot be written is told as a UserError that names `path` and the option of the command line that gave it."""
+    """Inside, what cannot be written is a UserError that names `path` and the option of the command line that gave it."""
     try:
         yield
     except OSError as error:

@@ -18,7 +18,7 @@ class _Screen(logging.StreamHandler):
 
 
 class _File(logging.FileHandler):
-    """A line that cannot be written is told on the screen and lost; the run goes on."""
+    """A line that cannot be written is printed on the screen instead; the run continues."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the standard library's name
         error = sys.exc_info()[1]

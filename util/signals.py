@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
-REQUEUE = 75  # exit code of a run that was told to go, has saved, and wants to be started again (EX_TEMPFAIL of sysexits.h)
+REQUEUE = 75  # exit code of a run that was asked to stop, has saved, and wants to be started again (EX_TEMPFAIL of sysexits.h)
 INTERRUPTED = 128 + signal.SIGINT  # exit code after Ctrl-C, as shells have it
 STOP_FILE = "UNIMATCH_STOP_FILE"  # environment: the file that the launcher writes
 _NUMBERS = [getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name)]

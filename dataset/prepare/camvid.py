@@ -48,7 +48,7 @@ GROUPS = {
 
 
 class Job(NamedTuple):
-    """A photograph and its label to convert. overwrite: also where the targets are there."""
+    """A photograph and its label to convert. overwrite: also where the targets exist."""
 
     image: Path
     label: Path

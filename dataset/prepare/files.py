@@ -27,7 +27,7 @@ _BROKEN = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, 
 
 
 class Job(NamedTuple):
-    """A label file to convert. overwrite: also where the target is there."""
+    """A label file to convert. overwrite: also where the target exists."""
 
     source: Path
     target: Path
@@ -51,7 +51,7 @@ def open_sources(sources: Sequence[str], dst: Path, wanted: Callable[[str], bool
 
 
 def _unpack(archive: Path, folder: Path, wanted: Callable[[str], bool]) -> Path:
-    """Unpacks the wanted files that are not there yet with their full size."""
+    """Unpacks the wanted files that do not exist yet with their full size."""
     try:
         if zipfile.is_zipfile(archive) or archive.suffix.lower() == ".zip":  # one that was cut off is no zip file any more
             with zipfile.ZipFile(archive) as file:
@@ -125,7 +125,7 @@ def place(source: Path, target: Path) -> bool:
 
 
 def place_all(files: dict[str, Path], folder: Path) -> int:
-    """Places files at their keys below a folder. Returns how many were not there yet."""
+    """Places files at their keys below a folder. Returns how many are new."""
     return sum([place(source, folder / key) for key, source in tqdm(files.items(), desc="images", unit="img", leave=False, disable=None)])
 
 
@@ -156,7 +156,7 @@ def read_ids(path: Path) -> np.ndarray:
 
 
 def compare(dataset: str, dst: Path) -> str:
-    """Says whether the files that the lists in splits/ name are there."""
+    """Says whether the files that the lists in splits/ name exist."""
     spec = get_spec(dataset)
     names: set[str] = set()
     for path in sorted(Path("splits", dataset).rglob("*.txt")):
@@ -167,10 +167,10 @@ def compare(dataset: str, dst: Path) -> str:
         return f"no lists in splits/{dataset} to compare with: `python -m dataset.splits fetch {dataset}`"
     missing = sorted(name for name in names if not (dst / name).is_file())
     if not missing:
-        return f"all {len(names)} files that the lists in splits/{dataset} name are there"
+        return f"all {len(names)} files that the lists in splits/{dataset} name exist"
     return f"{len(missing)} of the {len(names)} files that the lists in splits/{dataset} name are missing, for example {missing[0]}"
 
 
 def nothing(what: str, sources: Sequence[str], get: str) -> UserError:
-    """The mistake of a source in which nothing was found."""
+    """The error for a source in which nothing was found."""
     return UserError(f"--src: found no {what} in {', '.join(map(str, sources))}; expected {get}, as archives or unpacked")

@@ -33,7 +33,7 @@ class Made(NamedTuple):
     notes: list[str]
 
     def write(self) -> None:
-        """Raises UserError, with nothing written, where a list is there with other content."""
+        """Raises UserError, with nothing written, where a list exists with other content."""
         for path, lines in self.lists.items():
             for folder in path.parents:
                 if folder in self.lists or folder.is_file():
@@ -146,7 +146,7 @@ def _make_pair(args: argparse.Namespace, source: Path, made: Made) -> None:
 
 
 def _able(args: argparse.Namespace, entries: list[Entry]) -> list[int]:
-    """Which entries can be labelled: images with a mask, pairs whose label file is there (all pairs where no label is on this machine)."""
+    """Which entries can be labelled: images with a mask, pairs whose label file exists (all pairs where no label is on this machine)."""
     if args.spec is None or args.spec.task != "change":
         return [i for i, entry in enumerate(entries) if entry.mask is not None]
     root = Path(args.data_root or f"data/{args.dataset}")
@@ -227,7 +227,7 @@ def _parser() -> Parser:
     sub.set_defaults(call=lambda args: fetch(args.dataset, args.url))
     sub = commands.add_parser("import", help="copy the published lists from a clone")
     sub.add_argument("folder", metavar="DIR")
-    sub.add_argument("dataset", nargs="*", help="default: all that are there")
+    sub.add_argument("dataset", nargs="*", help="default: all that exist")
     sub.set_defaults(call=lambda args: import_clone(Path(args.folder), args.dataset))
     sub = commands.add_parser("make", help="draw a labelled/unlabelled pair, or list the images of a folder")
     sub.add_argument("dataset", nargs="?", help="name of the folder below splits/")

@@ -37,7 +37,7 @@ def find_logs(paths: list[str]) -> list[Path]:
 
 
 def read_all(paths: list[str]) -> tuple[list[Run], list[Skipped]]:
-    """The runs of all logs under the paths. A file that is no log ends the command when it is itself a path, or all; else it is told of."""
+    """Runs of all logs under the paths. A file that is no log ends the command when it is itself a path, or all; else it is reported."""
     logs, named = find_logs(paths), {Path(name).resolve() for name in paths}
     runs: list[Run] = []
     skipped: list[Skipped] = []

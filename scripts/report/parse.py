@@ -34,7 +34,7 @@ _NOT_SETTINGS = (may_change() - {"init", "val_id_path"}) | {
 
 @dataclass
 class Run:
-    """One training run as its log tells it. Epochs count from 0, figures are percentages in two decimals; None: the log does not say.
+    """One training run as its log records it. Epochs count from 0, figures are percentages in two decimals; None: the log does not say.
 
     epochs: planned; epochs_done: distinct epochs whose figure is in the log (`eval_every` above 1: all up to the last figure);
     complete: the last planned epoch is among them.

@@ -131,7 +131,7 @@ def test_comparison_with_the_lists(capsys: pytest.CaptureFixture[str]) -> None:
     Path("splits/pascal/2").mkdir(parents=True)
     Path("splits/pascal/val.txt").write_text("JPEGImages/a.jpg SegmentationClass/a.png\n")
     main(["pascal", "--src", "voc", "--dst", "out"])
-    assert "all 2 files that the lists in splits/pascal name are there" in capsys.readouterr().out
+    assert "all 2 files that the lists in splits/pascal name exist" in capsys.readouterr().out
     Path("splits/pascal/2/unlabeled.txt").write_text("JPEGImages/c.jpg None\nJPEGImages/b.jpg None\n")
     main(["pascal", "--src", "voc", "--dst", "out"])
     assert "1 of the 4 files that the lists in splits/pascal name are missing, for example JPEGImages/c.jpg" in capsys.readouterr().out
