@@ -28,15 +28,14 @@ class Facts:
     """What a model turns out to be when it is tried without memory for its weights.
 
     options: of `timm.create_model`. taps: the blocks or stages whose maps are taken; norm: whether the last norm is applied to them.
-    pruned: names of the tensors of the whole model that are left out, for no map depends on them; unused: of the parameters that stay
-    all the same. parameters: how many it has. The rest is as in `Encoder`.
+    pruned: names of the tensors of the whole model that are left out, for no map depends on them. parameters: how many it has. The rest
+    is as in `Encoder`.
     """
 
     options: dict[str, Any]
     taps: tuple[int, ...]
     norm: bool
     pruned: tuple[str, ...]
-    unused: tuple[str, ...]
     parameters: int
     multiple: int
     fixed_size: bool
@@ -63,8 +62,6 @@ class TimmEncoder(Encoder):
         self.net = _create(name, facts.options)
         _prune_(self.net, facts.taps, facts.norm)
         self.mean, self.std = (tuple(self.net.pretrained_cfg[key]) for key in ("mean", "std"))
-        for parameter in facts.unused:  # frozen, so that DDP needs no search for them
-            self.net.get_parameter(parameter).requires_grad_(False)
         self.blocks: list[Any] = _find_blocks(self.net)  # type: ignore[assignment]
         for block in self.blocks:
             block.__class__ = _recomputable(type(block))  # type: ignore[arg-type]  # its tensors stay, only its call changes
@@ -123,7 +120,7 @@ def find_facts(name: str, options: tuple[tuple[str, Any], ...] = ()) -> Facts:
     """Tries a model on the meta device. Raises UserError for one that does not give four maps."""
     check_name(name)
     try:
-        with torch.device("meta"), torch.enable_grad():
+        with torch.device("meta"), torch.no_grad():
             return _try(name, dict(options))
     except UserError:
         raise
@@ -150,16 +147,14 @@ def _try(name: str, options: dict[str, Any]) -> Facts:
     kept = net.state_dict()
     pruned = tuple(key for key in _create(name, options, head=True).state_dict() if key not in kept)
     native = options.get("img_size") or net.pretrained_cfg["input_size"][-1]
-    maps = _maps(net.train(), torch.zeros(2, 3, native, native), taps, norm)
-    torch.stack([x.sum() for x in maps]).sum().backward()
-    unused = tuple(key for key, parameter in net.named_parameters() if parameter.requires_grad and parameter.grad is None)
+    maps = _maps(net.eval(), torch.zeros(1, 3, native, native), taps, norm)
     strides = tuple(round(native / x.shape[-1]) for x in maps)
     if not _covers(maps, (native, native), strides):
         raise UserError(f"backbone: timm/{name} leaves out the border of an image; choose another model")
     multiple = next((multiple for multiple in _MULTIPLES if _takes(net, native, multiple, taps, norm, strides)), None)
     parameters = sum(parameter.numel() for parameter in net.parameters())
     channels = tuple(x.shape[1] for x in maps)
-    return Facts(options, taps, norm, pruned, unused, parameters, multiple or native, multiple is None, channels, strides)
+    return Facts(options, taps, norm, pruned, parameters, multiple or native, multiple is None, channels, strides)
 
 
 def even_taps(depth: int) -> tuple[int, ...]:
@@ -172,8 +167,7 @@ def _takes(net: Any, native: int, multiple: int, taps: tuple[int, ...], norm: bo
     height = (native // multiple | 1) * multiple
     size = (height, height + 2 * multiple)
     try:
-        with torch.no_grad():
-            return _covers(_maps(net.eval(), torch.zeros(1, 3, *size), taps, norm), size, strides)
+        return _covers(_maps(net, torch.zeros(1, 3, *size), taps, norm), size, strides)
     except Exception:  # models refuse a size with errors of every kind
         return False
 

@@ -55,7 +55,8 @@ def test_facts(name: str) -> None:
     assert encoder.fixed_size == (encoder.multiple == 224)
     maps = encoder(torch.zeros(1, 3, 224, 224, device="meta"))
     assert [tuple(x.shape[1:]) for x in maps] == [(c, 224 // s, 224 // s) for c, s in zip(encoder.channels, encoder.strides, strict=True)]
-    assert all(parameter.requires_grad for parameter in encoder.parameters())
+    torch.stack([x.sum() for x in maps]).sum().backward()
+    assert all(parameter.grad is not None for parameter in encoder.parameters())  # DDP would wait for one without
 
 
 def test_the_maps_are_timms() -> None:
