@@ -8,13 +8,13 @@
 # weights; compiling needs Triton and a C compiler. Exit code 1 when a goal is missed or a figure could not be measured.
 #
 # Takes 7 to 9 minutes on an H100 with 16 cores. That is an estimate, nobody has measured it:
-#   step      fp32; bf16 with compile, of which compiling a minute; the parts of the step          1.5 to 2.5 minutes
+#   step      fp32; bf16 with compile, of which compiling a minute; then every other precision,
+#             and fp32 with compile, which compiles again                                           3 to 4 minutes
 #   memory    four peaks at crop 798, the cost of activation checkpointing                         1 minute
-#   loop      idle time, host reads, waits; compiled too, mostly from the cache                    1 to 1.5 minutes
 #   eval      64 images, two models, four rounds of three ways                                     half a minute
 #   data      one CPU core                                                                         1.5 minutes
-#   settings  bf16, tf32, fp16; fp32 with compile, which compiles again                            1.5 to 2 minutes
-# Where less time is given, `python -m scripts.benchmark step --device cuda --json FILE` measures one of them.
+#   loop      idle time, host reads; compiled too, mostly from the cache                           1 to 1.5 minutes
+# Where less time is given, `python -m scripts.benchmark step --only "bf16, compile" --device cuda` measures one of them.
 
 . "$(dirname -- "$0")/setup.sh"
 case ${1:-} in -*) fail "gpu_table.sh: found '$1', expected the name of a file before any option" ;; esac

@@ -71,7 +71,8 @@ def measure(args: argparse.Namespace) -> None:
         found: dict[str, Any] = {"machine": machine(device), "rows": []}
         if args.json:
             write_figures(args.json, found)  # finds a path that cannot be written before the work
-        print("; ".join(f"{name} {value}" for name, value in found["machine"].items()))
+        shown = found["machine"] | found["machine"]["versions"]
+        print("; ".join(f"{name} {value}" for name, value in shown.items() if name != "versions"))
         print("\n| figure | value | spread | goal | |\n|---|---|---|---|---|", flush=True)
         rows = []
         for kind, cfg in configs.items():
