@@ -33,7 +33,13 @@ def given_batch(inputs: ModuleType, method: str, it: int, width: int, per_level:
 
 
 def train(
-    inputs: ModuleType, method: str, steps: int, backbone: str = "dinov2_small", nclass: int = 5, **changes: Any
+    inputs: ModuleType,
+    method: str,
+    steps: int,
+    backbone: str = "dinov2_small",
+    nclass: int = 5,
+    dtype: torch.dtype = torch.float32,
+    **changes: Any,
 ) -> tuple[Learner, dict[str, Tensor], list[dict[str, Tensor]]]:
     """Runs `steps` updates. Returns the learner, the weights it started from and the stats of each step.
 
@@ -42,9 +48,16 @@ def train(
     model = build_model(backbone, nclass)
     initial = inputs.fill(model.state_dict())
     model.load_state_dict(initial)
+    model.to(dtype)
     keys: dict[str, Any] = {"crop_size": 70, "epochs": 1, "batch_size": 2, "lr": 5e-6, "lr_multi": 40.0, "conf_thresh": 0.5}
     cfg = METHODS[method].config(dataset="", data_root="", backbone=backbone, **(keys | changes))
     learner = Learner(cfg, model, METHODS[method], steps)
     per_level = changes.get("feature_dropout") == "per_level"
-    stats = [learner.update([given_batch(inputs, method, it, model.backbone.channels[0], per_level)]) for it in range(steps)]
-    return learner, initial, stats
+    batches = (given_batch(inputs, method, it, model.backbone.channels[0], per_level) for it in range(steps))
+    return learner, initial, [learner.update([as_dtype(batch, dtype)]) for batch in batches]
+
+
+def as_dtype(batch: Batch, dtype: torch.dtype) -> Batch:
+    """The mini-batch with its floating-point tensors in a type."""
+    fields: dict[str, Any] = {k: v.to(dtype) if isinstance(v, Tensor) and v.is_floating_point() else v for k, v in vars(batch).items()}
+    return Batch(**fields)
