@@ -21,7 +21,7 @@ from dataset.loader import label_pixels, open_data, shard_count, supervised, tes
 from dataset.preview import sheets
 from dataset.semi import batches
 from engine import resume
-from engine.evaluation import check_mode, evaluate, validation_loader
+from engine.evaluation import Prediction, evaluate, validation_loader
 from engine.final_test import final_test
 from engine.initial_model import start_model
 from engine.method import Method, shard_seed
@@ -54,10 +54,8 @@ class Run:
         self.cfg, self.method, self.world, self.signals = cfg, method, world, signals
         self.folder = Path(cfg.save_path)
         world.wait()  # the first process has claimed the folder
-        encoder = get_encoder(cfg.backbone).facts()
-        check_crop(cfg.crop_size, encoder)
+        check_crop(cfg.crop_size, get_encoder(cfg.backbone).facts())
         self.data = open_data(cfg, world, method.reads, open_log(None))
-        check_mode(encoder, self.data.eval_mode, cfg.crop_size)
         cfg = self.cfg = replace(method.settled(cfg, self.data.spec.task), criterion=self._criterion())
         self.steps = self.data.sampler.steps
         self.config = asdict(cfg) | {"shards": self.data.sampler.shards, "nclass": self.data.spec.nclass}  # as they are in effect
@@ -70,6 +68,7 @@ class Run:
         torch.manual_seed(cfg.seed)
         notes = self.data.shared_lists() + self.data.short_epoch()
         model = start_model(cfg, self.data, notes, resumed=found is not None)
+        self.prediction = Prediction.of(cfg, self.data.spec, model)
         self.trainer = Trainer(cfg, model, method, self.steps * cfg.epochs, world)
         self.averages = Averages(world)
         self.epoch, self.step = -1, 0
@@ -94,7 +93,7 @@ class Run:
         self.record = Record(self.log, self.folder if world.main else None, self.data.spec, method, cfg.teacher, self.trainer.it)
         shown = {"ngpus": world.size, "nclass": self.data.spec.nclass, "batch_size": self.data.sampler.batch}
         self.record.header(asdict(cfg) | shown, model)
-        self.watch = Watch(cfg, self.data, world, self.folder, self.record, self.epoch + 1)
+        self.watch = Watch(cfg, self.data, world, self.folder, self.record, self.prediction, self.epoch + 1)
         for note in notes:
             self.log.warning(note)
         self.last_save, self.save_seconds = time.monotonic(), 0.0
@@ -273,19 +272,18 @@ class Run:
         models = [model.eval() for model in self.trainer.models.values()]
         loader = validation_loader(self.data.validation, self.world, self.data.workers)
         until_asked = takewhile(lambda _: not self.signals.caught, loader)
-        mode, spec = self.data.eval_mode, self.data.spec
         with self.trainer.scoring():
-            self.matrices = evaluate(models, until_asked, mode, self.cfg.crop_size, spec.nclass, self.world)
+            self.matrices = evaluate(models, until_asked, self.prediction, self.data.spec.nclass, self.world)
         if self.world.any(self.signals.caught):
             self._stop()  # what is evaluated so far is dropped: the checkpoint says that the evaluation is to come
-        return self.record.evaluation(epoch, mode, self.matrices)
+        return self.record.evaluation(epoch, self.prediction.mode, self.matrices)
 
     def _test(self) -> None:
         """Scores best.pth on the test list where another list selected it. The models keep its weights: nothing comes after."""
         if self.test is None:
             return
         with self.trainer.scoring():
-            lines = final_test(self.cfg, self.data, self.test, self.trainer.models, self.world)
+            lines = final_test(self.cfg, self.data, self.test, self.trainer.models, self.prediction, self.world)
         for line in lines:
             self.log.info(line)
 
