@@ -29,7 +29,7 @@ from dataset.loader import loader_workers, validation_source
 from dataset.semi import Source, image_tensor
 from dataset.spec import IGNORE, DatasetSpec
 from engine import metric
-from engine.evaluation import LARGE, check_window, on_device, predict, validation_loader
+from engine.evaluation import LARGE, Prediction, check_window, on_device, validation_loader
 from engine.trained_model import Trained, load_trained
 from engine.zero import labeled_classes, reasons
 from model.segmenter import Segmenter
@@ -43,30 +43,6 @@ from util.progress import Progress
 from util.signals import StopSignals
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """How an image is predicted (see util.evaluation.predict), and the width of the band of the boundary IoU in pixels."""
-
-    mode: str
-    window: int
-    scales: tuple[float, ...] = (1.0,)
-    flip: bool = False
-    distance: int = 5
-    whole: float = math.inf  # images with a longer side, in pixels, are seen in windows whatever the mode
-
-    def predict(self, model: Segmenter, img: Tensor) -> Tensor:
-        """Class ids (B, H, W) of normalised images (B, C, H, W)."""
-        mode = "sliding_window" if max(img.shape[-2:]) > self.whole else self.mode
-        return predict(model, img, mode, self.window, self.scales, self.flip).argmax(dim=1)
-
-    def __str__(self) -> str:
-        text = f"sliding windows of {self.window} px" if self.mode == "sliding_window" else "whole images"
-        scales = " ".join(f"{scale:g}" for scale in self.scales)
-        if self.mode == "original" and self.whole < math.inf:
-            text += f", in windows of {self.window} px where a side is longer than {self.whole:g} px"
-        return text + (f", scales {scales}" if self.scales != (1.0,) else "") + (", mirrored too" if self.flip else "")
-
-
 @dataclass
 class Scores:
     """What a list adds up to. matrix: (K, K) confusion counts; bands: (3, K) boundary counts; images: (score, index, name) of each."""
@@ -77,8 +53,13 @@ class Scores:
 
 
 @torch.no_grad()
-def score(model: Segmenter, source: Source, recipe: Recipe, workers: int, world: World, signals: StopSignals) -> Scores:
-    """Scores over all processes, exact on any number of them; every image counts once. Raises StoppedError when asked to stop."""
+def score(
+    model: Segmenter, source: Source, prediction: Prediction, distance: int, workers: int, world: World, signals: StopSignals
+) -> Scores:
+    """Scores over all processes, exact on any number of them; every image counts once. Raises StoppedError when asked to stop.
+
+    distance: width of the band of the boundary IoU in pixels.
+    """
     nclass = source.spec.nclass
     first = 1 if source.spec.task == "change" else 0  # an image's score: change detection looks at the changed class alone
     loader = validation_loader(source, world, workers)
@@ -89,10 +70,10 @@ def score(model: Segmenter, source: Source, recipe: Recipe, workers: int, world:
         for batch in on_device(loader, world.device, model.backbone):
             if signals.caught:
                 raise StoppedError("not all images are scored, so nothing is written; the same command begins again", signals.code)
-            pred = recipe.predict(model, batch["img"])
+            pred = prediction.scores(model, batch["img"]).argmax(dim=1)
             own = metric.confusion(pred, batch["mask"], nclass)
             scores.matrix += own
-            scores.bands += metric.boundary_counts(pred, batch["mask"], nclass, recipe.distance)
+            scores.bands += metric.boundary_counts(pred, batch["mask"], nclass, distance)
             overlaps.append(metric.overlap(own))
             progress.update(1)
     values = metric.present_iou(torch.stack(overlaps).cpu(), first).tolist() if overlaps else []
@@ -125,12 +106,12 @@ def figures(scores: Scores, spec: DatasetSpec, labeled: Mapping[int, int] | None
     }
 
 
-def _table(result: dict[str, Any], spec: DatasetSpec, recipe: Recipe) -> str:
+def _table(result: dict[str, Any], spec: DatasetSpec, distance: int) -> str:
     """The figures for a terminal."""
     names = {key: figure.label for key, figure in metric.FIGURES[spec.task].items()}
     if spec.task != "change":
         names |= {"mean_accuracy": "mean accuracy", "frequency_weighted_iou": "frequency-weighted IoU"}
-    names["boundary_miou"] = f"boundary IoU ({recipe.distance} px)"
+    names["boundary_miou"] = f"boundary IoU ({distance} px)"
     lines = [f"{name:<24} {result[key]:6.2f}" for key, name in names.items()]
     width = max(len("class"), *(len(name) for name in spec.classes))
     total = max(1, sum(map(sum, result["confusion"])))
@@ -145,14 +126,16 @@ def _table(result: dict[str, Any], spec: DatasetSpec, recipe: Recipe) -> str:
 
 
 @torch.no_grad()
-def draw_worst(model: Segmenter, source: Source, recipe: Recipe, worst: list[tuple[float, int, str]], folder: Path, world: World) -> None:
+def draw_worst(
+    model: Segmenter, source: Source, prediction: Prediction, worst: list[tuple[float, int, str]], folder: Path, world: World
+) -> None:
     """Writes image, truth and prediction of each of the `worst` images below `folder`, numbered from the worst on."""
     for rank, (value, index, name) in enumerate(worst, 1):
         entry = source.ids[index]
         images = source.images(entry)
         truth = source.mask(entry, images[0].size)
         img = normalize(image_tensor(images)[None].to(world.device), model.backbone)
-        pred = recipe.predict(model, img)[0].cpu().numpy().astype(np.uint8)
+        pred = prediction.scores(model, img).argmax(dim=1)[0].cpu().numpy().astype(np.uint8)
         pred[truth == IGNORE] = IGNORE
         titles = (["A", "B"] if len(images) > 1 else ["image"]) + ["truth", f"prediction, IoU {value:.1f}"]
         panels = [*images, *(picture.tint(images[-1], ids, source.spec) for ids in (truth, pred))]
@@ -232,14 +215,15 @@ def _labeled(trained: Trained) -> Mapping[int, int] | None:
         return None
 
 
-def _report(args: argparse.Namespace, trained: Trained, scores: Scores, recipe: Recipe, listed: str) -> None:
+def _report(args: argparse.Namespace, trained: Trained, scores: Scores, prediction: Prediction, listed: str) -> None:
     """Writes what was asked for, then prints the figures."""
     spec = trained.spec
     result = figures(scores, spec, _labeled(trained))
     if args.json:
-        facts = {"checkpoint": args.checkpoint, "which": trained.which, "epoch": trained.epoch, "list": listed, "mode": recipe.mode}
-        facts |= {"window": recipe.window if recipe.mode == "sliding_window" else None, "scales": list(recipe.scales), "flip": recipe.flip}
-        facts |= {"boundary_distance": recipe.distance, "bf16": args.bf16}
+        facts = {"checkpoint": args.checkpoint, "which": trained.which, "epoch": trained.epoch, "list": listed, "mode": prediction.mode}
+        facts |= {"window": prediction.window if prediction.mode == "sliding_window" else None}
+        facts |= {"scales": list(prediction.scales), "flip": prediction.flip}
+        facts |= {"boundary_distance": args.boundary_distance, "bf16": args.bf16}
         figure = metric.chosen_by(spec.task)
         worst = [{"image": name, figure: value} for value, _, name in scores.images[: args.worst]]
         text = json.dumps(result | facts | {"worst": worst}, indent=1)
@@ -249,7 +233,8 @@ def _report(args: argparse.Namespace, trained: Trained, scores: Scores, recipe: 
         image = picture.confusion_picture(np.array(result["confusion"]), spec.classes)
         with output("--confusion", Path(args.confusion)):
             picture.save(image, Path(args.confusion))
-    print(f"{args.checkpoint}: {trained}, {result['images']} images of {listed}, {recipe}\n\n{_table(result, spec, recipe)}", flush=True)
+    print(f"{args.checkpoint}: {trained}, {result['images']} images of {listed}, {prediction}\n")
+    print(_table(result, spec, args.boundary_distance), flush=True)
     for value, _, name in scores.images[: args.worst]:
         print(f"worst: {value:6.2f}  {name}")
 
@@ -260,21 +245,20 @@ def main(argv: list[str]) -> None:
     precision = "bf16" if args.bf16 else "fp32"
     with processes(cfg.device) as world, autocast(precision, world.device), StopSignals() as signals:
         trained = load_trained(cfg, args.checkpoint, args.which, world.device)
-        spec = trained.spec
         check_window(args.tile, trained.model)
-        source, listed = _source(args, cfg, spec)
-        mode = "sliding_window" if args.tile else args.mode or cfg.eval_mode or spec.eval_mode
+        source, listed = _source(args, cfg, trained.spec)
         whole = LARGE * cfg.crop_size if args.pair and not args.mode else math.inf  # as predict.py does
-        recipe = Recipe(mode, args.tile or cfg.crop_size, tuple(args.scales), args.flip, args.boundary_distance, whole)
+        augmented = {"scales": tuple(args.scales), "flip": args.flip}
+        prediction = Prediction.of(cfg, trained.spec, trained.model, args.mode, args.tile, whole=whole, **augmented)
         folder = Path(args.out) if args.out else Path(args.checkpoint).parent / "worst"
         if world.main:
             _check_outputs(args, folder)
-        scores = score(trained.model, source, recipe, loader_workers(cfg, world), world, signals)
+        scores = score(trained.model, source, prediction, args.boundary_distance, loader_workers(cfg, world), world, signals)
         if world.main:
-            _report(args, trained, scores, recipe, listed)
+            _report(args, trained, scores, prediction, listed)
             if args.worst:
                 with output("--out", folder):
-                    draw_worst(trained.model, source, recipe, scores.images[: args.worst], folder, world)
+                    draw_worst(trained.model, source, prediction, scores.images[: args.worst], folder, world)
                 print(f"their pictures: {folder}")
         world.wait()
 

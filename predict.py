@@ -16,6 +16,7 @@ What is left out of it is counted. Files that cannot be read are told at the end
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +33,7 @@ from dataset.batch import normalize
 from dataset.find import Scene, batches_by_size, find_scenes, output_names, read_image, read_scene
 from dataset.loader import WHOLE, with_room
 from dataset.semi import image_tensor, tensor_images
-from engine.evaluation import LARGE, check_window, predict, probabilities
+from engine.evaluation import LARGE, Prediction, check_window
 from engine.trained_model import Trained, load_trained
 from util.cli import Parser
 from util.config import DEVICES, load_config, parse_arguments
@@ -48,32 +49,20 @@ Picture = str | Path | Image.Image | np.ndarray
 
 @dataclass(frozen=True)
 class Predictor:
-    """A trained model that predicts images of any size.
-
-    tile: side of sliding windows in pixels, 0 for whole images, None: as fits. precision: see util/precision.py.
-    """
+    """A trained model that predicts images of any size. precision: see util/precision.py."""
 
     trained: Trained
     device: torch.device
-    mode: str
-    crop: int
-    tile: int | None = None
+    prediction: Prediction
     precision: str = "fp32"
-
-    def _windows(self, height: int, width: int) -> tuple[str, int]:
-        """Mode and window for an image of this size."""
-        if self.tile is not None:
-            return ("sliding_window", self.tile) if self.tile else ("original", self.crop)
-        large = self.trained.spec.task == "change" and max(height, width) > LARGE * self.crop
-        return "sliding_window" if large else self.mode, self.crop
 
     @torch.inference_mode()
     def scores(self, img: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (B, C, H, W) -> class ids (B, H, W) and probabilities (B, K, H, W) float32, on the device."""
-        mode, window = self._windows(*img.shape[-2:])
+        model = self.trained.model
         with autocast(self.precision, self.device):
-            scores = predict(self.trained.model, normalize(img.to(self.device), self.trained.model.backbone), mode, window)
-        return scores.argmax(dim=1), probabilities(scores, mode)
+            scores = self.prediction.scores(model, normalize(img.to(self.device), model.backbone))
+        return scores.argmax(dim=1), self.prediction.probabilities(scores)
 
     def predict(self, image: Picture | tuple[Picture, Picture]) -> tuple[np.ndarray, np.ndarray]:
         """Class ids (H, W) uint8 and their confidence (H, W) float32 of an image; change detection takes both dates as a tuple.
@@ -113,15 +102,18 @@ def load(
 ) -> Predictor:
     """A Predictor from the config of a run and its checkpoint, ours or the authors'.
 
-    which: "ema" or "student", None: the EMA where there is one, in change detection the student. settings: "key=value" over the
+    which: "ema" or "student", None: the EMA where there is one, in change detection the student. tile: side of sliding windows in pixels,
+    0 for whole images, None: as the run evaluates, and large scenes of change detection in windows. settings: "key=value" over the
     config. Raises UserError.
     """
     cfg = load_config(config, list(settings))
     with processes(device if device != "auto" else cfg.device) as world:
         trained = load_trained(cfg, checkpoint, which, world.device)
     check_window(tile or None, trained.model)
-    mode = cfg.eval_mode or trained.spec.eval_mode
-    return Predictor(trained, world.device, mode, cfg.crop_size, tile, "bf16" if bf16 else "fp32")
+    large = tile is None and trained.spec.task == "change"  # scenes may be too large for one pass
+    whole = LARGE * cfg.crop_size if large else math.inf
+    prediction = Prediction.of(cfg, trained.spec, trained.model, "original" if tile == 0 else None, tile, whole=whole)
+    return Predictor(trained, world.device, prediction, "bf16" if bf16 else "fp32")
 
 
 class Scenes(Dataset):

@@ -43,7 +43,6 @@ class Data:
     loader: DataLoader
     labeled: Source
     validation: Source
-    eval_mode: str
     workers: int
     lists: dict[str, str]
 
@@ -282,4 +281,4 @@ def open_data(cfg: Config, world: World, reads: Reads, log: logging.Logger) -> D
         if spec.name not in SPECS:
             check_labels(sources["x"].parts[0])
     lists = {name: source.sha256 for name, source in sources.items()} | {"val": validation.ids.sha256}
-    return Data(spec, sampler, loader, sources["x"].parts[0], validation, cfg.eval_mode or spec.eval_mode, loader.num_workers, lists)
+    return Data(spec, sampler, loader, sources["x"].parts[0], validation, loader.num_workers, lists)

@@ -1,6 +1,10 @@
 """Prediction and evaluation, shared by the training loop and the commands (METHOD.md 4)."""
 
+from __future__ import annotations
+
+import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,9 +15,11 @@ from torch.utils.data import DataLoader
 from dataset.batch import normalize
 from dataset.loader import WHOLE, with_room
 from dataset.semi import Source, ValSet, batches, collate_whole
+from dataset.spec import DatasetSpec
 from engine import metric
 from model.encoder import Encoder
 from model.segmenter import Segmenter
+from util.config import Config
 from util.dist import World, to_device
 from util.error import UserError
 from util.signals import start_worker
@@ -64,12 +70,15 @@ def window_starts(side: int, window: int, cut: bool = False) -> list[int]:
     return [*range(0, side, window * 2 // 3)] if cut else [*range(0, last, window * 2 // 3), last]
 
 
-def predict_sliding(model: Segmenter, img: Tensor, window: int) -> Tensor:
-    """Sum of the windows' softmax (B, K, H, W). A side shorter than the window is seen whole, resized as in `predict_whole`."""
+def predict_sliding(model: Segmenter, img: Tensor, window: int, border: str = "flush") -> Tensor:
+    """Sum of the windows' softmax (B, K, H, W). A side shorter than the window is seen whole, resized as in `predict_whole`.
+
+    border: see `Prediction`.
+    """
     batch, _, height, width = img.shape
-    rows, cols = (window_starts(side, window, model.cut_windows) for side in (height, width))
-    corners = [(y, x) for y in rows for x in cols]
-    group = 1 if model.cut_windows else max(1, WINDOWS // batch)  # windows of one size go through the model at once
+    cut = border == "cut"
+    corners = [(y, x) for y in window_starts(height, window, cut) for x in window_starts(width, window, cut)]
+    group = 1 if cut else max(1, WINDOWS // batch)  # windows of one size go through the model at once
     total: Tensor | None = None
     for first in range(0, len(corners), group):
         part = corners[first : first + group]
@@ -82,33 +91,74 @@ def predict_sliding(model: Segmenter, img: Tensor, window: int) -> Tensor:
     return total
 
 
-def predict(model: Segmenter, img: Tensor, mode: str, window: int, scales: Sequence[float] = (1.0,), flip: bool = False) -> Tensor:
-    """Scores (B, K, H, W) whose argmax is the prediction: logits, or sums of softmax over windows and augmented views.
+@dataclass(frozen=True)
+class Prediction:
+    """How images are predicted, which the loop, evaluate.py and predict.py share (METHOD.md 4).
 
-    mode: "original" or "sliding_window" with windows of `window` pixels. scales, flip: test-time augmentation; every scale of the
-    image is predicted, with flip its mirror image too, and their probabilities are added at the original size.
-    Raises UserError where the model cannot see images so.
+    mode: "original" sees images whole, "sliding_window" in windows of `window` pixels. border: windows that would reach out of the image
+    are moved back to its border ("flush") or cut off there ("cut"). scales, flip: test-time augmentation; every scale of the image is
+    predicted, with flip its mirror image too, and their probabilities are added at the original size. whole: images with a longer side,
+    in pixels, are seen in windows whatever the mode.
     """
-    check_mode(model.backbone, mode, window)
-    if tuple(scales) == (1.0,) and not flip:
-        return predict_sliding(model, img, window) if mode == "sliding_window" else predict_whole(model, img)
-    size = img.shape[-2:]
-    total: Tensor | None = None
-    for scale in scales:
-        view = img if scale == 1 else _resize(img, [max(1, int(side * scale + 0.5)) for side in size])
-        for mirror in (False, True) if flip else (False,):
-            prob = probabilities(predict(model, view.flip(-1) if mirror else view, mode, window), mode)
-            prob = _resize(prob.flip(-1) if mirror else prob, size)
-            total = prob if total is None else total + prob
-    assert total is not None
-    return total
 
+    mode: str
+    window: int
+    border: str = "flush"
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    whole: float = math.inf
 
-def probabilities(scores: Tensor, mode: str) -> Tensor:
-    """What `predict` returned without augmentation, as probabilities that sum to 1 over the classes."""
-    if mode == "original":
+    @classmethod
+    def of(
+        cls, cfg: Config, spec: DatasetSpec, model: Segmenter, mode: str | None = None, window: int | None = None, **more: Any
+    ) -> Prediction:
+        """As a run of this config evaluates, or with another mode, or in windows of `window` pixels. more: the other fields but `border`.
+
+        Raises UserError where the model cannot see images so.
+        """
+        mode = mode or ("sliding_window" if window else cfg.eval_mode or spec.eval_mode)
+        window = window or cfg.crop_size
+        check_mode(model.backbone, mode, window)
+        return cls(mode, window, "cut" if model.cut_windows else "flush", **more)
+
+    def _windows(self, size: Sequence[int]) -> bool:
+        return self.mode == "sliding_window" or max(size) > self.whole
+
+    @property
+    def _augmented(self) -> bool:
+        return self.scales != (1.0,) or self.flip
+
+    def scores(self, model: Segmenter, img: Tensor) -> Tensor:
+        """Scores (B, K, H, W) whose argmax is the prediction, of normalised images (B, C, H, W): logits, or sums of softmax over windows
+        and augmented views.
+        """
+        size = img.shape[-2:]
+        windows = self._windows(size)
+        if not self._augmented:
+            return predict_sliding(model, img, self.window, self.border) if windows else predict_whole(model, img)
+        plain = Prediction("sliding_window" if windows else "original", self.window, self.border)
+        total: Tensor | None = None
+        for scale in self.scales:
+            view = img if scale == 1 else _resize(img, [max(1, int(side * scale + 0.5)) for side in size])
+            for mirror in (False, True) if self.flip else (False,):
+                prob = plain.probabilities(plain.scores(model, view.flip(-1) if mirror else view))
+                prob = _resize(prob.flip(-1) if mirror else prob, size)
+                total = prob if total is None else total + prob
+        assert total is not None
+        return total
+
+    def probabilities(self, scores: Tensor) -> Tensor:
+        """What `scores` returned, as probabilities that sum to 1 over the classes."""
+        if self._augmented or self._windows(scores.shape[-2:]):
+            return scores / scores.sum(dim=1, keepdim=True)
         return scores.softmax(dim=1)
-    return scores / scores.sum(dim=1, keepdim=True)
+
+    def __str__(self) -> str:
+        text = f"sliding windows of {self.window} px" if self.mode == "sliding_window" else "whole images"
+        scales = " ".join(f"{scale:g}" for scale in self.scales)
+        if self.mode == "original" and self.whole < math.inf:
+            text += f", in windows of {self.window} px where a side is longer than {self.whole:g} px"
+        return text + (f", scales {scales}" if self.scales != (1.0,) else "") + (", mirrored too" if self.flip else "")
 
 
 def validation_loader(source: Source, world: World, workers: int) -> DataLoader:
@@ -120,12 +170,12 @@ def validation_loader(source: Source, world: World, workers: int) -> DataLoader:
 
 
 @torch.no_grad()
-def evaluate(models: Sequence[Segmenter], loader: Iterable[Any], mode: str, window: int, nclass: int, world: World) -> list[Tensor]:
+def evaluate(models: Sequence[Segmenter], loader: Iterable[Any], prediction: Prediction, nclass: int, world: World) -> list[Tensor]:
     """Confusion matrix (K, K) int64, exact over all processes, of each model."""
     totals = torch.zeros(len(models), nclass, nclass, dtype=torch.int64, device=world.device)
     for batch in on_device(loader, world.device, models[0].backbone):
         for i, model in enumerate(models):
-            pred = predict(model, batch["img"], mode, window).argmax(dim=1)
+            pred = prediction.scores(model, batch["img"]).argmax(dim=1)
             totals[i] += metric.confusion(pred, batch["mask"], nclass)
     return list(world.sum_(totals).cpu())
 

@@ -9,7 +9,7 @@ from typing import Any
 from dataset.loader import Data
 from dataset.semi import Source
 from engine import metric
-from engine.evaluation import evaluate, validation_loader
+from engine.evaluation import Prediction, evaluate, validation_loader
 from engine.method import WEIGHTS
 from engine.resume import BEST
 from model.segmenter import Segmenter
@@ -21,7 +21,7 @@ from util.files import write_atomic
 FILE = "test.json"  # under the save path: the scores, by which a run that is started again does not test again
 
 
-def final_test(cfg: Config, data: Data, source: Source, models: dict[str, Segmenter], world: World) -> list[str]:
+def final_test(cfg: Config, data: Data, source: Source, models: dict[str, Segmenter], prediction: Prediction, world: World) -> list[str]:
     """Loads best.pth into the models and scores them on `source`, over all processes; writes test.json. Returns the lines for the log.
 
     Where test.json already has the scores of this best.pth on this list, they are taken from it.
@@ -37,7 +37,7 @@ def final_test(cfg: Config, data: Data, source: Source, models: dict[str, Segmen
             key = WEIGHTS[name]
             checkpoint.load_strictly(model, checkpoint.weights(best, key, path), path, "it is of another run")
         loader = validation_loader(source, world, data.workers)
-        matrices = evaluate([model.eval() for model in models.values()], loader, data.eval_mode, cfg.crop_size, spec.nclass, world)
+        matrices = evaluate([model.eval() for model in models.values()], loader, prediction, spec.nclass, world)
         scores = {name: metric.scores(matrix, spec) for name, matrix in zip(models, matrices, strict=True)}
         result = made_for | {"images": len(source.ids), "scores": scores}
         if world.main:

@@ -21,7 +21,7 @@ from dataset.loader import label_pixels, open_data, shard_count, supervised, tes
 from dataset.preview import sheets
 from dataset.semi import batches
 from engine import resume
-from engine.evaluation import check_mode, evaluate, validation_loader
+from engine.evaluation import Prediction, evaluate, validation_loader
 from engine.final_test import final_test
 from engine.initial_model import start_model
 from engine.method import Method, shard_seed
@@ -61,6 +61,7 @@ class Trainer:
         torch.manual_seed(cfg.seed)
         notes = self.data.shared_lists() + self.data.short_epoch()
         model = start_model(cfg, self.data, notes, resumed=found is not None)
+        self.prediction = Prediction.of(cfg, self.data.spec, model)
         self.learner = Learner(cfg, model, method, self.steps * cfg.epochs, world)
         self.averages = Averages(world)
         self.epoch, self.step = -1, 0
@@ -82,10 +83,8 @@ class Trainer:
 
     def _open_data(self, cfg: Config) -> Config:
         """Opens the lists. Returns the config with what it leaves to data set, method and encoder filled in. Raises UserError."""
-        encoder = get_encoder(cfg.backbone).facts()
-        check_crop(cfg.crop_size, encoder)
+        check_crop(cfg.crop_size, get_encoder(cfg.backbone).facts())
         self.data = open_data(cfg, self.world, self.method.reads, open_log(None))
-        check_mode(encoder, self.data.eval_mode, cfg.crop_size)
         return replace(self.method.settled(cfg, self.data.spec.task), criterion=self._criterion(cfg))
 
     def _effective(self) -> dict[str, Any]:
@@ -114,7 +113,7 @@ class Trainer:
         self.record = Record(self.log, self.folder if world.main else None, spec, self.method, cfg.teacher, self.learner.it)
         shown = {"ngpus": world.size, "nclass": spec.nclass, "batch_size": self.data.sampler.batch}
         self.record.header(asdict(cfg) | shown, self.learner.student)
-        self.watch = Watch(cfg, self.data, world, self.folder, self.record, self.epoch + 1)
+        self.watch = Watch(cfg, self.data, world, self.folder, self.record, self.prediction, self.epoch + 1)
         for note in notes:
             self.log.warning(note)
 
@@ -286,19 +285,18 @@ class Trainer:
         models = [model.eval() for model in self.learner.models.values()]
         loader = validation_loader(self.data.validation, self.world, self.data.workers)
         until_asked = takewhile(lambda _: not self.signals.caught, loader)
-        mode, spec = self.data.eval_mode, self.data.spec
         with self.learner.scoring():
-            self.matrices = evaluate(models, until_asked, mode, self.cfg.crop_size, spec.nclass, self.world)
+            self.matrices = evaluate(models, until_asked, self.prediction, self.data.spec.nclass, self.world)
         if self.world.any(self.signals.caught):
             self._stop()  # what is evaluated so far is dropped: the checkpoint says that the evaluation is to come
-        return self.record.evaluation(epoch, mode, self.matrices)
+        return self.record.evaluation(epoch, self.prediction.mode, self.matrices)
 
     def _test(self) -> None:
         """Scores best.pth on the test list where another list selected it. The models keep its weights: nothing comes after."""
         if self.test is None:
             return
         with self.learner.scoring():
-            lines = final_test(self.cfg, self.data, self.test, self.learner.models, self.world)
+            lines = final_test(self.cfg, self.data, self.test, self.learner.models, self.prediction, self.world)
         for line in lines:
             self.log.info(line)
 

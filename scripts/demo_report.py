@@ -17,7 +17,7 @@ from dataset.loader import validation_source
 from dataset.semi import ValSet, tensor_images
 from dataset.spec import DatasetSpec, get_spec
 from engine import metric
-from engine.evaluation import predict
+from engine.evaluation import Prediction
 from engine.trained_model import load_trained
 from model.segmenter import Segmenter
 from scripts.report.lines import read_lines
@@ -77,7 +77,7 @@ def picture_row(img: Tensor, mask: Tensor, models: dict[str, Segmenter], cfg: Co
     titles = ["image"] if len(dates) == 1 else ["date A", "date B"]
     labels = {"truth": mask}
     for name, model in models.items():
-        labels[name] = predict(model, normalize(img[None], model.backbone), cfg.eval_mode or spec.eval_mode, cfg.crop_size).argmax(1)[0]
+        labels[name] = Prediction.of(cfg, spec, model).scores(model, normalize(img[None], model.backbone)).argmax(1)[0]
     panels = [ImageOps.pad(date, CELL, Image.Resampling.BICUBIC, "white", (0, 0)) for date in dates]
     for ids in labels.values():
         panels.append(ImageOps.pad(picture.paint(ids.numpy(), spec), CELL, Image.Resampling.NEAREST, "white", (0, 0)))

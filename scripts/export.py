@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dataset.batch import normalize
-from engine.evaluation import predict_whole
+from engine.evaluation import Prediction, predict_whole
 from engine.trained_model import Trained, config_of, load_trained
 from model.segmenter import Segmenter
 from model.spec import get_encoder
@@ -41,7 +41,7 @@ OPSET = 17
 
 def meta(cfg: Config, trained: Trained) -> dict[str, Any]:
     """What somebody needs to use the weights without this repository."""
-    spec = trained.spec
+    spec, prediction = trained.spec, Prediction.of(cfg, trained.spec, trained.model)
     return {
         "task": spec.task,
         "dataset": spec.name,
@@ -54,8 +54,9 @@ def meta(cfg: Config, trained: Trained) -> dict[str, Any]:
         "model": cfg.model or get_encoder(cfg.backbone).model,
         "input": "RGB / 255, minus mean, divided by std; sides resized to the nearest multiple (bilinear, align_corners)",
         "multiple": trained.model.multiple,
-        "evaluation": cfg.eval_mode or spec.eval_mode,
-        "window": cfg.crop_size,
+        "evaluation": prediction.mode,
+        "window": prediction.window,
+        "border": prediction.border,
     }
 
 

@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from PIL import Image
 import evaluate
 import unimatch_v2
 from dataset.semi import image_tensor
-from engine.evaluation import predict
+from engine.evaluation import Prediction
 from engine.trained_model import load_trained
 from model.backbone import dinov2
 from tests.conftest import Tiny, command
@@ -98,7 +99,7 @@ def test_figures_agree_with_counting_pixels(tiny: Tiny, run: Path, tmp_path: Pat
             [0.229, 0.224, 0.225]
         )[:, None, None]
         with torch.no_grad():
-            pred = predict(model, img, "original", 28).argmax(1)[0].numpy()
+            pred = Prediction("original", 28).scores(model, img).argmax(1)[0].numpy()
         for p, t in zip(pred.ravel().tolist(), np.asarray(mask).ravel().tolist(), strict=True):
             if t != 255:
                 total, right = total + 1, right + (p == t)
@@ -131,20 +132,21 @@ def test_augmentation_and_windows_change_the_prediction_as_defined(tiny: Tiny, r
     model = load_trained(load_config(str(tiny.config)), str(run / "latest.pth"), "student").model
     img = torch.randn(1, 3, 43, 57, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        plain = predict(model, img, "original", 28).softmax(1)
-        mirrored = predict(model, img.flip(-1), "original", 28).softmax(1).flip(-1)
-        assert torch.allclose(predict(model, img, "original", 28, flip=True), plain + mirrored, atol=1e-5)
+        whole = Prediction("original", 28)
+        plain = whole.scores(model, img).softmax(1)
+        mirrored = whole.scores(model, img.flip(-1)).softmax(1).flip(-1)
+        assert torch.allclose(replace(whole, flip=True).scores(model, img), plain + mirrored, atol=1e-5)
         small = torch.nn.functional.interpolate(img, (22, 29), mode="bilinear", align_corners=True)
-        small = predict(model, small, "original", 28).softmax(1)
+        small = whole.scores(model, small).softmax(1)
         small = torch.nn.functional.interpolate(small, (43, 57), mode="bilinear", align_corners=True)
-        assert torch.allclose(predict(model, img, "original", 28, scales=(1, 0.5)), plain + small, atol=1e-5)
+        assert torch.allclose(replace(whole, scales=(1, 0.5)).scores(model, img), plain + small, atol=1e-5)
         # windows by hand: starts 0, 18 and the last flush with the border
         total = torch.zeros(1, 6, 43, 57)
         for y in (0, 15):
             for x in (0, 18, 29):
-                total[..., y : y + 28, x : x + 28] += predict(model, img[..., y : y + 28, x : x + 28], "original", 28).softmax(1)
-        assert torch.allclose(predict(model, img, "sliding_window", 28), total, atol=1e-5)
-        one = predict(model, img, "sliding_window", 57)
+                total[..., y : y + 28, x : x + 28] += whole.scores(model, img[..., y : y + 28, x : x + 28]).softmax(1)
+        assert torch.allclose(Prediction("sliding_window", 28).scores(model, img), total, atol=1e-5)
+        one = Prediction("sliding_window", 57).scores(model, img)
         assert torch.equal(one.argmax(1), plain.argmax(1))  # one tile alone is the direct prediction
 
 

@@ -11,7 +11,7 @@ from dataset import picture
 from dataset.batch import normalize
 from dataset.semi import Source, ValSet, tensor_images
 from dataset.spec import IGNORE, DatasetSpec
-from engine.evaluation import predict, probabilities
+from engine.evaluation import Prediction
 from model.segmenter import Segmenter
 from util.error import UserError
 
@@ -35,7 +35,7 @@ def _ids(scores: Tensor) -> np.ndarray:
 
 @torch.no_grad()
 def sample_panels(
-    source: Source, models: dict[str, Segmenter], labels_by: Segmenter | None, thresh: float, mode: str, window: int
+    source: Source, models: dict[str, Segmenter], labels_by: Segmenter | None, thresh: float, prediction: Prediction
 ) -> list[tuple[str, Panels]]:
     """(name, panels) of images spread over the list. models: those to show, by name; labels_by: the one that gives pseudo labels."""
     first = next(iter(models.values()))
@@ -50,15 +50,15 @@ def sample_panels(
         names = ["image"] if len(dates) == 1 else ["A", "B"]
         panels = [(name, _small(date, Image.Resampling.BOX)) for name, date in zip(names, dates, strict=True)]
         panels.append(("truth", _painted(sample["mask"].numpy(), source.spec)))
-        panels += [(name, _painted(_ids(predict(model, img, mode, window)), source.spec)) for name, model in models.items()]
+        panels += [(name, _painted(_ids(prediction.scores(model, img)), source.spec)) for name, model in models.items()]
         if labels_by is not None:
-            panels += _pseudo_label_panels(predict(labels_by, img, mode, window), source.spec, thresh, mode)
+            panels += _pseudo_label_panels(prediction.scores(labels_by, img), source.spec, thresh, prediction)
         rows.append((sample["name"], panels))
     return rows
 
 
-def _pseudo_label_panels(scores: Tensor, spec: DatasetSpec, thresh: float, mode: str) -> Panels:
-    conf = probabilities(scores, mode).amax(dim=1)[0].float().cpu().numpy()
+def _pseudo_label_panels(scores: Tensor, spec: DatasetSpec, thresh: float, prediction: Prediction) -> Panels:
+    conf = prediction.probabilities(scores).amax(dim=1)[0].float().cpu().numpy()
     kept = np.where(conf >= thresh, _ids(scores), IGNORE).astype(np.uint8)
     share = 100 * float((conf >= thresh).mean())
     height, width = conf.shape

@@ -17,6 +17,7 @@ from dataset import picture
 from dataset.batch import Batch
 from dataset.loader import Data
 from engine import metric
+from engine.evaluation import Prediction
 from engine.metrics_file import Epoch, finite, read_epochs
 from engine.page.render import PageData, data_uri, render
 from engine.page.samples import sample_panels
@@ -82,10 +83,10 @@ class Watch:
     A run that is resumed takes the curves before from metrics.jsonl and the warnings from the log. first: epoch it begins with.
     """
 
-    def __init__(self, cfg: Config, data: Data, world: World, folder: Path, record: Record, first: int) -> None:
+    def __init__(self, cfg: Config, data: Data, world: World, folder: Path, record: Record, prediction: Prediction, first: int) -> None:
         self.cfg, self.data, self.world, self.folder, self.record = cfg, data, world, folder, record
-        self.log = folder / LOG
-        settings = asdict(cfg) | {"processes": world.size, "shards": data.sampler.shards, "eval_mode": data.eval_mode}
+        self.log, self.prediction = folder / LOG, prediction
+        settings = asdict(cfg) | {"processes": world.size, "shards": data.sampler.shards, "eval_mode": prediction.mode}
         split = Path(cfg.labeled_id_path).parent.name
         self.labeled: Mapping[int, int] | None = None  # pixels of each class, counted when somebody asks
         self.page = PageData(
@@ -171,7 +172,7 @@ class Watch:
     def _draw_samples(self, epoch: int, models: dict[str, Segmenter], labels_by: Segmenter | None) -> None:
         cfg, page = self.cfg, self.page
         try:
-            rows = sample_panels(self.data.validation, models, labels_by, cfg.conf_thresh, self.data.eval_mode, cfg.crop_size)
+            rows = sample_panels(self.data.validation, models, labels_by, cfg.conf_thresh, self.prediction)
         except UserError as error:  # an image that was evaluated a moment ago: no reason to end a run
             self.record.log.warning(f"{error}; this epoch has no sample panels")
             return

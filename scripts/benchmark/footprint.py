@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from dataset.batch import Batch
 from dataset.custom import spec_of
-from engine.evaluation import predict
+from engine.evaluation import Prediction
 from engine.method import Method
 from model import configured_model
 from model.segmenter import Segmenter
@@ -172,5 +172,5 @@ def evaluation_work(cfg: Config, height: int, width: int) -> Work:
     spec, mode = spec_of(cfg), FakeTensorMode()
     model = hollow_model(cfg, mode).eval()
     with mode, torch.no_grad(), Meter() as meter:
-        predict(model, torch.empty(1, 3 * spec.dates, height, width), cfg.eval_mode or spec.eval_mode, cfg.crop_size)
+        Prediction.of(cfg, spec, model).scores(model, torch.empty(1, 3 * spec.dates, height, width))
     return meter.work

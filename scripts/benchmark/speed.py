@@ -22,7 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dataset.batch import Batch, make_batch, normalize
 from dataset.custom import spec_of
 from engine.ema import ema_decay, make_teacher
-from engine.evaluation import evaluate, predict, validation_loader
+from engine.evaluation import Prediction, evaluate, predict_whole, validation_loader
 from engine.schedule import poly
 from engine.update import Learner
 from model import configured_model
@@ -188,7 +188,7 @@ def literal_evaluation(models: Sequence[Segmenter], loader: Iterable[Any], nclas
         for batch in loader:
             img, true = normalize(batch["img"], model.backbone), batch["mask"][0].numpy()
             with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-                pred = predict(model, img.to(device), "original", 0).argmax(dim=1)[0].cpu().numpy()
+                pred = predict_whole(model, img.to(device)).argmax(dim=1)[0].cpu().numpy()
             pred[true == 255] = 255
             both, of_pred, of_true = (np.histogram(ids, nclass, (0, nclass))[0] for ids in (pred[pred == true], pred, true))
             intersection += both
@@ -211,7 +211,7 @@ def evaluation_rows(cfg: Config, device: torch.device, args: argparse.Namespace)
 
         def ours(precision: str) -> Any:
             with autocast(precision, device):
-                return evaluate(models, validation_loader(source, world, workers), "original", 0, spec.nclass, world)
+                return evaluate(models, validation_loader(source, world, workers), Prediction("original", 0), spec.nclass, world)
 
         ways = {precision: partial(ours, precision) for precision in ("fp32", "bf16")}
         literal = partial(literal_evaluation, models, validation_loader(source, world, workers), spec.nclass, device)

@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,12 @@ from torch import Tensor, nn
 from dataset.semi import ImageList, Source
 from dataset.spec import get_spec
 from engine import metric
-from engine.evaluation import evaluate, nearest_multiple, predict_sliding, predict_whole, validation_loader, window_starts
+from engine.evaluation import Prediction, evaluate, nearest_multiple, predict_sliding, predict_whole, validation_loader, window_starts
 from model.encoder import Encoder
 from model.segmenter import Segmenter
 from tests.conftest import ROOT, command
 from tests.model.oracle import resize
+from util.config import Config
 from util.dist import World, processes
 
 
@@ -103,8 +105,6 @@ def test_windows_that_are_cut_off_at_the_border(height: int, width: int) -> None
     """As UniMatch V1 evaluates: the start goes on by two thirds of a window while it lies inside the image."""
 
     class Cut(Patches):
-        cut_windows = True
-
         def forward(self, img: Tensor, *_: Any, **__: Any) -> Tensor:
             self.seen.append((img.shape[-2], img.shape[-1]))
             place = torch.linspace(0, 1, img.shape[-1], dtype=img.dtype)
@@ -121,7 +121,7 @@ def test_windows_that_are_cut_off_at_the_border(height: int, width: int) -> None
         y += 28
     sizes = model.seen.copy()
     model.seen.clear()
-    assert torch.allclose(predict_sliding(model, img, 42), expected, atol=1e-10)
+    assert torch.allclose(predict_sliding(model, img, 42, "cut"), expected, atol=1e-10)
     assert model.seen == sizes
 
 
@@ -129,6 +129,55 @@ def test_windows_of_cityscapes_as_unimatch_v1_has_them() -> None:
     assert window_starts(1024, 801, cut=True) == [0, 534]
     assert window_starts(2048, 801, cut=True) == [0, 534, 1068, 1602]
     assert window_starts(50, 65, cut=True) == [0, 43]
+
+
+WAYS = {
+    "whole": Prediction("original", 42),
+    "windows": Prediction("sliding_window", 42),
+    "cut windows": Prediction("sliding_window", 42, "cut"),
+    "large as windows": Prediction("original", 42, whole=89),
+    "large whole": Prediction("original", 42, whole=90),
+    "scales": Prediction("original", 42, scales=(0.75, 1.0)),
+    "mirrored windows": Prediction("sliding_window", 42, "cut", flip=True),
+}
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_one_prediction_gives_scores_and_probabilities(name: str) -> None:
+    way, img, model = WAYS[name], noise(60, 90), Patches(3)
+    scores = way.scores(model, img)
+    expected = {
+        "whole": lambda: predict_whole(model, img),
+        "large whole": lambda: predict_whole(model, img),
+        "windows": lambda: predict_sliding(model, img, 42),
+        "large as windows": lambda: predict_sliding(model, img, 42),
+        "cut windows": lambda: predict_sliding(model, img, 42, "cut"),
+    }.get(name)
+    assert expected is None or torch.equal(scores, expected())
+    probabilities = way.probabilities(scores)
+    assert torch.allclose(probabilities.sum(1), torch.ones(1, 60, 90, dtype=torch.float64))
+    assert torch.equal(probabilities.argmax(1), scores.argmax(1))
+    assert probabilities.min() > 0
+
+
+def test_probabilities_of_augmented_views_are_their_mean() -> None:
+    img, model = noise(60, 90), Patches(3)
+    for way in (WAYS["whole"], WAYS["cut windows"]):
+        plain, turned = way.probabilities(way.scores(model, img)), way.probabilities(way.scores(model, img.flip(-1))).flip(-1)
+        both = replace(way, flip=True)
+        assert torch.allclose(both.probabilities(both.scores(model, img)), (plain + turned) / 2, atol=1e-10)
+
+
+def test_a_runs_prediction_follows_its_config_data_set_and_model() -> None:
+    cfg, model = Config(dataset="", data_root="", backbone="dinov2_tiny", crop_size=42, epochs=1, batch_size=1, lr=1e-4), Patches(19)
+    city, camvid = get_spec("cityscapes"), get_spec("camvid")
+    assert Prediction.of(cfg, camvid, model) == Prediction("original", 42)
+    assert Prediction.of(cfg, city, model) == Prediction("sliding_window", 42)
+    assert Prediction.of(replace(cfg, eval_mode="original"), city, model) == Prediction("original", 42)
+    assert Prediction.of(cfg, city, model, mode="original", flip=True) == Prediction("original", 42, flip=True)
+    assert Prediction.of(cfg, camvid, model, window=28) == Prediction("sliding_window", 28)
+    model.cut_windows = True
+    assert Prediction.of(cfg, city, model) == Prediction("sliding_window", 42, "cut")
 
 
 def brute_counts(pred: np.ndarray, mask: np.ndarray, nclass: int) -> np.ndarray:
@@ -182,7 +231,7 @@ def count_here(root: Path) -> list[list[list[int]]]:
     with processes("cpu") as world:
         out = []
         for mode in ("original", "sliding_window"):
-            matrix, twice = evaluate([Patches(11), Patches(11)], validation_loader(source, world, 0), mode, 28, 11, world)
+            matrix, twice = evaluate([Patches(11), Patches(11)], validation_loader(source, world, 0), Prediction(mode, 28), 11, world)
             assert torch.equal(matrix, twice)
             out.append(matrix.tolist())
     return out
@@ -198,7 +247,8 @@ def test_any_number_of_processes_counts_every_image_once(tmp_path: Path, size: i
         img = (img - torch.tensor([0.485, 0.456, 0.406])[:, None, None]) / torch.tensor([0.229, 0.224, 0.225])[:, None, None]
         pred = literal_whole(Patches(11), img.double()).argmax(1)[0].numpy()
         expected += brute_counts(pred, np.asarray(Image.open(tmp_path / f"{i}_mask.png")), 11)
-    alone = [evaluate([Patches(11)], validation_loader(source, World(), 0), m, 28, 11, World())[0] for m in ("original", "sliding_window")]
+    ways = [Prediction(mode, 28) for mode in ("original", "sliding_window")]
+    alone = [evaluate([Patches(11)], validation_loader(source, World(), 0), way, 11, World())[0] for way in ways]
     assert np.abs(alone[0].numpy() - expected).sum() <= 4  # float32 against float64: a pixel with two equal classes may turn
     assert int(alone[0].sum()) == expected.sum()
     done = command("-m", "tests.engine.test_evaluation", tmp_path, processes=size, PYTHONPATH=str(ROOT))

@@ -20,7 +20,7 @@ import fixmatch
 import supervised
 import unimatch_v1
 from dataset.batch import Batch
-from engine.evaluation import predict
+from engine.evaluation import Prediction
 from engine.method import Method
 from engine.update import Learner
 from model import build_model
@@ -187,8 +187,8 @@ def middle(x: Tensor, size: int) -> Tensor:
 def predicted(model: Segmenter, img: Tensor, mode: str, window: int) -> Tensor:
     """Class ids (H, W)."""
     if mode == "center_crop":  # the program asks for it nowhere
-        return predict(model, middle(img, window), "original", window)[0].argmax(0)
-    return predict(model, img, mode, window)[0].argmax(0)
+        return Prediction("original", window).scores(model, middle(img, window))[0].argmax(0)
+    return Prediction(mode, window, "cut").scores(model, img)[0].argmax(0)
 
 
 def iou(found: Tensor, label: Tensor, nclass: int, mean: bool) -> np.ndarray:

@@ -16,8 +16,9 @@ import torch.nn.functional as functional
 from PIL import Image
 from torch import Tensor, nn
 
+from dataset.spec import get_spec
 from engine.batch_norm import batch_norms, prepare_batch_norm_
-from engine.evaluation import check_mode, predict
+from engine.evaluation import Prediction, check_mode
 from model import build_model, pretrained
 from model.backbone.timm_model import TimmEncoder, even_taps, load_timm
 from model.encoder import Encoder
@@ -25,6 +26,7 @@ from model.formats import OtherFormatError, recognise
 from model.spec import ENCODERS, check_crop, get_encoder
 from model.weights import load_encoder
 from tests.model.test_dinov3 import random_
+from util.config import Config
 from util.dist import World
 from util.error import UserError
 
@@ -124,10 +126,11 @@ def test_an_encoder_of_one_size_sees_windows_of_that_size(monkeypatch: pytest.Mo
     model = build_model("timm/test_vit", 2).eval()
     monkeypatch.setattr(model.backbone, "fixed_size", True)
     model.backbone.multiple = 32
+    cfg = Config(dataset="", data_root="", backbone="timm/test_vit", crop_size=32, epochs=1, batch_size=1, lr=1e-4)
     with pytest.raises(UserError, match="eval_mode"):
-        predict(model, torch.zeros(1, 3, 40, 64), "original", 32)
+        Prediction.of(cfg, get_spec("pascal"), model)
     with torch.no_grad():
-        assert predict(model, torch.zeros(1, 3, 20, 75), "sliding_window", 32).shape == (1, 2, 20, 75)
+        assert Prediction.of(cfg, get_spec("pascal"), model, window=32).scores(model, torch.zeros(1, 3, 20, 75)).shape == (1, 2, 20, 75)
 
 
 # --- weights ---

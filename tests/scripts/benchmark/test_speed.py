@@ -11,7 +11,7 @@ import torch
 
 from dataset.spec import get_spec
 from engine import metric
-from engine.evaluation import evaluate, validation_loader
+from engine.evaluation import Prediction, evaluate, validation_loader
 from model import build_model
 from scripts.benchmark import speed
 from scripts.benchmark.data import drawn_source
@@ -65,7 +65,7 @@ def test_evaluations_agree(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     models = [build_model("dinov2_tiny", spec.nclass, spec.task).eval() for _ in range(2)]
     loader = validation_loader(source, World(), 0)
-    ours = evaluate(models, loader, "original", 0, spec.nclass, World())
+    ours = evaluate(models, loader, Prediction("original", 0), spec.nclass, World())
     for found, expected in zip(ours, literal_evaluation(models, loader, spec.nclass, CPU), strict=True):
         np.testing.assert_allclose(metric.iou(found).numpy(), expected, atol=0.05)
         assert expected.max() > 0
