@@ -20,7 +20,7 @@ from dataset.spec import SPECS, DatasetSpec
 from dataset.splits.check import Checked, classes_in, find_lists, open_list, open_validation, report
 from dataset.splits.check import check as check_lists
 from dataset.splits.make import choose, pair_folders, rank
-from dataset.splits.published import PUBLISHED, fetch, import_clone, manifest
+from dataset.splits.published import fetch, import_clone, manifest
 from util.cli import Parser
 from util.config import Config, load_config
 from util.error import UserError, run
@@ -223,7 +223,7 @@ def _parser() -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="fetch|import|make|check")
     sub = commands.add_parser("fetch", help="download the published lists")
     sub.add_argument("dataset", nargs="+", help="pascal, cityscapes, ade20k, coco, levir, whu")
-    sub.add_argument("--url", default=PUBLISHED, metavar="BASE", help="address of the repository's raw files (default: %(default)s)")
+    sub.add_argument("--url", metavar="BASE", help="address of another copy of the raw files (default: the public repositories')")
     sub.set_defaults(call=lambda args: fetch(args.dataset, args.url))
     sub = commands.add_parser("import", help="copy the published lists from a clone")
     sub.add_argument("folder", metavar="DIR")

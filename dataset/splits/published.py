@@ -1,4 +1,4 @@
-"""The published lists of UniMatch V2: downloaded or copied, and verified against the sums in splits/manifest.tsv (METHOD.md 2.4)."""
+"""The published lists of UniMatch V2 and V1: downloaded or copied, and verified against the sums in splits/manifest.tsv (METHOD.md 2.4)."""
 
 import csv
 import hashlib
@@ -14,11 +14,16 @@ from util.error import UserError
 from util.files import write_atomic
 
 MANIFEST = Path(__file__).resolve().parents[2] / "splits" / "manifest.tsv"
-PUBLISHED = "https://raw.githubusercontent.com/LiheYoung/UniMatch-V2/f6afb4dfca2d9dcbcee2307e97717954ca75c0ba"
+# addresses of the raw files of the repositories that the manifest names; a list that has changed since does not fit its sum
+PUBLISHED = {
+    "UniMatch-V2": "https://raw.githubusercontent.com/LiheYoung/UniMatch-V2/f6afb4dfca2d9dcbcee2307e97717954ca75c0ba",
+    "UniMatch": "https://raw.githubusercontent.com/LiheYoung/UniMatch/main",  # V1: the lists that V2 does not have
+}
 
 
 class Published(NamedTuple):
-    """A published list: path in the public repository, path here, size in bytes, sums, number of lines ("" or 0 where unknown)."""
+    """A published list: path in the public repository, path here, size in bytes, sums, number of lines ("" or 0 where unknown), and the
+    repository (a key of PUBLISHED)."""
 
     path: str
     local: Path
@@ -26,6 +31,7 @@ class Published(NamedTuple):
     blob: str
     sha256: str
     lines: int = 0
+    repository: str = "UniMatch-V2"
 
     @property
     def sum(self) -> str:
@@ -56,7 +62,9 @@ def manifest() -> dict[str, list[Published]]:
         for row in csv.DictReader(file, delimiter="\t"):
             local = Path(row["path"].removeprefix("remote-sensing/"))
             sums = row["git_blob_sha1"], row["sha256"]
-            published = Published(row["path"], local, int(row["bytes"] or 0), *sums, int(row["lines"] or 0))
+            published = Published(
+                row["path"], local, int(row["bytes"] or 0), *sums, int(row["lines"] or 0), row.get("repository") or "UniMatch-V2"
+            )
             lists.setdefault(local.parts[1], []).append(published)
     return lists
 
@@ -69,13 +77,16 @@ def _wanted(names: list[str]) -> dict[str, list[Published]]:
     return {name: known[name] for name in names or known}
 
 
-def fetch(names: list[str], base: str) -> None:
-    """Downloads the lists that are not here yet. After a list with wrong content nothing that this run brought is kept."""
+def fetch(names: list[str], base: str | None) -> None:
+    """Downloads the lists that are not here yet, from `base` where it is given.
+
+    After a list with wrong content nothing that this run brought is kept.
+    """
     for name, lists in _wanted(names).items():
         missing = [one for one in lists if not (one.local.is_file() and one.matches(one.local.read_bytes()))]
         brought: list[Path] = []
         for one in tqdm(missing, desc=name, unit="list", leave=False, disable=None):
-            url = f"{base.rstrip('/')}/{quote(one.path)}"
+            url = f"{(base or PUBLISHED[one.repository]).rstrip('/')}/{quote(one.path)}"
             try:
                 download(url, one.local, partial(one.verify, origin=url), "correct --url, or use `import DIR` with a clone")
             except UserError:

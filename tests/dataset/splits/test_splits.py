@@ -117,6 +117,18 @@ def test_fetch_as_a_command(server: Server) -> None:
     assert not Path("splits").exists()
 
 
+def test_each_list_comes_from_its_own_repository(
+    server: Server, toy: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = (tmp_path / "manifest.tsv").read_text().splitlines()
+    (tmp_path / "manifest.tsv").write_text("\n".join([f"{rows[0]}\trepository", *rows[1:-1], f"{rows[-1]}\tUniMatch"]) + "\n")
+    monkeypatch.setattr(published, "PUBLISHED", {"UniMatch-V2": f"{server.url}/base", "UniMatch": f"{server.url}/older"})
+    serve_toy(server, toy)
+    server.pages["/older/splits/toy/val.txt"] = server.pages.pop("/base/splits/toy/val.txt")
+    main(["fetch", "toy"])
+    assert {path: local(path).read_bytes() for path in toy} == toy
+
+
 def test_manifest_is_whole() -> None:
     lists = manifest()
     assert {name: len(of) for name, of in lists.items()} == {
@@ -125,8 +137,9 @@ def test_manifest_is_whole() -> None:
         "ade20k": 14,
         "cityscapes": 13,
         "coco": 13,
-        "pascal": 12,
+        "pascal": 24,
     }
+    assert sum(one.repository == "UniMatch" for one in lists["pascal"]) == 12, "those that only V1 has"
     assert all(re.fullmatch("[0-9a-f]{40}", one.blob) and re.fullmatch("[0-9a-f]{64}|", one.sha256) for of in lists.values() for one in of)
 
 
