@@ -148,7 +148,7 @@ def _try(name: str, options: dict[str, Any]) -> Facts:
     pruned = tuple(key for key in _create(name, options, head=True).state_dict() if key not in kept)
     native = options.get("img_size") or net.pretrained_cfg["input_size"][-1]
     maps = _maps(net.eval(), torch.zeros(1, 3, native, native), taps, norm)
-    strides = tuple(round(native / x.shape[-1]) for x in maps)
+    strides = tuple(infos[tap]["reduction"] for tap in taps)
     if not _covers(maps, (native, native), strides):
         raise UserError(f"backbone: timm/{name} leaves out the border of an image; choose another model")
     multiple = next((multiple for multiple in _MULTIPLES if _takes(net, native, multiple, taps, norm, strides)), None)
