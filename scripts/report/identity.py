@@ -54,9 +54,11 @@ class Identity:
 @cache
 def own_method(name: str | None) -> Method | None:
     """The method of this program that has a name; None for methods of others."""
-    if name is None or not name.isidentifier() or not (ROOT / f"{name}.py").is_file():
+    path = ROOT / f"{name}.py"
+    # only a file that defines a method is imported: a log may name any
+    if name is None or not name.isidentifier() or not path.is_file() or "\nMETHOD = " not in path.read_text(encoding="utf-8"):
         return None
-    return getattr(importlib.import_module(name), "METHOD", None)
+    return importlib.import_module(name).METHOD
 
 
 def identify(header: dict[str, str], log: Path) -> Identity:

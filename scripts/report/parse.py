@@ -151,7 +151,7 @@ def _two_decimals(percentage: float) -> float:
 def _summarise(sessions: list[Session], path: Path, measured: dict[int, dict[str, float]]) -> Run:
     """The figures of a run from its sessions; the first header names the run, the last one says what it was asked to reach."""
     epochs, notes = _merge(sessions)
-    epochs |= {epoch: figures for epoch, figures in measured.items() if figures}
+    epochs |= {epoch: epochs.get(epoch, {}) | figures for epoch, figures in measured.items() if figures}
     headers = [session.header for session in sessions if session.header] or [{}]
     identity = identify(headers[0], path)
     if identity.method is None and any(session.perturbed for session in sessions):  # V1's own headers and paths do not name it

@@ -413,7 +413,7 @@ def test_slurm_gets_a_job_for_each_seed_split_and_method(repo: Path, tmp_path: P
     report = done.stdout.splitlines()[-1].removeprefix("their table: ")
     # split as a shell does it with what somebody pastes
     table = subprocess.run(shlex.split(report), cwd=repo, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=60)
-    assert table.stdout.count("± 1.4 (2)") == 2, table.stdout + table.stderr  # supervised and UniMatch V2, over both seeds
+    assert table.stdout.count("± 1.4 (2)") == 4, table.stdout + table.stderr  # two methods and two splits, each over both seeds
     shown = sh(slurm, "1", "29500", "gpu", "--dry-run", **lists)
     assert shown.stdout.count("#!/bin/sh\n") == len(runs)
     assert len(list(tmp_path.glob("job*"))) == len(runs)

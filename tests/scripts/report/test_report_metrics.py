@@ -22,7 +22,7 @@ FIGURES = re.compile(r"^.*\*\*\*\*\* Evaluation .*\n", re.MULTILINE)
 def resumed(module: Any, argv: list[str]) -> None:
     """A run that is killed at its second evaluation, and resumed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("engine.trainer.Run._evaluate", stop_after(1))
+        patch.setattr("engine.trainer.Trainer._evaluate", stop_after(1))
         with pytest.raises(KeyboardInterrupt):
             module.main(argv)
     module.main(argv)
