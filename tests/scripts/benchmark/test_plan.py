@@ -173,7 +173,7 @@ def test_plan_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixtu
     ("arguments", "words"),
     [
         ((*CAMVID, "--card", "h1000"), ["--card", "'h1000'", "a100-40", "rtx4090"]),
-        (PASCAL, ["--split", "found none", "1464, 183, 366, 732, 92", "--labeled N --unlabeled N"]),
+        (PASCAL, ["--split", "found none", "1464, 183, 1_16", "--labeled N --unlabeled N"]),
         ((*PASCAL, "--split", "93"), ["splits/pascal/93/labeled.txt", "--labeled"]),
         ((*PASCAL, "--split", "92", "--set", "batch_size=4000"), ["batch_size", "4000", "4 shard"]),
         ((*PASCAL, "--split", "92", "--labeled", "0"), ["--labeled", "found '0'", "above 0"]),
