@@ -76,7 +76,8 @@ def figures(log: Path, word: str) -> list[float]:
 
 
 @pytest.mark.parametrize("name", ["unimatch_v2", "fixmatch", "supervised", "change"])
-@pytest.mark.parametrize(("word", "tolerance"), [("Iters", 0.002), (">>>>", 0.3)])  # losses; IoUs in percent of a few thousand pixels
+# The device computes with the CPU's kernels: nothing but one pixel at a tie could turn, 0.3 % of a small class. Losses have three decimals.
+@pytest.mark.parametrize(("word", "tolerance"), [("Iters", 0.002), (">>>>", 0.3)])
 def test_a_run_has_the_figures_of_a_cpu(name: str, word: str, tolerance: float, ran: tuple) -> None:
     expected, found = (figures(folder / name / "train.log", word) for folder in ran[:2])
     assert len(expected) > 2 * EPOCHS

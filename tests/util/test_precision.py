@@ -28,7 +28,8 @@ from util.precision import PRECISIONS, matmul_precision, slow_precision
 
 STEPS = 4
 SIZE = 56
-BOUNDS = {"tf32": 1e-6, "bf16": 2e-2, "fp16": 2e-3}  # losses, relative to fp32; a CPU has no TF32
+# Losses relative to fp32: five roundings of bf16 (2^-8), four of fp16 (2^-11). These updates do not ask a CPU for TF32.
+BOUNDS = {"tf32": 1e-6, "bf16": 2e-2, "fp16": 2e-3}
 
 
 def batch(it: int, size: int = SIZE) -> Batch:
@@ -155,7 +156,7 @@ def test_compiled_updates_agree_and_names_stay(processes: int, wrapped: World, m
     monkeypatch.setattr("engine.update.check_compiler", lambda device: None)
     torch.compiler.reset()
     (compiled, losses), (eager, expected) = trained(1, wrapped if processes > 1 else None, compile=True), trained(1)
-    assert losses == pytest.approx(expected, rel=1e-6)
+    assert losses == pytest.approx(expected, rel=1e-6)  # one float32 pass, sums in another order; gradients cancel more
     assert float(compiled.grad_norm) == pytest.approx(float(eager.grad_norm), rel=1e-5)
     assert list(compiled.student.state_dict()) == list(eager.student.state_dict())
     # one whole graph for the teacher's pass and one for each of the student's two, for all blocks together and for the decoder
@@ -199,7 +200,7 @@ def test_fp16_skips_a_step_that_overflows_with_half_the_scale_next_time() -> Non
 
 
 def test_the_gradient_norm_does_not_depend_on_the_loss_scale(fp32: tuple[Learner, list[float]]) -> None:
-    assert float(trained(1, precision="fp16")[0].grad_norm) == pytest.approx(float(trained(1)[0].grad_norm), rel=2e-2)
+    assert float(trained(1, precision="fp16")[0].grad_norm) == pytest.approx(float(trained(1)[0].grad_norm), rel=BOUNDS["fp16"])
 
 
 def test_a_run_goes_on_in_another_precision_and_fp16_keeps_its_scale(tiny: Tiny, tmp_path: Path) -> None:
