@@ -23,6 +23,14 @@ from util.signals import REQUEUE, STOP_FILE, StopSignals
 QUICK = ("batch_size=1", "crop_size=14")
 
 
+@pytest.fixture(scope="module")
+def whole(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole")
+    unimatch_v2.main(tiny.args(folder, *QUICK))
+    return folder
+
+
 def signal_at(count: int, number: int, target: Any, name: str) -> pytest.MonkeyPatch:
     """The call number `count` of a function is interrupted by a signal to this process."""
     patch, original, calls = pytest.MonkeyPatch(), getattr(target, name), []
@@ -46,10 +54,9 @@ def signal_at(count: int, number: int, target: Any, name: str) -> pytest.MonkeyP
     ],
 )
 def test_a_signal_saves_and_the_same_command_goes_on(
-    number: int, code: int, place: tuple[int, Any, str], tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    number: int, code: int, place: tuple[int, Any, str], tiny: Tiny, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    unimatch_v2.main(tiny.args(whole, *QUICK))
+    stopped = tmp_path / "stopped"
     handler = signal.getsignal(number)
     patch = signal_at(place[0], number, *place[1:])
     with pytest.raises(SystemExit) as end:
