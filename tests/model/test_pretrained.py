@@ -27,9 +27,10 @@ TARGET = Path("pretrained/dinov2_small.pth")
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A folder of its own, and a dinov2_small that is small indeed."""
+    """A folder of its own, a dinov2_small that is small indeed, and few encoders that a wrong file is compared with."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(ENCODERS, "dinov2_small", SMALL)
+    monkeypatch.setattr("model.weights.ENCODERS", {name: ENCODERS[name] for name in ("dinov2_tiny", "dinov2_small")})
 
 
 @pytest.fixture
