@@ -4,6 +4,8 @@ Its step on today's networks: tests/engine/test_update.py. Golden numbers of bot
 """
 
 import re
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,6 +25,7 @@ from engine.method import Method
 from model.backbone.resnet import ResNet
 from model.segmenter import Segmenter
 from model.semseg.deeplabv3plus import DeepLabV3Plus
+from model.spec import ENCODERS
 from scripts.report import read_log
 from tests import unimatch_v1_literal as literal
 from tests.conftest import Tiny
@@ -134,6 +137,13 @@ Iters: 1, Total loss: 0.355, Loss x: 0.675, Loss s: 0.043, Loss w_fp: 0.027, Mas
 """
 
 
+@pytest.fixture
+def _shallow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ResNet-50 of one block in each stage."""
+    monkeypatch.setitem(ENCODERS, "resnet50", replace(ENCODERS["resnet50"], build=partial(ResNet, (1, 1, 1, 1))))
+
+
+@pytest.mark.usefixtures("_shallow")
 @pytest.mark.parametrize("module", [unimatch_v1, fixmatch, supervised], ids=lambda module: module.__name__)
 def test_a_run_of_2023(module: Any, tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A crop of any size, no average anywhere, steps as published, and a checkpoint that evaluates."""
@@ -160,6 +170,7 @@ def test_a_run_of_2023(module: Any, tiny: Tiny, tmp_path: Path, capsys: pytest.C
     assert f"{score:.2f}" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("_shallow")
 def test_change_detection_of_2023(tmp_path: Path) -> None:
     """Both dates through ResNet-50 as one batch; the differences of both maps are dropped and decoded."""
     pairs = make_pairs(tmp_path / "pairs")
