@@ -73,14 +73,6 @@ def test_the_tutorial_on_a_small_folder(tmp_path: Path) -> None:
     follow(folder, 16)
 
 
-def test_the_tutorial_on_camvid(tmp_path: Path, shared: Path) -> None:
-    folder = clone(tmp_path / "clone")
-    for kind in ("images", "masks"):
-        for path in sorted((shared / f"camvid/{kind}/train").iterdir())[::30]:
-            shutil.copy(path, folder / f"data/street/{kind}/train")
-    follow(folder, 13)
-
-
 def test_the_tutorial_on_drawn_images(tmp_path: Path) -> None:
     """As `python -m dataset.demo --root` draws them, with the classes that the README gives for these: up to what the network will see."""
     classes = f"classes: [{', '.join(get_spec('demo').classes)}]"
