@@ -43,8 +43,16 @@ config_value() {
 run_settings() {
     method=${method:-unimatch_v2}
     split=${split:-366}
+    given_config=$config given_exp=$exp
+    choose_recipe "$@"
+    save_path=${save_path:-exp/$dataset/$method/$exp/$split}
+}
+
+# choose_recipe ARGUMENT...: sets config, dataset and exp for $method, where the environment gave none
+choose_recipe() {
+    config=$given_config exp=$given_exp
     if [ -z "$config" ]; then
-        config=configs/$method/${dataset:=pascal}.yaml
+        config=configs/$method/${dataset:=pascal}.yaml # where the method has a recipe of its own
         [ -f "$config" ] || config=configs/$dataset.yaml
     fi
     [ -f "$config" ] || [ ! -f "$started/$config" ] ||
@@ -59,7 +67,6 @@ run_settings() {
         esac
     done
     exp=${exp:-$(printf %s "$backbone" | tr / _)}
-    save_path=${save_path:-exp/$dataset/$method/$exp/$split}
 }
 
 # names_lists: whether the config names its own lists, as those of large-scale training do

@@ -45,10 +45,11 @@ sweep() {
         fail "save_path: found one folder for $count runs, expected none; each run gets exp/$dataset/METHOD/$exp/SPLIT"
     fi
     check_runs
-    folders= index=0
-    for one_method in $method; do
+    folders= index=0 methods=$method
+    for method in $methods; do
+        choose_recipe "$@"
         for one_split in $split; do
-            base=${given_path:-exp/$dataset/$one_method/$exp/$one_split}
+            base=${given_path:-exp/$dataset/$method/$exp/$one_split}
             for seed in ${seeds:-none}; do
                 folder=$base
                 [ "$seed" = none ] || folder=$base/seed$seed
@@ -56,7 +57,7 @@ sweep() {
 "
                 [ "$seed" = none ] || set -- --set "seed=$seed" "$@"
                 (
-                    seeds='' method=$one_method split=$one_split save_path=$folder
+                    seeds='' split=$one_split save_path=$folder
                     export seeds dataset method split exp config save_path
                     start_one "$@"
                 ) || exit
@@ -65,4 +66,5 @@ sweep() {
             done
         done
     done
+    method=$methods
 }

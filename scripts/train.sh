@@ -5,11 +5,11 @@
 #   dataset=pascal method=unimatch_v2 split=366 sh scripts/train.sh 4 29500 --set epochs=30
 #
 # From the environment: config (configs/$method/$dataset.yaml where it exists, else configs/$dataset.yaml), dataset (the config's, else
-# pascal), method (unimatch_v2: any file METHOD.py), split (366), exp (a folder name: the backbone), save_path (exp/$dataset/$method/$exp/$split); MAX_RESTARTS (0): how often workers that
-# died are started again, from the last checkpoint; stage_data: a folder on a disk of this machine to copy the run's images and masks
-# to before it starts, and to read them from (dataset/stage.py). Several machines: NNODES on each, NODE_RANK (0 to NNODES - 1) and
-# MASTER_ADDR (the name or address of node 0, where the port has to be free), num_gpu then being the number on each, and a save path
-# that all of them share:
+# pascal), method (unimatch_v2: any file METHOD.py), split (366), exp (a folder name: the backbone), save_path
+# (exp/$dataset/$method/$exp/$split); MAX_RESTARTS (0): how often workers that died are started again, from the last checkpoint;
+# stage_data: a folder on a disk of this machine to copy the run's images and masks to before it starts, and to read them from
+# (dataset/stage.py). Several machines: NNODES on each, NODE_RANK (0 to NNODES - 1) and MASTER_ADDR (the name or address of node 0,
+# where the port has to be free), num_gpu then being the number on each, and a save path that all of them share:
 #   NNODES=2 NODE_RANK=1 MASTER_ADDR=node17 sh scripts/train.sh 2 29500
 # Port 0: any free one. Relative paths start at the repository. The same command again continues an unfinished run. The exit code is
 # the training's.

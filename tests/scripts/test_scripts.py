@@ -121,6 +121,27 @@ def test_a_recipe_of_the_method_s_own_comes_first(repo: Path, env: dict[str, str
     assert f"exp/{env.get('dataset', 'pascal')}/unimatch_v1/{backbone}/92" in argv
 
 
+def test_each_method_of_a_sweep_has_its_own_recipe(repo: Path) -> None:
+    """What the environment gives counts for all."""
+    write_pairs(repo, "92")
+    (repo / "configs/supervised").mkdir()
+    (repo / "configs/supervised/pascal.yaml").write_text("dataset: pascal\nbackbone: dinov2_small\n")
+    shutil.copy(repo / "unimatch_v2.py", repo / "supervised.py")
+    env = {"dataset": "pascal", "split": "92"}
+    own = "--config=configs/supervised/pascal.yaml", "exp/pascal/supervised/dinov2_small/92"
+    shared = "--config=configs/pascal.yaml", "exp/pascal/unimatch_v2/dinov2_base/92"
+    for method, expected in (("supervised", own), ("unimatch_v2", shared)):
+        assert sh(repo / "scripts/train.sh", "1", "0", method=method, **env).returncode == 0
+        argv = json.loads((repo / "seen.json").read_text())["argv"]
+        assert (argv[0], argv[argv.index("--save-path") + 1]) == expected
+    jobs = sh(repo / "scripts/slurm_train.sh", "--dry-run", "1", "29500", "gpu", method="unimatch_v2 supervised", **env).stdout
+    for config, folder in (own, shared):
+        assert f"\nconfig='{config.removeprefix('--config=')}'\n" in jobs
+        assert f"\nsave_path='{folder}'\n" in jobs
+    given = sh(repo / "scripts/slurm_train.sh", "--dry-run", "1", "29500", "gpu", method="supervised", config="configs/pascal.yaml", **env)
+    assert "\nconfig='configs/pascal.yaml'\n" in given.stdout
+
+
 def test_train_leaves_the_lists_to_a_config_that_names_them(repo: Path) -> None:
     assert sh(repo / "scripts/train.sh", "1", "0", dataset="coco_extra", split="all").returncode == 0
     save = "exp/coco_extra/unimatch_v2/dinov2_base/all"
