@@ -26,7 +26,7 @@ from dataset.batch import normalize
 from dataset.find import PairSource, find_pairs
 from dataset.lists import ImageList
 from dataset.loader import loader_workers, validation_source
-from dataset.semi import Source, image_tensor
+from dataset.semi import Source, to_predict
 from dataset.spec import IGNORE, DatasetSpec
 from engine import metric
 from engine.evaluation import LARGE, Prediction, check_window, on_device, validation_loader
@@ -70,7 +70,7 @@ def score(
         for batch in on_device(loader, world.device, model.backbone):
             if signals.caught:
                 raise StoppedError("not all images are scored, so nothing is written; the same command begins again", signals.code)
-            pred = prediction.scores(model, batch["img"]).argmax(dim=1)
+            pred = prediction.scores(model, batch["img"], batch["mask"].shape[-2:]).argmax(dim=1)
             own = metric.confusion(pred, batch["mask"], nclass)
             scores.matrix += own
             scores.bands += metric.boundary_counts(pred, batch["mask"], nclass, distance)
@@ -134,8 +134,8 @@ def draw_worst(
         entry = source.ids[index]
         images = source.images(entry)
         truth = source.mask(entry, images[0].size)
-        img = normalize(image_tensor(images)[None].to(world.device), model.backbone)
-        pred = prediction.scores(model, img).argmax(dim=1)[0].cpu().numpy().astype(np.uint8)
+        img = normalize(to_predict(images, source.spec)[None].to(world.device), model.backbone)
+        pred = prediction.scores(model, img, truth.shape).argmax(dim=1)[0].cpu().numpy().astype(np.uint8)
         pred[truth == IGNORE] = IGNORE
         titles = (["A", "B"] if len(images) > 1 else ["image"]) + ["truth", f"prediction, IoU {value:.1f}"]
         panels = [*images, *(picture.tint(images[-1], ids, source.spec) for ids in (truth, pred))]
@@ -153,7 +153,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--pair", nargs=2, metavar=("A", "B"), help="change detection: two images or folders instead of a list")
     parser.add_argument("--label", help="the labels of --pair: an image or a folder")
     parser.add_argument("--which", choices=("ema", "student"), help="default: the EMA where there is one; change detection: the student")
-    parser.add_argument("--mode", choices=("original", "sliding_window"), help="whole or in windows of crop_size (default: the data set's)")
+    parser.add_argument(
+        "--mode", choices=("original", "sliding_window", "slide"), help="whole, or windows of crop_size (default: the data set's)"
+    )
     parser.add_argument("--tile", type=int, metavar="N", help="sliding windows of N pixels, for scenes too large for one pass")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="test-time augmentation: scales of the image")
     parser.add_argument("--flip", action="store_true", help="test-time augmentation: the mirror image too")
@@ -221,7 +223,7 @@ def _report(args: argparse.Namespace, trained: Trained, scores: Scores, predicti
     result = figures(scores, spec, _labeled(trained))
     if args.json:
         facts = {"checkpoint": args.checkpoint, "which": trained.which, "epoch": trained.epoch, "list": listed, "mode": prediction.mode}
-        facts |= {"window": prediction.window if prediction.mode == "sliding_window" else None}
+        facts |= {"window": prediction.window if prediction.mode != "original" else None}
         facts |= {"scales": list(prediction.scales), "flip": prediction.flip}
         facts |= {"boundary_distance": args.boundary_distance, "bf16": args.bf16}
         figure = metric.chosen_by(spec.task)

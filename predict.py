@@ -32,7 +32,7 @@ from dataset import picture
 from dataset.batch import normalize
 from dataset.find import Scene, batches_by_size, find_scenes, output_names, read_image, read_scene
 from dataset.loader import WHOLE, with_room
-from dataset.semi import image_tensor, tensor_images
+from dataset.semi import image_tensor, tensor_images, to_predict
 from engine.evaluation import LARGE, Prediction, check_window
 from engine.trained_model import Trained, load_trained
 from util.cli import Parser
@@ -59,9 +59,10 @@ class Predictor:
     @torch.inference_mode()
     def scores(self, img: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (B, C, H, W) -> class ids (B, H, W) and probabilities (B, K, H, W) float32, on the device."""
-        model = self.trained.model
+        model, spec = self.trained.model, self.trained.spec
+        seen = img if spec.frame is None else torch.stack([to_predict(tensor_images(one), spec) for one in img])
         with autocast(self.precision, self.device):
-            scores = self.prediction.scores(model, normalize(img.to(self.device), model.backbone))
+            scores = self.prediction.scores(model, normalize(seen.to(self.device), model.backbone), img.shape[-2:])
         return scores.argmax(dim=1), self.prediction.probabilities(scores)
 
     def predict(self, image: Picture | tuple[Picture, Picture]) -> tuple[np.ndarray, np.ndarray]:

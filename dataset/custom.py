@@ -32,7 +32,15 @@ def spec_of(cfg: Config) -> DatasetSpec:
         spec = _own(cfg)
     if cfg.nclass not in (None, spec.nclass):
         raise UserError(f"nclass: found {cfg.nclass}, but {spec.name} has {spec.nclass} classes; correct or remove it")
-    return spec if cfg.supervised_length is None else replace(spec, supervised_length=cfg.supervised_length)
+    if cfg.supervised_length is not None:
+        spec = replace(spec, supervised_length=cfg.supervised_length)
+    return spec if cfg.img_scale is None else replace(spec, frame=_frame(cfg.img_scale))
+
+
+def _frame(sides: list) -> tuple[int, int]:
+    if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
+        raise UserError(f"img_scale: found {sides}, expected two sides in pixels, such as [2048, 512]; correct it in the config")
+    return sides[0], sides[1]
 
 
 def _own(cfg: Config) -> DatasetSpec:

@@ -16,11 +16,12 @@ from torch.utils.data import Dataset, default_collate
 from dataset.batch import RawBatch, Reads
 from dataset.lists import Entry, ImageList, inside, odd_name
 from dataset.look import count, illegal, two_values, unknown_color
+from dataset.opencv import resize_image, with_short_side
 from dataset.photometry import draw_photometry, strong_view
 from dataset.sampler import Key
 from dataset.spec import IGNORE, DatasetSpec
 from dataset.stored import check_whole, mask_values, to_rgb, turned, unknown_range, unreadable
-from dataset.transform import crop_image, crop_mask, cut_image, draw_box, draw_geometry, ignore_map
+from dataset.transform import Geometry, crop_image, crop_mask, cut_image, draw_box, draw_geometry, ignore_map
 from util.error import UserError
 
 STREAMS = {"x": 0, "u": 1, "second": 2}  # labelled, unlabelled, unlabelled again: part of a sample's seed
@@ -232,11 +233,11 @@ class TrainSet(Dataset):
     def labeled(self, source: Source, entry: Entry, rng: np.random.Generator) -> dict[str, Any]:
         images = source.images(entry)
         mask = source.mask(entry, images[0].size)
-        geometry = draw_geometry(rng, *images[0].size, self.crop, source.spec.scale)
+        geometry = draw_geometry(rng, *images[0].size, self.crop, source.spec.scale, source.spec.frame)
         sample = {"mask_x": torch.from_numpy(crop_mask(mask, geometry, self.crop, IGNORE)), "name_x": entry.image}
         strong = [draw_photometry(rng, source.spec.grey) for _ in images] if self.reads.strong_labeled else []
         if self.on_device:
-            sample["part_x"], sample["taps_x"] = cut_image(images, geometry, self.crop)
+            sample |= self._cut(images, geometry, "x")
             if strong:
                 sample["photometry_x"] = torch.tensor([[date.pack() for date in strong]], dtype=torch.float64)
             return sample
@@ -246,14 +247,14 @@ class TrainSet(Dataset):
 
     def unlabeled(self, source: Source, entry: Entry, rng: np.random.Generator) -> dict[str, Any]:
         images = source.images(entry)
-        geometry = draw_geometry(rng, *images[0].size, self.crop, source.spec.scale)
+        geometry = draw_geometry(rng, *images[0].size, self.crop, source.spec.scale, source.spec.frame)
         sample = {"ignore_u": torch.from_numpy(ignore_map(geometry, self.crop)), "name_u": entry.image}
         views = []  # of each view, the Photometry of each date
         for view in range(1, self.reads.strong_views + 1):
             views.append([draw_photometry(rng, source.spec.grey) for _ in images])
             sample[f"box{view}"] = torch.tensor(draw_box(rng, self.crop))
         if self.on_device:
-            sample["part_u"], sample["taps_u"] = cut_image(images, geometry, self.crop)
+            sample |= self._cut(images, geometry, "u")
             if views:
                 sample["photometry"] = torch.tensor([[date.pack() for date in dates] for dates in views], dtype=torch.float64)
             return sample
@@ -263,9 +264,27 @@ class TrainSet(Dataset):
             sample[f"img_u_s{view}"] = image_tensor([strong_view(*pair) for pair in zip(crops, dates, strict=True)])
         return sample
 
+    def _cut(self, images: list[Image.Image], geometry: Geometry, kind: str) -> dict[str, Any]:
+        """What the training device makes the weak crop of; in a frame, the crop itself."""
+        if geometry.in_frame:
+            return {"img_x" if kind == "x" else "img_u_w": image_tensor([crop_image(image, geometry, self.crop) for image in images])}
+        part, taps = cut_image(images, geometry, self.crop)
+        return {f"part_{kind}": part, f"taps_{kind}": taps}
+
+
+def to_predict(images: list[Image.Image], spec: DatasetSpec) -> Tensor:
+    """An image, or its dates, as a model is to see it: uint8 (3 * dates, H, W), with the frame's short side where the data set has one."""
+    if spec.frame is not None:
+        size = with_short_side(*images[0].size, min(spec.frame))
+        images = [Image.fromarray(resize_image(np.asarray(image), *size)) for image in images]
+    return image_tensor(images)
+
 
 class ValSet(Dataset):
-    """Validation samples in list order: uint8 img (C, H, W), mask (H, W) and name. A user's error comes back as the UserError itself."""
+    """Validation samples in list order: uint8 img (C, H, W) as `to_predict` makes it, mask (H, W) of its own size, and name.
+
+    A user's error comes back as the UserError itself.
+    """
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -278,7 +297,7 @@ class ValSet(Dataset):
             entry = self.source.ids[index]
             images = self.source.images(entry)
             mask = self.source.mask(entry, images[0].size)
-            return {"img": image_tensor(images), "mask": torch.from_numpy(mask), "name": entry.image}
+            return {"img": to_predict(images, self.source.spec), "mask": torch.from_numpy(mask), "name": entry.image}
         except UserError as error:
             return error
 

@@ -26,7 +26,9 @@ class DatasetSpec:
     eval_mode: "original" (whole image) or "sliding_window".
     supervised_length: to how many images an epoch of supervised training repeats a shorter labelled list (change detection:
         or cuts a longer one); 0 leaves it.
-    scale: range of the random scale of the long side.
+    scale: range of the random scale of the long side, or of the frame.
+    frame: sides of a frame that training images are fitted into, as mmsegmentation does; those to be predicted get its short side. None:
+        training images keep their own size, times the scale, and those to be predicted as they are.
     grey: probability of greyscale in a strong view.
     """
 
@@ -40,6 +42,7 @@ class DatasetSpec:
     eval_mode: str = "original"
     supervised_length: int = 0
     scale: tuple[float, float] = (0.5, 2.0)
+    frame: tuple[int, int] | None = None
     grey: float = 0.2
 
     @property

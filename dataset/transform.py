@@ -9,28 +9,40 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from dataset import opencv
+
 Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """What happens to an image: resize to `width` x `height`, pad to the crop size, crop at (x, y), flip."""
+    """What happens to an image: resize to `width` x `height`, pad to the crop size, crop at (x, y), flip.
+
+    in_frame: resize as OpenCV does (dataset/opencv.py), and not as Pillow.
+    """
 
     width: int
     height: int
     x: int
     y: int
     flip: bool
+    in_frame: bool = False
 
 
-def draw_geometry(rng: np.random.Generator, width: int, height: int, crop: int, scale: tuple[float, float]) -> Geometry:
-    """Draws the weak crop of a `width` x `height` image (METHOD.md 2.2)."""
-    long = max(width, height)
-    new = int(rng.integers(int(long * scale[0]), int(long * scale[1]), endpoint=True))
-    w, h = (max(1, int(side * new / long + 0.5)) for side in (width, height))
+def draw_geometry(
+    rng: np.random.Generator, width: int, height: int, crop: int, scale: tuple[float, float], frame: tuple[int, int] | None = None
+) -> Geometry:
+    """Draws the weak crop of a `width` x `height` image (METHOD.md 2.2). frame: what the image is fitted into, times the drawn scale."""
+    if frame is not None:
+        factor = rng.uniform(*scale)
+        w, h = opencv.fitted(width, height, (int(frame[0] * factor), int(frame[1] * factor)))
+    else:
+        long = max(width, height)
+        new = int(rng.integers(int(long * scale[0]), int(long * scale[1]), endpoint=True))
+        w, h = (max(1, int(side * new / long + 0.5)) for side in (width, height))
     x = int(rng.integers(0, max(w, crop) - crop, endpoint=True))
     y = int(rng.integers(0, max(h, crop) - crop, endpoint=True))
-    return Geometry(w, h, x, y, bool(rng.random() < 0.5))
+    return Geometry(w, h, x, y, bool(rng.random() < 0.5), frame is not None)
 
 
 def _visible(geometry: Geometry, crop: int) -> tuple[int, int]:
@@ -39,10 +51,21 @@ def _visible(geometry: Geometry, crop: int) -> tuple[int, int]:
 
 
 def crop_image(image: Image.Image, geometry: Geometry, crop: int) -> Image.Image:
-    """The weak crop of an RGB image, (crop, crop), made by Pillow."""
+    """The weak crop of an RGB image, (crop, crop), made by Pillow, or as OpenCV would."""
+    if geometry.in_frame:
+        return _crop_as_opencv(image, geometry, crop)
     image = image.resize((geometry.width, geometry.height), Image.Resampling.BILINEAR)
     image = image.crop((geometry.x, geometry.y, geometry.x + crop, geometry.y + crop))  # 0 beyond the image
     return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if geometry.flip else image
+
+
+def _crop_as_opencv(image: Image.Image, geometry: Geometry, crop: int) -> Image.Image:
+    cols, rows = _visible(geometry, crop)
+    columns, lines = (geometry.x, geometry.x + cols), (geometry.y, geometry.y + rows)
+    part = opencv.resize_image(np.asarray(image), geometry.width, geometry.height, columns, lines)
+    out = np.zeros((crop, crop, 3), dtype=np.uint8)
+    out[:rows, _shown(geometry, cols)] = part[:, ::-1] if geometry.flip else part
+    return Image.fromarray(out)
 
 
 def cut_image(images: Sequence[Image.Image], geometry: Geometry, crop: int) -> tuple[Tensor, Tensor]:
@@ -126,8 +149,9 @@ def nearest_index(source: int, target: int) -> np.ndarray:
 def crop_mask(mask: np.ndarray, geometry: Geometry, crop: int, fill: int) -> np.ndarray:
     """The weak crop of a mask (H, W), nearest neighbour, padded with `fill`."""
     cols, rows = _visible(geometry, crop)
-    ys = nearest_index(mask.shape[0], geometry.height)[geometry.y : geometry.y + rows]
-    xs = nearest_index(mask.shape[1], geometry.width)[geometry.x : geometry.x + cols]
+    index = opencv.nearest_index if geometry.in_frame else nearest_index
+    ys = index(mask.shape[0], geometry.height)[geometry.y : geometry.y + rows]
+    xs = index(mask.shape[1], geometry.width)[geometry.x : geometry.x + cols]
     out = np.full((crop, crop), fill, dtype=mask.dtype)
     out[:rows, _shown(geometry, cols)] = mask[ys].take(xs[::-1] if geometry.flip else xs, axis=1)
     return out

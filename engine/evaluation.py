@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,8 +41,8 @@ def check_window(window: int | None, model: Segmenter) -> None:
 
 def check_mode(encoder: Encoder, mode: str, window: int) -> None:
     """Raises UserError for an encoder that takes images of one size alone, unless it sees windows of that size."""
-    if encoder.fixed_size and (mode, window) != ("sliding_window", encoder.multiple):
-        found = f"windows of {window}" if mode == "sliding_window" else "whole images"
+    if encoder.fixed_size and (mode == "original" or window != encoder.multiple):
+        found = "whole images" if mode == "original" else f"windows of {window}"
         size = encoder.multiple
         raise UserError(
             f"eval_mode: found {found}, expected windows of {size}, the one size that this backbone takes; "
@@ -61,13 +61,14 @@ def predict_whole(model: Segmenter, img: Tensor) -> Tensor:
     return _resize(model(_resize(img, fitting)), size)
 
 
-def window_starts(side: int, window: int, cut: bool = False) -> list[int]:
-    """Where the windows of one direction begin: a step of two thirds, the last one flush with the border.
+def window_starts(side: int, window: int, cut: bool = False, step: int | None = None) -> list[int]:
+    """Where the windows of one direction begin: a step (two thirds) after the other, the last one flush with the border.
 
     cut: the steps are taken as long as they lead into the image; windows that reach out of it are cut off.
     """
     last = max(0, side - window)
-    return [*range(0, side, window * 2 // 3)] if cut else [*range(0, last, window * 2 // 3), last]
+    step = step or window * 2 // 3
+    return [*range(0, side, step)] if cut else [*range(0, last, step), last]
 
 
 def predict_sliding(model: Segmenter, img: Tensor, window: int, border: str = "flush") -> Tensor:
@@ -75,18 +76,33 @@ def predict_sliding(model: Segmenter, img: Tensor, window: int, border: str = "f
 
     border: see `Prediction`.
     """
-    batch, _, height, width = img.shape
     cut = border == "cut"
-    corners = [(y, x) for y in window_starts(height, window, cut) for x in window_starts(width, window, cut)]
-    group = 1 if cut else max(1, WINDOWS // batch)  # windows of one size go through the model at once
+    starts = [window_starts(side, window, cut) for side in img.shape[-2:]]
+    return _add_windows(img, window, starts, lambda part: predict_whole(model, part).softmax(dim=1), one_by_one=cut)
+
+
+def predict_slide(model: Segmenter, img: Tensor, window: int) -> Tensor:
+    """Mean of the windows' logits (B, K, H, W), as mmsegmentation has it, here with a step of five sixths."""
+    starts = [window_starts(side, window, step=max(1, window * 5 // 6)) for side in img.shape[-2:]]
+    counts = _add_windows(img[:1], window, starts, lambda part: part.new_ones(len(part), 1, *part.shape[-2:]))
+    return _add_windows(img, window, starts, lambda part: predict_whole(model, part)) / counts
+
+
+def _add_windows(
+    img: Tensor, window: int, starts: Sequence[Sequence[int]], score: Callable[[Tensor], Tensor], one_by_one: bool = False
+) -> Tensor:
+    """Sum (B, K, H, W) of what `score` makes of windows. starts: of rows, then of columns. one_by_one: where windows differ in size."""
+    batch, _, height, width = img.shape
+    corners = [(y, x) for y in starts[0] for x in starts[1]]
+    group = 1 if one_by_one else max(1, WINDOWS // batch)
     total: Tensor | None = None
     for first in range(0, len(corners), group):
         part = corners[first : first + group]
-        probs = predict_whole(model, torch.cat([img[..., y : y + window, x : x + window] for y, x in part])).softmax(dim=1)
+        scores = score(torch.cat([img[..., y : y + window, x : x + window] for y, x in part]))
         if total is None:
-            total = probs.new_zeros(batch, probs.shape[1], height, width)
-        for (y, x), prob in zip(part, probs.split(batch), strict=True):
-            total[..., y : y + window, x : x + window] += prob
+            total = scores.new_zeros(batch, scores.shape[1], height, width)
+        for (y, x), own in zip(part, scores.split(batch), strict=True):
+            total[..., y : y + window, x : x + window] += own
     assert total is not None
     return total
 
@@ -95,10 +111,11 @@ def predict_sliding(model: Segmenter, img: Tensor, window: int, border: str = "f
 class Prediction:
     """How images are predicted, which the loop, evaluate.py and predict.py share (METHOD.md 4).
 
-    mode: "original" sees images whole, "sliding_window" in windows of `window` pixels. border: windows that would reach out of the image
-    are moved back to its border ("flush") or cut off there ("cut"). scales, flip: test-time augmentation; every scale of the image is
-    predicted, with flip its mirror image too, and their probabilities are added at the original size. whole: images with a longer side,
-    in pixels, are seen in windows whatever the mode.
+    mode: "original" sees images whole; "sliding_window" in windows of `window` pixels, whose probabilities are added; "slide" in such
+    windows, whose logits are averaged. border: windows of "sliding_window" that would reach out of the image are moved back to its border
+    ("flush") or cut off there ("cut"). scales, flip: test-time augmentation; every scale of the image is predicted, with flip its mirror
+    image too, and their probabilities are added at the original size. whole: images with a longer side, in pixels, are seen in windows
+    whatever the mode.
     """
 
     mode: str
@@ -128,15 +145,22 @@ class Prediction:
     def _augmented(self) -> bool:
         return self.scales != (1.0,) or self.flip
 
-    def scores(self, model: Segmenter, img: Tensor) -> Tensor:
+    def scores(self, model: Segmenter, img: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """Scores (B, K, H, W) whose argmax is the prediction, of normalised images (B, C, H, W): logits, or sums of softmax over windows
         and augmented views.
+
+        size: H and W, where the model sees the images at another size (`dataset.semi.to_predict`).
         """
+        if size is not None and tuple(size) != img.shape[-2:]:
+            return _resize(self.scores(model, img), size)
         size = img.shape[-2:]
         windows = self._windows(size)
         if not self._augmented:
+            if self.mode == "slide":
+                return predict_slide(model, img, self.window)
             return predict_sliding(model, img, self.window, self.border) if windows else predict_whole(model, img)
-        plain = Prediction("sliding_window" if windows else "original", self.window, self.border)
+        mode = "slide" if self.mode == "slide" else "sliding_window" if windows else "original"
+        plain = Prediction(mode, self.window, self.border)
         total: Tensor | None = None
         for scale in self.scales:
             view = img if scale == 1 else _resize(img, [max(1, int(side * scale + 0.5)) for side in size])
@@ -149,12 +173,12 @@ class Prediction:
 
     def probabilities(self, scores: Tensor) -> Tensor:
         """What `scores` returned, as probabilities that sum to 1 over the classes."""
-        if self._augmented or self._windows(scores.shape[-2:]):
+        if self._augmented or (self.mode != "slide" and self._windows(scores.shape[-2:])):
             return scores / scores.sum(dim=1, keepdim=True)
         return scores.softmax(dim=1)
 
     def __str__(self) -> str:
-        text = f"sliding windows of {self.window} px" if self.mode == "sliding_window" else "whole images"
+        text = "whole images" if self.mode == "original" else f"sliding windows of {self.window} px"
         scales = " ".join(f"{scale:g}" for scale in self.scales)
         if self.mode == "original" and self.whole < math.inf:
             text += f", in windows of {self.window} px where a side is longer than {self.whole:g} px"
@@ -175,7 +199,7 @@ def evaluate(models: Sequence[Segmenter], loader: Iterable[Any], prediction: Pre
     totals = torch.zeros(len(models), nclass, nclass, dtype=torch.int64, device=world.device)
     for batch in on_device(loader, world.device, models[0].backbone):
         for i, model in enumerate(models):
-            pred = prediction.scores(model, batch["img"]).argmax(dim=1)
+            pred = prediction.scores(model, batch["img"], batch["mask"].shape[-2:]).argmax(dim=1)
             totals[i] += metric.confusion(pred, batch["mask"], nclass)
     return list(world.sum_(totals).cpu())
 

@@ -47,7 +47,7 @@ def config_of(state: dict[str, Any], path: str, settings: list[str] | None = Non
     made = state.get("config")
     if not isinstance(made, dict):
         raise UserError(f"{path}: does not say what it was trained with; give --config")
-    values = {key: made[key] for key in ("dataset", "crop_size", "eval_mode", *MODEL_KEYS, *OWN_KEYS) if key in made}
+    values = {key: made[key] for key in ("dataset", "crop_size", "eval_mode", "img_scale", *MODEL_KEYS, *OWN_KEYS) if key in made}
     values |= {"data_root": "", "epochs": 1, "batch_size": 1, "lr": 1.0}  # Config wants them; nothing is trained
     return make_config(values, str(made.get("config") or path), settings)
 

@@ -57,6 +57,7 @@ def meta(cfg: Config, trained: Trained) -> dict[str, Any]:
         "evaluation": prediction.mode,
         "window": prediction.window,
         "border": prediction.border,
+        "short_side": min(spec.frame) if spec.frame else None,
     }
 
 

@@ -86,7 +86,11 @@ class Config:
     val_id_path: str | None = key(None, may_change=True)
     # list that best.pth is scored on, once, at the end; null: see dataset/loader.py, test_source
     test_id_path: str | None = key(None, may_change=True)
-    eval_mode: str | None = key(None, choices=("original", "sliding_window"))  # null is the data set's own
+    # original | sliding_window (probabilities of windows are added) | slide (mmsegmentation's: logits are averaged); null: the data set's
+    eval_mode: str | None = key(None, choices=("original", "sliding_window", "slide"))
+    # mmsegmentation's resizing rule: [long, short] sides of a frame for training images, times 0.5 to 2; images are predicted with its
+    # short side. null: the long side times 0.5 to 2; images are predicted as they are
+    img_scale: list | None = key(None)
     eval_every: int = key(1, positive=True, may_change=True)  # epochs between evaluations; the last epoch always has one
     shards: int | None = key(None, positive=True)  # GPUs the recipe is defined for; null is the number of processes
     seed: int = key(0, most=2**63 - 1)

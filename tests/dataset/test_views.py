@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,8 @@ from PIL import Image
 
 from dataset import semi
 from dataset.batch import Batch, RawBatch, Reads, box_map, make_batch, normalize
-from dataset.semi import ImageList, Source, Sources, TrainSet, collate, open_image
+from dataset.opencv import resize_image, with_short_side
+from dataset.semi import ImageList, Source, Sources, TrainSet, ValSet, collate, open_image
 from dataset.spec import DatasetSpec, get_spec
 from dataset.transform import Geometry, crop_image, crop_parts, cut_image, nearest_index
 from model.encoder import Encoder
@@ -222,6 +223,31 @@ def test_views_of_the_device_are_those_of_the_worker(root: Path, name: str, read
     photometry = ({"photometry"} if reads.strong_views else set()) | ({"photometry_x"} if reads.strong_labeled else set())
     assert unmade - made == {"part_x", "taps_x", "part_u", "taps_u"} | photometry
     equal(*(make_batch(raw, torch.device("cpu"), Encoder()) for raw in raws))
+
+
+def test_in_a_frame_the_worker_makes_the_crop_and_the_device_the_views(root: Path) -> None:
+    spec = replace(get_spec("pascal"), frame=(2 * CROP, CROP))
+    sets = [data_set(root, spec, on_device, ALLSPARK)[0] for on_device in (False, True)]
+    keys = [tuple((stream, 1, i, i) for stream in ("x", "u")) for i in range(len(sets[0].sources["x"]))]
+    raws = [collated([data[key] for key in keys]) for data in sets]
+    assert all(len(raw.img_u_w) and not len(raw.part_u) for raw in raws)
+    assert len(raws[1].photometry_x) > 0
+    equal(*(make_batch(raw, torch.device("cpu"), Encoder()) for raw in raws))
+
+
+def test_images_to_be_predicted_get_the_frames_short_side(root: Path) -> None:
+    """Their masks keep the size that they are scored at."""
+    spec = replace(get_spec("pascal"), frame=(128, 40))
+    ids = ImageList(str(root / "list.txt"), "segmentation", masks=True)
+    plain, framed = ValSet(Source(get_spec("pascal"), str(root), ids)), ValSet(Source(spec, str(root), ids))
+    for i in range(6):
+        before: Any = plain[i]
+        after: Any = framed[i]
+        assert min(after["img"].shape[1:]) == 40
+        assert torch.equal(after["mask"], before["mask"])
+        height, width = before["img"].shape[1:]
+        expected = resize_image(hwc(before["img"]), *with_short_side(width, height, 40))
+        assert np.array_equal(hwc(after["img"]), expected)
 
 
 def test_a_second_draw_has_the_same_photographs_and_draws_of_its_own(root: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -131,6 +132,26 @@ def test_windows_of_cityscapes_as_unimatch_v1_has_them() -> None:
     assert window_starts(50, 65, cut=True) == [0, 43]
 
 
+@pytest.mark.parametrize(("height", "width"), [(42, 42), (77, 78), (100, 130), (30, 90), (20, 30)])
+def test_windows_whose_logits_are_averaged(height: int, width: int) -> None:
+    """As mmsegmentation: a step of five sixths, the last window moved back; every pixel's mean over the windows that see it."""
+    img, model = noise(height, width), Patches(3)
+    total, seen = torch.zeros(1, 3, height, width, dtype=torch.float64), torch.zeros(height, width)
+    corners = []
+    for side in (height, width):
+        count = max(side - 42 + 34, 0) // 35 + 1
+        ends = [min(i * 35 + 42, side) for i in range(count)]
+        corners.append([max(end - 42, 0) for end in ends])
+    for y in corners[0]:
+        for x in corners[1]:
+            total[..., y : y + 42, x : x + 42] += literal_whole(model, img[..., y : y + 42, x : x + 42])
+            seen[y : y + 42, x : x + 42] += 1
+    way = Prediction("slide", 42)
+    assert torch.allclose(way.scores(model, img), total / seen, atol=1e-10)
+    resized = F.interpolate(total / seen, (50, 41), mode="bilinear", align_corners=True)
+    assert torch.allclose(way.scores(model, img, (50, 41)), resized, atol=1e-10)
+
+
 WAYS = {
     "whole": Prediction("original", 42),
     "windows": Prediction("sliding_window", 42),
@@ -139,6 +160,8 @@ WAYS = {
     "large whole": Prediction("original", 42, whole=90),
     "scales": Prediction("original", 42, scales=(0.75, 1.0)),
     "mirrored windows": Prediction("sliding_window", 42, "cut", flip=True),
+    "slide": Prediction("slide", 42),
+    "mirrored slide": Prediction("slide", 42, flip=True),
 }
 
 
@@ -162,7 +185,7 @@ def test_one_prediction_gives_scores_and_probabilities(name: str) -> None:
 
 def test_probabilities_of_augmented_views_are_their_mean() -> None:
     img, model = noise(60, 90), Patches(3)
-    for way in (WAYS["whole"], WAYS["cut windows"]):
+    for way in (WAYS["whole"], WAYS["cut windows"], WAYS["slide"]):
         plain, turned = way.probabilities(way.scores(model, img)), way.probabilities(way.scores(model, img.flip(-1))).flip(-1)
         both = replace(way, flip=True)
         assert torch.allclose(both.probabilities(both.scores(model, img)), (plain + turned) / 2, atol=1e-10)
