@@ -35,7 +35,7 @@ def final_test(cfg: Config, data: Data, source: Source, models: dict[str, Segmen
     if {key: result.get(key) for key in made_for} != made_for:
         for name, model in models.items():
             key = WEIGHTS[name]
-            checkpoint.load_strictly(model, checkpoint.weights(best, key, path), path, "it is of another run")
+            checkpoint.load_strictly(model, model.accept_(checkpoint.weights(best, key, path)), path, "it is of another run")
         loader = validation_loader(source, world, data.workers)
         matrices = evaluate([model.eval() for model in models.values()], loader, prediction, spec.nclass, world)
         scores = {name: metric.scores(matrix, spec) for name, matrix in zip(models, matrices, strict=True)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataset.loader import Data
 from model import configured_model
 from model.segmenter import Segmenter
+from model.text import give_text_, reserve_text_
 from model.weights import default_path
 from util import checkpoint
 from util.config import Config
@@ -16,7 +17,9 @@ def start_model(cfg: Config, data: Data, notes: list[str], resumed: bool = False
     What the log should say about it is added to `notes`.
     """
     if resumed:
-        return configured_model(cfg, data.spec.nclass, data.spec.task)
+        model = configured_model(cfg, data.spec.nclass, data.spec.task)
+        reserve_text_(model)
+        return model
     pretrained = None if cfg.init else str(default_path(cfg.backbone)) if cfg.pretrained == "auto" else cfg.pretrained
     model = configured_model(cfg, data.spec.nclass, data.spec.task, pretrained)
     if cfg.init:
@@ -26,5 +29,7 @@ def start_model(cfg: Config, data: Data, notes: list[str], resumed: bool = False
         if any(name in weights and len(weights[name]) != len(value) for name, value in last.items()):
             weights |= last
             notes.append(f"init: {cfg.init} has another number of classes; the last layer ({model.last_layer}) starts from random weights")
+        weights = model.accept_(weights)
         checkpoint.load_strictly(model, weights, cfg.init, "`init` needs a run with the same backbone and task")
+    give_text_(model, cfg, data.spec.classes)  # after `init`, whose classes may have other names
     return model

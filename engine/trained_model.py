@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -11,13 +12,15 @@ from torch import Tensor
 from dataset.custom import OWN_KEYS, spec_of
 from dataset.spec import DatasetSpec
 from engine.method import WEIGHTS, judged
-from model import configured_model
+from model import OPTIONS, configured_model
 from model.segmenter import Segmenter
+from model.text import give_text_
 from util import checkpoint
 from util.config import Config, make_config
 from util.error import UserError
 
-MODEL_KEYS = ("backbone", "model", "replace_stride_with_dilation", "dilations")  # what `configured_model` reads
+# what `configured_model` reads
+MODEL_KEYS = ("backbone", "model", *chain.from_iterable(OPTIONS.values()))
 WHICH = {"student": "student", "EMA": "ema"}  # the models of a run, and what --which calls them
 
 
@@ -68,7 +71,10 @@ def load_trained(cfg: Config, path: str, which: str | None = None, device: torch
         raise UserError(f"{path}: has no EMA weights (model_ema), as of a supervised run; use --which student")
     weights = checkpoint.weights(state, WEIGHTS["EMA" if which == "ema" else "student"], path)
     model = configured_model(cfg, spec.nclass, spec.task)
-    _check_classes(weights.get(f"{model.last_layer}.weight"), spec, path)
+    _check_classes(weights.get(f"{model.last_layer}.weight", weights.get(model.last_layer)), spec, path)
+    if "text" not in weights:  # a checkpoint of the authors, whose language-guided model keeps them elsewhere
+        give_text_(model, cfg, spec.classes)
+    weights = model.accept_(weights)
     checkpoint.load_strictly(model, weights, path, f"was it trained with backbone {cfg.backbone} ({cfg.config})?")
     epoch = state.get("epoch")
     made = state.get("config")

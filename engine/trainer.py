@@ -257,7 +257,7 @@ class Trainer:
                 drop = None
                 if self.method.draw is not None:
                     generator = torch.Generator().manual_seed(shard_seed(self.cfg.seed, epoch * self.steps + step, shard))
-                    drop = self.method.draw(self.cfg.batch_size, encoder.channels, generator, self.cfg)
+                    drop = self.method.draw(self.cfg.batch_size, self.learner.student.channels, generator, self.cfg)
                 for text in filter(None, mini_batch.bad):
                     bad += text.split("\n")
                 out.append(make_batch(mini_batch, self.world.device, encoder, drop))

@@ -151,11 +151,11 @@ class Learner:
     def load_state(self, state: dict[str, Any], source: str) -> None:
         """Goes on from `state` or a checkpoint of the authors. Raises UserError where it does not fit."""
         hint = "was it made with another backbone, data set or method? Resume with the same command or use another --save-path"
-        checkpoint.load_strictly(self.student, checkpoint.weights(state, "model", source), source, hint)
+        checkpoint.load_strictly(self.student, self.student.accept_(checkpoint.weights(state, "model", source)), source, hint)
         if self.teacher is not None:
             if "model_ema" not in state:
                 raise UserError(f"{source}: has no 'model_ema', the teacher of a semi-supervised run; {hint}")
-            checkpoint.load_strictly(self.teacher, checkpoint.weights(state, "model_ema", source), source, hint)
+            checkpoint.load_strictly(self.teacher, self.teacher.accept_(checkpoint.weights(state, "model_ema", source)), source, hint)
         self.skipped, self.skipped_in_row = state.get("skipped", 0), state.get("skipped_in_row", 0)
         if state.get("scaler"):  # only runs in fp16 have something in it
             self.scaler.load_state_dict(state["scaler"])

@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from model.backbone.clip import CLIP
 from model.backbone.dinov2 import DINOv2
 from model.backbone.dinov3 import DINOv3
 from model.backbone.dinov3_convnext import DINOv3ConvNeXt
 from model.backbone.mit import MiT
-from model.backbone.resnet import ResNet
+from model.backbone.resnet import ResNet, ResNetV1cStage
 from model.backbone.timm_model import TimmEncoder
 from model.backbone.xception import Xception
 
@@ -56,8 +57,9 @@ def _is_prefix(prefix: str, state: State) -> bool:
 @dataclass(frozen=True)
 class Format:
     """title: whose names these are. rules: (pattern of our name, name there), of which the first that fits counts; `A + B` is A and
-    B one after the other, `0` zeros; a name without a rule is the same there. beside: tensors that a file may hold besides, which are
-    not loaded: by name, the value that they must have (None for any). needs: a tensor of ours without which it is another format.
+    B one after the other, `A^T` a matrix transposed, `0` zeros; a name without a rule is the same there. beside: tensors that a file may
+    hold besides, which are not loaded: by name, the value that they must have (None for any). needs: a tensor of ours without which it
+    is another format.
     """
 
     title: str
@@ -74,7 +76,7 @@ class Format:
 
     def likeness(self, encoder: nn.Module, state: State) -> int:
         """How many of this format's names the file has, less those that it has not."""
-        names = {part for name in encoder.state_dict() for part in self.parts(name)} - {"0"}
+        names = {part.removesuffix("^T") for name in encoder.state_dict() for part in self.parts(name)} - {"0"}
         return len(names & set(state)) - len(names - set(state))
 
     def convert(self, encoder: nn.Module, state: State) -> State:
@@ -83,7 +85,7 @@ class Format:
         used: set[str] = set()
         for name, own in encoder.state_dict().items():
             parts = self.parts(name)
-            used.update(parts)
+            used.update(part.removesuffix("^T") for part in parts)
             converted[name] = _join(name, own, parts, state)
         beside = self.beside(encoder, state)
         for name in (name for name in state if name not in used):
@@ -109,11 +111,12 @@ def _join(name: str, own: Tensor, parts: list[str], state: State) -> Tensor:
     count = own.shape[axis] if own.dim() else 1
     sizes = [1, count - 1] if axis == 1 and len(parts) == 2 else [count // len(parts)] * len(parts)
     tensors = []
-    for part, size in zip(parts, sizes, strict=True):
-        shape = [*own.shape[:axis], size, *own.shape[axis + 1 :]]
+    for given, size in zip(parts, sizes, strict=True):
+        shape, part = [*own.shape[:axis], size, *own.shape[axis + 1 :]], given.removesuffix("^T")
         if part != "0" and part not in state:
             raise OtherFormatError(f"it has no {part!r}")
         tensor = own.new_zeros(shape) if part == "0" else state[part]
+        tensor = tensor.T if given != part and tensor.dim() == 2 else tensor
         if tensor.is_floating_point() != own.is_floating_point():
             kind = "floating-point" if own.is_floating_point() else "whole"
             raise OtherFormatError(f"its {part!r} is {tensor.dtype}, expected {kind} numbers")
@@ -150,6 +153,19 @@ def _beside_xception(encoder: nn.Module, state: State) -> dict[str, Tensor | Non
 def _beside_timm(encoder: TimmEncoder, state: State) -> dict[str, Tensor | None]:
     """What timm's whole model has besides: its head, and layers that no map depends on."""
     return dict.fromkeys(encoder.pruned)
+
+
+def _beside_clip(encoder: nn.Module, state: State) -> dict[str, Tensor | None]:
+    """The text encoder, and what says how it is built."""
+    text = r"(text_model|transformer|token_embedding|ln_final)\..+|positional_embedding|text_projection(\.weight)?|logit_scale|logit_bias"
+    numbers = r"input_resolution|context_length|vocab_size|attn_mask|vision_model\.embeddings\.position_ids"
+    return dict.fromkeys(name for name in state if re.fullmatch(f"{text}|{numbers}", name))
+
+
+def _beside_stage(encoder: nn.Module, state: State) -> dict[str, Tensor | None]:
+    """Counters, later stages, and the classifier of ImageNet."""
+    later = ("layer2.", "layer3.", "layer4.", "fc.", "head.")
+    return dict.fromkeys(name for name in state if name.startswith(later) or name.endswith("num_batches_tracked"))
 
 
 def _beside_mit(encoder: nn.Module, state: State) -> dict[str, Tensor | None]:
@@ -223,6 +239,33 @@ _TIMM_CONVNEXT = (
     (r"norm\.(\w+)", r"head.norm.\1"),
 )
 
+_OPENAI_CLIP = (
+    (r"cls_token", "visual.class_embedding"),
+    (r"pos_embed", "visual.positional_embedding"),
+    (r"patch_embed\.projection\.weight", "visual.conv1.weight"),
+    (r"layers\.(\d+)\.ln(\d)\.(\w+)", r"visual.transformer.resblocks.\1.ln_\2.\3"),
+    (r"layers\.(\d+)\.attn\.attn\.(.+)", r"visual.transformer.resblocks.\1.attn.\2"),
+    (r"layers\.(\d+)\.ffn\.layers\.0\.0\.(\w+)", r"visual.transformer.resblocks.\1.mlp.c_fc.\2"),
+    (r"layers\.(\d+)\.ffn\.layers\.1\.(\w+)", r"visual.transformer.resblocks.\1.mlp.c_proj.\2"),
+    (r"ln0\.(\w+)", r"visual.ln_pre.\1"),
+    (r"ln1\.(\w+)", r"visual.ln_post.\1"),
+    (r"proj\.weight", "visual.proj^T"),
+)
+_CLIP_LAYER = r"vision_model.encoder.layers.\1."
+_HUGGING_FACE_CLIP = (
+    (r"cls_token", "vision_model.embeddings.class_embedding"),
+    (r"pos_embed", "vision_model.embeddings.position_embedding.weight"),
+    (r"patch_embed\.projection\.weight", "vision_model.embeddings.patch_embedding.weight"),
+    (r"layers\.(\d+)\.ln(\d)\.(\w+)", rf"{_CLIP_LAYER}layer_norm\2.\3"),
+    (r"layers\.(\d+)\.attn\.attn\.in_proj_(\w+)", " + ".join(rf"{_CLIP_LAYER}self_attn.{part}_proj.\2" for part in "qkv")),
+    (r"layers\.(\d+)\.attn\.attn\.(.+)", rf"{_CLIP_LAYER}self_attn.\2"),
+    (r"layers\.(\d+)\.ffn\.layers\.0\.0\.(\w+)", rf"{_CLIP_LAYER}mlp.fc1.\2"),
+    (r"layers\.(\d+)\.ffn\.layers\.1\.(\w+)", rf"{_CLIP_LAYER}mlp.fc2.\2"),
+    (r"ln0\.(\w+)", r"vision_model.pre_layrnorm.\1"),
+    (r"ln1\.(\w+)", r"vision_model.post_layernorm.\1"),
+    (r"proj\.weight", "visual_projection.weight"),
+)
+
 
 def _hugging_face_mit() -> tuple[tuple[str, str], ...]:
     """Rules of Transformers' SegFormer, which counts stages from 0."""
@@ -289,6 +332,12 @@ FORMATS: dict[type[nn.Module], tuple[Format, ...]] = {
     ),
     ResNet: (Format("a ResNet with a deep stem", _COUNTERS, _beside_resnet),),
     Xception: (Format("UniMatch V1's Xception", _COUNTERS, _beside_xception),),
+    ResNetV1cStage: (Format("mmsegmentation's ResNet v1c", _COUNTERS, _beside_stage),),
+    CLIP: (
+        Format("MaskCLIP's"),
+        Format("OpenAI's CLIP", _OPENAI_CLIP, _beside_clip),
+        Format("Hugging Face's CLIP", _HUGGING_FACE_CLIP, _beside_clip),
+    ),
     MiT: (Format("SegFormer's MiT", beside=_beside_mit), Format("Hugging Face's MiT", _hugging_face_mit())),
     TimmEncoder: (
         Format("timm's", ((r"net\.(.+)", r"\1"),), _beside_timm),

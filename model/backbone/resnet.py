@@ -72,9 +72,7 @@ class ResNet(Encoder):
             strides.append(stride)
         self.channels = tuple(256 * 2**i for i in self.out_indices)
         self.strides = tuple(strides[i] for i in self.out_indices)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.apply(_he)
 
     @property
     def stages(self) -> list[nn.Sequential]:
@@ -92,3 +90,37 @@ class ResNet(Encoder):
                 x = self.run(block, x)
             maps.append(x)
         return [maps[i] for i in self.out_indices]
+
+
+class ResNetV1cStage(Encoder):
+    """Stem (of 32, 32, 64 channels) and first stage of a ResNet-101 "v1c": SemiVL's finer map for Cityscapes (METHOD.md 1.8).
+
+    forward: (B, 3, H, W) of any size -> one map (B, 256, ceil(H / 4), ceil(W / 4)). Parameter names are those of SemiVL's checkpoints.
+    """
+
+    multiple, channels, strides = 1, (256,), (4,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            conv3x3(3, 32, stride=2), nn.BatchNorm2d(32), nn.ReLU(),
+            conv3x3(32, 32), nn.BatchNorm2d(32), nn.ReLU(),
+            conv3x3(32, 64), nn.BatchNorm2d(64), nn.ReLU(),
+        )  # fmt: skip
+        self.layer1 = nn.Sequential(Bottleneck(64, 64, shortcut=True), Bottleneck(256, 64), Bottleneck(256, 64))
+        self.apply(_he)
+
+    @property
+    def blocks(self) -> list[nn.Module]:  # type: ignore[override]
+        return list(self.layer1)
+
+    def forward(self, img: Tensor) -> list[Tensor]:
+        x = F.max_pool2d(self.stem(img), 3, 2, padding=1)
+        for block in self.layer1:
+            x = self.run(block, x)
+        return [x]
+
+
+def _he(module: nn.Module) -> None:
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")

@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from model.backbone.clip import CLIP
 from model.backbone.dinov2 import DINOv2
 from model.backbone.mit import MiT
+from model.backbone.resnet import ResNetV1cStage
 from model.encoder import Encoder
 from model.formats import OtherFormatError, State, recognise
 from tests.model.test_dinov3 import CONVNEXT, VITS, random_
@@ -173,6 +175,62 @@ def hugging_face_mit(state: State) -> State:
     return out
 
 
+def openai_clip(state: State) -> State:
+    """In half precision, beside the text encoder and three numbers."""
+    out = renamed(
+        state,
+        (r"^cls_token", "class_embedding"),
+        (r"^pos_embed", "positional_embedding"),
+        (r"^patch_embed\.projection", "conv1"),
+        (r"^ln0", "ln_pre"),
+        (r"^ln1", "ln_post"),
+        (r"^layers\.(\d+)\.", r"transformer.resblocks.\1."),
+        (r"\.ln(\d)\.", r".ln_\1."),
+        (r"attn\.attn", "attn"),
+        (r"ffn\.layers\.0\.0", "mlp.c_fc"),
+        (r"ffn\.layers\.1", "mlp.c_proj"),
+        (r"^proj\.weight", "proj"),
+    )
+    out["proj"] = out["proj"][:, :, 0, 0].T.contiguous()
+    out["class_embedding"], out["positional_embedding"] = out["class_embedding"][0, 0], out["positional_embedding"][0]
+    text = {
+        "transformer.resblocks.0.ln_1.weight": torch.ones(4),
+        "token_embedding.weight": torch.ones(9, 4),
+        "text_projection": torch.ones(4),
+    }
+    text |= {"positional_embedding": torch.ones(7, 4), "ln_final.bias": torch.ones(4), "logit_scale": torch.ones(())}
+    numbers = {name: torch.tensor(224) for name in ("input_resolution", "context_length", "vocab_size")}
+    return {f"visual.{name}": value for name, value in out.items()} | text | numbers
+
+
+def hugging_face_clip(state: State) -> State:
+    for leaf in ("weight", "bias"):
+        state = split(state, f"attn.attn.in_proj_{leaf}", " ".join(f"self_attn.{part}_proj.{leaf}" for part in ("q", "k", "v")))
+    out = renamed(
+        state,
+        (r"^cls_token", "embeddings.class_embedding"),
+        (r"^pos_embed", "embeddings.position_embedding.weight"),
+        (r"^patch_embed\.projection", "embeddings.patch_embedding"),
+        (r"^ln0", "pre_layrnorm"),
+        (r"^ln1", "post_layernorm"),
+        (r"^layers", "encoder.layers"),
+        (r"\.ln(\d)\.", r".layer_norm\1."),
+        (r"attn\.attn\.out", "self_attn.out"),
+        (r"ffn\.layers\.0\.0", "mlp.fc1"),
+        (r"ffn\.layers\.1", "mlp.fc2"),
+    )
+    projection = out.pop("proj.weight")[:, :, 0, 0]
+    text = {"text_model.final_layer_norm.weight": torch.ones(4), "text_projection.weight": torch.ones(4, 4), "logit_scale": torch.ones(())}
+    out["embeddings.position_ids"] = torch.arange(4)[None]
+    return {f"vision_model.{name}": value for name, value in out.items()} | text | {"visual_projection.weight": projection}
+
+
+def whole_resnet(state: State) -> State:
+    """With the stages that are not used, without counters."""
+    later = {"layer2.0.conv1.weight": torch.ones(3), "layer4.2.bn3.running_var": torch.ones(3), "fc.weight": torch.ones(3)}
+    return without(state, "num_batches_tracked") | later
+
+
 def same(state: State) -> State:
     return state
 
@@ -183,6 +241,8 @@ ENCODERS: dict[str, Callable[[], Encoder]] = {
     "dinov2 reg": partial(DINOv2, 64, 2, 2, (0, 0, 1, 1), registers=4),
     **{f"dinov3 {kind}": build for kind, build in VITS.items()},
     "convnext": CONVNEXT,
+    "clip": partial(CLIP, 64, 2, 2, (0,), 4),
+    "resnet v1c": ResNetV1cStage,
     "mit": partial(MiT, (8, 16, 20, 32), (1, 2, 1, 1)),
 }
 LAYOUTS: list[tuple[str, Callable[[State], State], str]] = [
@@ -205,9 +265,15 @@ LAYOUTS: list[tuple[str, Callable[[State], State], str]] = [
     ("convnext", hugging_face_convnext, "Hugging Face's DINOv3 ConvNeXt"),
     ("convnext", transformers_5_convnext, "Transformers 5's DINOv3 ConvNeXt"),
     ("convnext", timm_convnext, "timm's ConvNeXt"),
+    ("clip", same, "MaskCLIP's"),
+    ("clip", openai_clip, "OpenAI's CLIP"),
+    ("clip", hugging_face_clip, "Hugging Face's CLIP"),
+    ("resnet v1c", whole_resnet, "mmsegmentation's ResNet v1c"),
     ("mit", same, "SegFormer's MiT"),
     ("mit", hugging_face_mit, "Hugging Face's MiT"),
 ]  # fmt: skip
+# a text encoder, later stages, a classifier
+OTHER_PARTS = re.compile(r"^(text_|token_|ln_final|logit_|positional_|transformer\.|input_|context_|vocab_|layer[24]|fc\.)|position_ids")
 IDS = [f"{kind}, {layout.__name__}" for kind, layout, _ in LAYOUTS]
 
 
@@ -222,8 +288,8 @@ def test_the_converted_weights_compute_the_same(kind: str, layout: Callable[[Sta
     if layout is timm_dinov3_without_bias:
         for name, parameter in theirs.named_parameters():
             parameter.mul_(0 if name.endswith("qkv.bias") else 1)
-    found, state = recognise(ours := ENCODERS[kind](), layout(theirs.state_dict()))
-    ours.eval().load_state_dict(state)
+    found, state = recognise(ours := ENCODERS[kind]().eval(), layout(theirs.eval().state_dict()))
+    ours.load_state_dict(state)
     img = image(ours)
     assert found.title.startswith(title)
     for x, y in zip(ours(img), theirs(img), strict=True):
@@ -235,7 +301,9 @@ def test_no_file_is_loaded_in_part(kind: str, layout: Callable[[State], State], 
     """Each tensor in turn is missing, has another shape or another name: all are refused, with the nearest format and that name."""
     encoder = ENCODERS[kind]()
     weights = layout(encoder.state_dict())
-    for name in (name for name in weights if not re.search(r"(blocks|layer|layers|stages)\.[1-9]", name)):  # the others are like the first
+    for name in weights:
+        if re.search(r"(blocks|resblocks|layer|layers|layer1|stages)\.[1-9]", name) or OTHER_PARTS.search(name):
+            continue  # like the first, or not of the encoder
         value = weights[name]
         edits = [{**weights, name: torch.cat((value, value))}, {**weights, f"{name}.x": value}]
         constant = re.search(r"periods|bias_mask|norms\.3", name)  # which may be absent
