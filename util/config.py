@@ -187,7 +187,8 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
+def read_yaml(path: str) -> dict[str, Any]:
+    """The `key: value` lines of a YAML file. Raises UserError."""
     if "\0" in path or not Path(path).is_file():
         raise UserError(f"{path}: no such config file; give one with --config (the ones shipped are in configs/)")
     try:
@@ -227,7 +228,7 @@ def _assign(values: dict[str, Any], setting: str) -> None:
 
 def load_config(path: str, settings: list[str] | None = None, kind: type[Config] | None = None, **given: Any) -> Any:
     """The config of a YAML file, then `settings` ("key=value"), then `given` (command-line paths that are not None); see `make_config`."""
-    return make_config(_read_yaml(path), path, settings, kind, **given)
+    return make_config(read_yaml(path), path, settings, kind, **given)
 
 
 def make_config(

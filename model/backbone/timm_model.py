@@ -90,14 +90,21 @@ class TimmEncoder(Encoder):
             return None
 
 
-def load_timm() -> Any:
-    """The package timm. Raises UserError where it is not installed."""
+def load_torchvision() -> None:
+    """Imports torchvision where it is installed, which other packages import."""
     try:
-        importlib.import_module("torchvision")  # timm imports it
+        importlib.import_module("torchvision")
+    except ImportError:
+        pass
     except RuntimeError:
         # its wheel was built for another PyTorch build (for a GPU, beside a CPU-only torch): the registration of its compiled
         # operators fails. No model needs them, so leave the registration out.
         sys.modules["torchvision._meta_registrations"] = ModuleType("torchvision._meta_registrations")
+
+
+def load_timm() -> Any:
+    """The package timm. Raises UserError where it is not installed."""
+    load_torchvision()
     return extra("timm", "this backbone needs it")
 
 
