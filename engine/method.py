@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dataset.batch import Batch, Reads
+from model.segmenter import Segmenter
 from model.spec import get_encoder
 from util.config import Config
 from util.error import UserError
@@ -19,6 +20,8 @@ from util.error import UserError
 Step = Callable[[Any, Any, Batch, Config], tuple[Tensor, dict[str, Tensor]]]
 # draw(images, channels of the encoder's maps, generator, the method's settings) -> factors of feature dropout for `Batch.drop`
 Draw = Callable[[int, tuple[int, ...], torch.Generator, Any], Tensor]
+# guided(the model that labels, the method's settings, whether only shapes are asked for) -> what the step gets as its teacher
+Guided = Callable[[Segmenter, Any, bool], nn.Module]
 # labels of the stats of `model.loss.semi_loss`, as the published logs print them
 SEMI_LABELS = {"loss_all": "Total loss", "loss_x": "Loss x", "loss_s": "Loss s", "mask_ratio": "Mask ratio"}
 
@@ -34,6 +37,7 @@ class Method:
     teacher: who gives the pseudo labels. "ema": the moving average of the student, which is evaluated too. "student": the student
         itself, and there is no average. None: nobody, the method reads labelled images alone.
     draw: draws `Batch.drop` from (seed, step, shard).
+    guided: makes of the model that labels what the step gets as its teacher, where that is more: a frozen model beside it (semivl.py).
     optimizer: adamw | sgd, where the config leaves it open.
     config: the class of its settings, with the keys of its own.
     programs: the same method as another program of the authors has it, by the program's name (`program_of`).
@@ -46,6 +50,7 @@ class Method:
     teacher: str | None = "ema"
     reads: Reads = Reads()
     draw: Draw | None = None
+    guided: Guided | None = None
     optimizer: str = "adamw"
     config: type[Config] = Config
     programs: Mapping[str, Method] = field(default_factory=dict)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -55,6 +56,8 @@ class Learner:
         self.models = {"student": self.student} if self.teacher is None else {"student": self.student, "EMA": self.teacher}
         self.ema = Ema(self.teacher, self.student) if self.teacher is not None else None
         self.labels_by = {"ema": self.teacher, "student": self.student, None: None}[cfg.teacher]
+        # what the step gets as its teacher
+        self.step_teacher = method.guided(self.labels_by, cfg, False) if method.guided and self.labels_by else self.labels_by
         if cfg.compile:
             check_compiler(world.device)
             torch._dynamo.config.optimize_ddp = False  # would cut the compiled parts, between which gradients travel in any case
@@ -107,7 +110,8 @@ class Learner:
             torch.manual_seed(shard_seed(self.cfg.seed, self.it, self.world.rank * len(batches) + i, _IN_MODEL))
             with self.net.no_sync() if isinstance(self.net, DistributedDataParallel) and not last else nullcontext():
                 with self.autocast():
-                    loss, stats = self.method.step(self.net, self.labels_by, batch, self.cfg)
+                    batch = replace(batch, progress=self.it / self.total_steps)
+                    loss, stats = self.method.step(self.net, self.step_teacher, batch, self.cfg)
                 self.scaler.scale(loss / len(batches)).backward()
             all_stats.append(stats)
             losses.append(loss.detach())

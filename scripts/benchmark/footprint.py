@@ -21,6 +21,7 @@ from engine.evaluation import Prediction
 from engine.method import Method
 from model import configured_model
 from model.segmenter import Segmenter
+from model.text import reserve_text_
 from util.config import Config
 from util.precision import SIXTEEN_BIT, autocast
 
@@ -93,6 +94,7 @@ def hollow_model(cfg: Config, mode: FakeTensorMode) -> Segmenter:
     spec = spec_of(cfg)
     with torch.device("meta"):
         model = configured_model(cfg, spec.nclass, spec.task)
+        reserve_text_(model)
     state = model.state_dict()
     with mode:
         model.load_state_dict({name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in state.items()}, assign=True)
@@ -125,14 +127,13 @@ def empty_batch(cfg: Config, method: Method, channels: tuple[int, ...]) -> Batch
 
 def dry_step(cfg: Config, method: Method, student: Segmenter, teacher: nn.Module | None, batch: Batch) -> tuple[int, Meter]:
     """(held, meter) of one shard: bytes alive when the forward pass is done, and the whole step's figures, besides weights, gradients
-    and mini-batch. The student's parameters have gradients already, as from the second shard on."""
+    and mini-batch. The student's parameters have gradients already, as from the second shard on. teacher: what the step gets as such."""
     student.backbone.checkpointing = cfg.activation_checkpointing
     for p in student.parameters():
         p.grad = torch.zeros_like(p) if p.requires_grad else None
-    labels_by = student if cfg.teacher == "student" else teacher
     with Meter() as meter:
         with autocast("bf16" if cfg.precision in SIXTEEN_BIT else "fp32", torch.device("cpu")):
-            loss, _ = method.step(student.train(), labels_by, batch, cfg)
+            loss, _ = method.step(student.train(), teacher, batch, cfg)
         held = meter.live
         loss.backward()
     return held, meter
@@ -148,16 +149,20 @@ def footprint(cfg: Config, method: Method, shards: int = 1) -> tuple[dict[str, i
     cfg = method.settled(cfg, spec_of(cfg).task)
     mode = FakeTensorMode()
     student = hollow_model(cfg, mode)
-    teacher = hollow_model(cfg, mode).eval().requires_grad_(False) if method.teacher == "ema" else None
+    average = hollow_model(cfg, mode).eval().requires_grad_(False) if method.teacher == "ema" else None
+    labels_by = student if cfg.teacher == "student" else average
     with mode:
-        batch = empty_batch(cfg, method, student.backbone.channels)
+        batch = empty_batch(cfg, method, student.channels)
+        teacher = method.guided(labels_by, cfg, True) if method.guided and labels_by else labels_by
         held, meter = dry_step(cfg, method, student, teacher, batch)
     size = sum(x.nbytes for one in (batch, batch.second) if one for x in vars(one).values() if isinstance(x, Tensor))
-    weights = 4 * sum(p.numel() for p in student.parameters())
+    own = set(student.parameters())
+    beside = {p for model in (average, teacher) if model is not None for p in model.parameters()} - own
+    weights = 4 * sum(p.numel() for p in own)
     trained = 4 * sum(p.numel() for p in student.parameters() if p.requires_grad)
     memory = {
         "weights": weights,
-        "teacher": weights if teacher is not None else 0,
+        "teacher": 4 * sum(p.numel() for p in beside),  # and a frozen model
         "gradients": trained,
         "adam": 2 * trained if cfg.optimizer == "adamw" else trained,
         "batches": 2 * shards * size,  # of this step and of the next one

@@ -27,11 +27,11 @@ _ALIASES = {
 }
 _METHOD = re.compile(
     r"(?<![A-Za-z0-9])(fixmatch_addfeataug_dualstream|fixmatch_addfeataug|fixmatch_dualstream|fixmatch_fp|fixmatch|"
-    r"unimatch_v2_noEMA|unimatch_v2|unimatch_v1|unimatch|labeled_only|supervised|figure4[abc])(?![A-Za-z0-9])"
+    r"unimatch_v2_noEMA|unimatch_v2|unimatch_v1|unimatch|semivl|labeled_only|supervised|figure4[abc])(?![A-Za-z0-9])"
 )
 _DATASET = re.compile(rf"(?<![A-Za-z0-9])({'|'.join(DATASETS)})(?![A-Za-z0-9])", re.IGNORECASE)
 _BACKBONE = re.compile(
-    r"(?<![A-Za-z0-9])(dinov2_(?:tiny|small|base|large|giant)|resnet_?\d{2,3}|xception|mit_?b\d|beit_(?:base|large|[bl])|sam_(?:base|large|huge|[blh]))"
+    r"(?<![A-Za-z0-9])(dinov2_(?:tiny|small|base|large|giant)|clip_(?:tiny|base)|resnet_?\d{2,3}|xception|mit_?b\d|beit_(?:base|large|[bl])|sam_(?:base|large|huge|[blh]))"
     r"(?![A-Za-z0-9])"
 )
 _EXTRA = re.compile(r"(?<![A-Za-z0-9])(extra_\d{1,4}[Kk])(?![A-Za-z0-9])")

@@ -27,6 +27,7 @@ _ENCODERS = {
     "beit": "BEiT",
     "sam": "SAM",
     "efficientnet": "EfficientNet",
+    "clip": "CLIP",
     "xception": "Xception-65",
 }
 TITLES = {"pascal": "Pascal", "cityscapes": "Cityscapes", "ade20k": "ADE20K", "coco": "COCO", "levir": "LEVIR-CD", "whu": "WHU-CD",
