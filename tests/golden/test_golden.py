@@ -23,7 +23,7 @@ from engine.evaluation import Prediction
 from model import build_model
 from model.segmenter import Segmenter
 from model.spec import ENCODERS
-from tests.golden import encoders, v1
+from tests.golden import encoders, semivl, v1
 from tests.golden.trajectory import METHODS, train
 
 FORWARD = 1e-4  # ||a - b|| / ||b|| of logits
@@ -156,12 +156,17 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     (rf"v1extra_{v1.PATTERN}", v1.check_extra),
     (rf"traj_(unimatch_v1|v1_fixmatch|v1_supervised)(_ohem)?_{v1.PATTERN}", v1.check_trajectory),
     (rf"evalv1_{v1.PATTERN}", v1.check_evaluation),
+    (rf"fwd_{semivl.PATTERN}", semivl.check_forward),
+    (rf"traj_{semivl.PATTERN}(_pixelavg)?", semivl.check_trajectory),
+    (rf"eval_{semivl.PATTERN}", semivl.check_evaluation),
+    (r"resize_semivl", semivl.check_resize),
     (r"fwd_.*", check_forward),
     (r"traj_.*", check_trajectory),
     (r"eval_.*", check_evaluation),
 )
 KEYS: tuple[tuple[str, Callable[[str, list[str]], None]], ...] = (
     (rf"keys_{encoders.PATTERN}", encoders.check_keys),
+    (rf"keys_{semivl.PATTERN}_crop\d+", semivl.check_keys),
     (r"keys_.*", check_keys),
 )
 
