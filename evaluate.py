@@ -38,7 +38,7 @@ from util.config import Config, load_config, parse_arguments
 from util.dist import World, processes
 from util.error import StoppedError, UserError, run
 from util.files import check_output, output, write_atomic
-from util.precision import autocast
+from util.precision import inference
 from util.progress import Progress
 from util.signals import StopSignals
 
@@ -245,7 +245,7 @@ def main(argv: list[str]) -> None:
     args = _arguments(argv)
     cfg = load_config(args.config, args.set, data_root=args.data_root, val_id_path=args.id_path)
     precision = "bf16" if args.bf16 else "fp32"
-    with processes(cfg.device) as world, autocast(precision, world.device), StopSignals() as signals:
+    with processes(cfg.device) as world, inference(precision, world.device), StopSignals() as signals:
         trained = load_trained(cfg, args.checkpoint, args.which, world.device)
         check_window(args.tile, trained.model)
         source, listed = _source(args, cfg, trained.spec)

@@ -40,7 +40,7 @@ from util.config import DEVICES, load_config, parse_arguments
 from util.dist import cpu_count, processes
 from util.error import UserError, run, tell_once
 from util.files import check_output, output, write_atomic
-from util.precision import autocast
+from util.precision import inference
 from util.progress import Progress
 from util.signals import start_worker
 
@@ -61,7 +61,7 @@ class Predictor:
         """uint8 (B, C, H, W) -> class ids (B, H, W) and probabilities (B, K, H, W) float32, on the device."""
         model, spec = self.trained.model, self.trained.spec
         seen = img if spec.frame is None else torch.stack([to_predict(tensor_images(one), spec) for one in img])
-        with autocast(self.precision, self.device):
+        with inference(self.precision, self.device):
             scores = self.prediction.scores(model, normalize(seen.to(self.device), model.backbone), img.shape[-2:])
         return scores.argmax(dim=1), self.prediction.probabilities(scores)
 

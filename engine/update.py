@@ -23,7 +23,7 @@ from util import checkpoint
 from util.config import Config
 from util.dist import World, average_gradients, check_compiler
 from util.error import UserError
-from util.precision import autocast, loss_scaler
+from util.precision import autocast, inference, loss_scaler
 
 _IN_MODEL = 1  # a stream of seeds of its own, beside that of Method.draw
 
@@ -83,7 +83,7 @@ class Learner:
         try:
             for p in frozen:
                 p.requires_grad = True
-            with torch.no_grad(), self.autocast(), torch.compiler.set_stance("force_eager"):
+            with torch.no_grad(), inference(self.cfg.precision, self.world.device), torch.compiler.set_stance("force_eager"):
                 yield
         finally:
             for p in frozen:

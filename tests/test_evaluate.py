@@ -70,13 +70,14 @@ def test_bf16_gives_the_numbers_of_a_bf16_run(tiny: Tiny, tmp_path: Path, monkey
     attend, seen = dinov2.attend, set()
 
     def spy(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        seen.add(q.dtype)
+        seen.add((q.dtype, torch.backends.cuda.cudnn_sdp_enabled()))
         return attend(q, k, v)
 
     monkeypatch.setattr(dinov2, "attend", spy)
     result = scores(tiny, tmp_path, tmp_path / "s.json", "--bf16")
     assert (f"{result['miou']:.2f}", result["bf16"]) == (mean, True)
-    assert seen == {torch.bfloat16}
+    assert seen == {(torch.bfloat16, False)}, "cuDNN's attention would build a plan for each image size"
+    assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
 def test_the_first_request_to_stop_ends_it(tiny: Tiny, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,10 @@ def test_python_api_takes_paths_arrays_and_images(tiny: Tiny, checkpoint: str) -
     assert 1 / 6 < confidence.min() <= confidence.max() <= 1
     for same in (str(path), Image.open(path), np.array(Image.open(path))):
         assert np.array_equal(predictor.predict(same)[0], mask)
-    rough = predict.load(str(tiny.config), checkpoint, device="cpu", bf16=True).predict(path)[1]
+    in_bf16, cudnn = predict.load(str(tiny.config), checkpoint, device="cpu", bf16=True), set()
+    in_bf16.trained.model.register_forward_pre_hook(lambda *_: cudnn.add(torch.backends.cuda.cudnn_sdp_enabled()))
+    rough = in_bf16.predict(path)[1]
+    assert cudnn == {False}, "cuDNN's attention would build a plan for each image size"
     assert rough.dtype == np.float32
     assert 0 < np.abs(rough - confidence).max() < 0.02
     student = predict.load(str(tiny.config), checkpoint, which="student", device="cpu")

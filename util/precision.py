@@ -24,6 +24,18 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[Non
     return torch.autocast(device.type, SIXTEEN_BIT.get(precision), enabled=precision in SIXTEEN_BIT)
 
 
+@contextmanager
+def inference(precision: str, device: torch.device) -> Iterator[None]:
+    """As `autocast`, for images of many sizes: without cuDNN's attention, which builds a plan for each new number of tokens."""
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(False)
+    try:
+        with autocast(precision, device):
+            yield
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
 def slow_precision(precision: str, device: torch.device) -> str | None:
     """A warning where the device is a CPU that has no instructions for the 16 bits of `precision`; None elsewhere or where nobody knows."""
     if precision not in INSTRUCTIONS or device.type != "cpu":
@@ -43,10 +55,20 @@ def loss_scaler(precision: str, device: torch.device) -> torch.amp.GradScaler:
 
 @contextmanager
 def matmul_precision(precision: str, device: torch.device) -> Iterator[None]:
-    """Inside, float32 matrix products are TF32 for `precision` tf32. Raises UserError where the GPU lacks what is asked for."""
+    """Inside, float32 matrix products are TF32 for `precision` tf32.
+
+    Raises UserError where the GPU lacks what is asked for, or where other code has used PyTorch's newer interface: once it has, the older
+    one, which every PyTorch has that the project runs with, cannot say what is set.
+    """
     if device.type == "cuda" and precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(f"precision: found bf16, but {torch.cuda.get_device_name(device)} has no bfloat16; use fp16 or fp32")
-    before = torch.get_float32_matmul_precision()
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError as error:
+        raise UserError(
+            "precision: found torch.backends.*.fp32_precision set by other code in this process, expected PyTorch's defaults; "
+            "remove that setting: the config key `precision` decides"
+        ) from error
     torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")  # containers may have another default
     try:
         yield

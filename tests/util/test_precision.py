@@ -90,6 +90,7 @@ def test_scoring_makes_16_bit_weights_once(frozen: bool) -> None:
     wanted = [[p.requires_grad for p in model.parameters()] for model in models]
     made: list[int] = []
     with learner.scoring():
+        assert not torch.backends.cuda.cudnn_sdp_enabled(), "cuDNN's attention would build a plan for each image size"
         for _ in range(2):
             for model in models:
                 with CountCasts() as casts:
@@ -100,6 +101,7 @@ def test_scoring_makes_16_bit_weights_once(frozen: bool) -> None:
     weights = sum(p.ndim > 1 for p in models[0].parameters())
     assert made[0] - made[2] > weights
     assert [[p.requires_grad for p in model.parameters()] for model in models] == wanted
+    assert torch.backends.cuda.cudnn_sdp_enabled()
 
 
 class CountCasts(TorchDispatchMode):
@@ -241,6 +243,19 @@ def test_precision_may_change_without_force_and_typos_are_named(tiny: Tiny, tmp_
     supervised.main(tiny.args(tmp_path, *short, "precision=bf16", "activation_checkpointing=true", unlabeled=False))
     with pytest.raises(UserError, match="precision: found 'fp8', expected one of fp32, tf32, bf16, fp16"):
         supervised.main(tiny.args(tmp_path, "precision=fp8", unlabeled=False))
+
+
+def test_a_precision_set_through_the_newer_interface_is_one_clear_line() -> None:
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    try:
+        found = r"precision: found torch\.backends\.\*\.fp32_precision set by other code.*; remove that setting"
+        with pytest.raises(UserError, match=found), matmul_precision("fp32", torch.device("cpu")):
+            pass
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    with matmul_precision("tf32", torch.device("cpu")):
+        assert torch.get_float32_matmul_precision() == "high"
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 # A GPU beside the CPU's fp32. Losses of four steps and the first gradient's norm, relative: its fp32 has convolutions in TF32 (a
