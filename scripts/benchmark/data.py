@@ -5,7 +5,7 @@ float tensor. With views=device, the images are left to the training device. Bot
 """
 
 import argparse
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,7 +28,8 @@ from util.config import Config
 FILES = 4  # images of each kind
 DRAWS = 24  # samples of a round
 BATCH = 4  # samples of a mini-batch
-SIZE = (500, 375)  # width and height of Pascal's images
+Sizes = Sequence[tuple[int, int]]  # of images: width, height
+SIZE = (500, 375)  # of Pascal's
 KINDS = ((*SIZE, "jpg", 6.0, 518), (2048, 1024, "png", 1.0, 798))  # width, height, ending and sensor's noise of the images; crop
 GOALS = {("u", 518): (AT_LEAST, 10.0), ("u", 798): (AT_LEAST, 4.0), ("x", 798): (AT_LEAST, 3.0)}  # by stream and crop
 
@@ -47,12 +48,16 @@ def photograph(width: int, height: int, rng: np.random.Generator, noise: float) 
 
 
 def drawn_source(
-    root: Path, spec: DatasetSpec, size: tuple[int, int] = SIZE, suffix: str = "jpg", noise: float = 6.0, count: int = FILES
+    root: Path, spec: DatasetSpec, sizes: Sizes = (SIZE,), suffix: str = "jpg", noise: float = 6.0, count: int = FILES
 ) -> Source:
-    """A list of `count` lines, which repeats FILES drawn images of a (width, height), or pairs (always PNG); masks have soft shapes."""
+    """A list of `count` lines, which repeats drawn images, or pairs (always PNG); masks have soft shapes.
+
+    sizes: (width, height), which FILES images, or as many as there are sizes, have in turn.
+    """
     values = np.array(sorted(spec.label_map or range(spec.nclass))[:19], np.uint8)
     lines = []
-    for i in range(FILES):
+    for i in range(min(count, max(FILES, len(sizes)))):
+        size = sizes[i % len(sizes)]
         rng = np.random.default_rng((size[0], i))
         entry = Entry(f"{i}.png", None) if spec.task == "change" else Entry(f"{i}.{suffix}", f"{i}_mask.png")
         images, mask = spec.files(entry)
@@ -63,7 +68,7 @@ def drawn_source(
         shapes = (2 * smooth_noise(rng, size[1], size[0], size[0] / 8) + len(values) / 2).clip(0, len(values) - 1)
         Image.fromarray(values[shapes.astype(int)]).save(root / str(mask))
         lines.append(" ".join(filter(None, entry)) + "\n")
-    (root / "list.txt").write_text("".join(lines[i % FILES] for i in range(count)))
+    (root / "list.txt").write_text("".join(lines[i % len(lines)] for i in range(count)))
     return Source(spec, str(root), ImageList(str(root / "list.txt"), spec.task, masks=True))
 
 
@@ -71,7 +76,7 @@ def host_batch(cfg: Config, on_device: bool = False, pin: bool = False) -> RawBa
     """A mini-batch as the loader hands it over. on_device: see TrainSet. pin: in page-locked memory, as for a GPU."""
     with TemporaryDirectory() as folder:
         size = (cfg.crop_size, 3 * cfg.crop_size // 4)
-        sources = {stream: Sources([drawn_source(Path(folder), spec_of(cfg), size)]) for stream in "xu"}
+        sources = {stream: Sources([drawn_source(Path(folder), spec_of(cfg), [size])]) for stream in "xu"}
         keys = [tuple((stream, 0, i, i % FILES) for stream in "xu") for i in range(cfg.batch_size)]
         data = TrainSet(sources, cfg.crop_size, 0, Reads(), on_device=on_device)
         return next(iter(DataLoader(data, batch_sampler=[keys], collate_fn=collate, pin_memory=pin)))
@@ -120,7 +125,7 @@ def rows(cfg: Config, device: torch.device, args: argparse.Namespace) -> Iterato
         for width, height, suffix, noise, crop in KINDS:
             for stream, name in (("u", "unlabelled"), ("x", "labelled")):
                 with TemporaryDirectory() as root:
-                    source = drawn_source(Path(root), get_spec("pascal"), (width, height), suffix, noise)
+                    source = drawn_source(Path(root), get_spec("pascal"), [(width, height)], suffix, noise)
                     figure = f"{name} {width} x {height} {suffix.upper()}, crop {crop}, views=device"
                     yield sample_row(source, stream, crop, args.rounds, figure)
     finally:

@@ -1,4 +1,4 @@
-"""Hours of a run on 1 to 64 cards and what limits it first: from its operations, its lists and the cards' data sheets."""
+"""Hours of a run on 1 to 8 cards: from its operations, its lists and the cards' data sheets."""
 
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -16,15 +16,8 @@ from util.precision import PRECISIONS, SIXTEEN_BIT
 EFFICIENCY = 0.7  # an assumption, no measurement: the share of a card's peak rate and bandwidth that a run reaches
 LAUNCH = 6e-6  # an assumption: seconds that PyTorch takes on the CPU to start one operation
 UPDATE = 48  # bytes that AdamW in one kernel (28) and EMA (20) move for a parameter
-LINK_SHARE = 0.7  # share of a link's nominal rate that an all-reduce reaches
-BUCKET = 25 * 2**20  # bytes of DDP's last bucket of gradients, which no backward pass is left to hide
 USABLE = 0.95  # share of a card's memory that a run may take; the rest is for CUDA, NCCL, cuDNN's workspaces and gaps
-FEW, MANY = (1, 2, 4, 8), (1, 2, 4, 8, 16, 32, 64)  # cards
-TALK, FEW_STEPS = 0.1, 50  # limits: share of a step spent in gradients, steps of an epoch
-# seconds of one CPU core per million pixels (training-logs/PERFORMANCE.md): Pillow decodes an image and resizes it, at scales from 0.5 to
-# 2; the crop's part is cut out for a GPU; Pillow makes two strong views of a crop
-JPEG, PNG, RESIZE, CUT, VIEWS = 0.0065, 0.029, 0.011, 0.002, 0.075
-PNG_SETS = {"cityscapes", "levir", "whu", "camvid"}
+GPUS = (1, 2, 4, 8)  # cards of one node
 
 
 @dataclass(frozen=True)
@@ -32,7 +25,7 @@ class Card:
     """Peak rates of one card, dense, in TFLOP/s (10^12 operations a second), sums in float32; from the maker's public data sheet.
 
     memory: GiB. fp32: float32 without tensor cores. tf32, bf16, fp16: tensor cores; 0 where the card has none for that type.
-    bandwidth: GB/s of its memory. link: GB/s in one direction between cards of a node (NVLink, else PCIe 4.0 x16 or 3.0 for older).
+    bandwidth: GB/s of its memory.
     """
 
     name: str
@@ -42,7 +35,6 @@ class Card:
     bf16: float
     fp16: float
     bandwidth: float
-    link: float
 
     def rates(self, precision: str) -> dict[str, float]:
         """TFLOP/s of each kind of product at a `precision`; 0 where the card cannot do it.
@@ -59,38 +51,33 @@ class Card:
 CARDS = {
     card.name: card
     for card in (
-        #     name       GiB   fp32   tf32   bf16   fp16   GB/s  link
-        Card("a100-40", 40, 19.5, 156.0, 312.0, 312.0, 1555, 300),  # SXM4
-        Card("a100-80", 80, 19.5, 156.0, 312.0, 312.0, 2039, 300),  # SXM4
-        Card("h100", 80, 66.9, 494.7, 989.4, 989.4, 3350, 450),  # SXM5
-        Card("h200", 141, 66.9, 494.7, 989.4, 989.4, 4800, 450),  # SXM5
-        Card("l40s", 48, 91.6, 183.0, 362.0, 362.0, 864, 32),
-        Card("a6000", 48, 38.7, 77.4, 154.8, 154.8, 768, 32),  # RTX A6000, Ampere
-        Card("rtx4090", 24, 82.6, 82.6, 165.2, 165.2, 1008, 32),
-        Card("rtx3090", 24, 35.6, 35.6, 71.0, 71.0, 936, 32),
-        Card("v100", 32, 15.7, 0.0, 0.0, 125.0, 900, 150),  # SXM2
+        #     name       GiB   fp32   tf32   bf16   fp16   GB/s
+        Card("a100-40", 40, 19.5, 156.0, 312.0, 312.0, 1555),  # SXM4
+        Card("a100-80", 80, 19.5, 156.0, 312.0, 312.0, 2039),  # SXM4
+        Card("h100", 80, 66.9, 494.7, 989.4, 989.4, 3350),  # SXM5
+        Card("h200", 141, 66.9, 494.7, 989.4, 989.4, 4800),  # SXM5
+        Card("l40s", 48, 91.6, 183.0, 362.0, 362.0, 864),
+        Card("a6000", 48, 38.7, 77.4, 154.8, 154.8, 768),  # RTX A6000, Ampere
+        Card("rtx4090", 24, 82.6, 82.6, 165.2, 165.2, 1008),
+        Card("rtx3090", 24, 35.6, 35.6, 71.0, 71.0, 936),
+        Card("v100", 32, 15.7, 0.0, 0.0, 125.0, 900),  # SXM2
     )
 }
 
 
 class Plan:
-    """A run and the cards for it. lengths: of its lists, labeled, unlabeled and val; image: (height, width) of its images in pixels.
+    """A run and the card for it. lengths: of its lists, labeled, unlabeled and val; image: (height, width) of its images in pixels.
 
-    efficiency: share of a card's peak rate and bandwidth; node: cards in a node; network: GB/s in one direction out of a node; cores: CPU
-    cores beside each card. Raises UserError for a run that the lists or the card do not allow.
+    efficiency: share of a card's peak rate and bandwidth. Raises UserError for a run that the lists or the card do not allow.
     """
 
     def __init__(
-        self, cfg: Config, method: Method, lengths: dict[str, int], image: tuple[int, int], card: Card,
-        efficiency: float = EFFICIENCY, node: int = 8, network: float = 25.0, cores: int = 8,
-    ) -> None:  # fmt: skip
-        self.cfg, self.method, self.lengths, self.image, self.card = cfg, method, lengths, image, card
-        self.efficiency, self.node, self.network, self.cores = efficiency, node, network, cores
+        self, cfg: Config, method: Method, lengths: dict[str, int], image: tuple[int, int], card: Card, efficiency: float = EFFICIENCY
+    ) -> None:
+        self.cfg, self.method, self.lengths, self.image, self.card, self.efficiency = cfg, method, lengths, image, card, efficiency
         self.shards = cfg.shards or 1
         # labelled images of a shard's mini-batch; semi-supervised, as many unlabelled ones come with them
         self.batch = method.reads.labeled * cfg.batch_size
-        # images that are read for each of these, itself included
-        self.files = (1 + method.semi + method.reads.second_draw) * spec_of(cfg).dates
         self.evaluations = -(-cfg.epochs // cfg.eval_every)  # the last epoch has one in any case
         if not self.steps(self.shards):
             raise UserError(f"batch_size: these lists make no full mini-batch of {self.batch} on each of {self.shards} shard(s); lower it")
@@ -106,14 +93,6 @@ class Plan:
         length = repeated_length(self.lengths["labeled"], target, spec.task == "change" or reads.cut_labeled)
         return epoch_steps([length, unlabeled] if reads.unlabeled else [length], shards, self.batch)
 
-    def sample_seconds(self) -> float:
-        """Seconds of one core for a labelled image and, semi-supervised, the unlabelled one that comes with it."""
-        image, crop = self.image[0] * self.image[1], self.cfg.crop_size**2
-        made = CUT * crop  # a GPU makes its images itself, unless `views` says otherwise
-        if self.cfg.views == "worker":
-            made = RESIZE * image + (VIEWS / 2 * crop if self.method.semi else 0.0)
-        return self.files * ((PNG if self.cfg.dataset in PNG_SETS else JPEG) * image + made) / 1e6
-
     @cached_property
     def footprints(self) -> dict[tuple[str, bool], tuple[dict[str, int], Meter]]:
         """Memory and meter of a process that runs all shards, by precision (fp32 | bf16) and activation checkpointing."""
@@ -127,91 +106,55 @@ class Plan:
     def work(self) -> tuple[Work, Work]:
         """Operations of one shard's step, and of one evaluation, of all of the method's models."""
         images = self.lengths["val"] * len(self.method.models)
-        scored = {part: images * amount for part, amount in evaluation_work(self.cfg, *self.image).items()}
+        scored = {kind: images * amount for kind, amount in evaluation_work(self.cfg, *self.image).items()}
         return self.footprints["fp32", self.cfg.activation_checkpointing][1].work, Work(scored)
 
-    def cost(self, precision: str) -> dict[str, Any]:
+    def cost(self, precision: str) -> dict[str, float]:
         """Seconds on one card, estimated: products at the peak rate, then what lies between them at the peak bandwidth, both at the
         efficiency; or the time to start all of these operations, where a small model waits for that. The forward passes of an
         evaluation are taken to come as near to their products as a step does.
         """
         rates, bandwidth = self.card.rates(precision), 1e9 * self.card.bandwidth
         memory, used = self.footprints["fp32" if "32" in precision else "bf16", self.cfg.activation_checkpointing]
-
-        def at_peak(work: Work, phases: tuple[str, ...] = ("forward", "backward", "again")) -> float:
-            return sum(amount / (1e12 * rates[kind]) for (_, kind, phase), amount in work.items() if phase in phases)
-
-        step, scored = self.work
-        floor = at_peak(step)
+        floor, scored = (sum(amount / (1e12 * rates[kind]) for kind, amount in work.items()) for work in self.work)
         shard = max((floor + used.moved / bandwidth) / self.efficiency, used.operations * LAUNCH)
-        gradients = memory["gradients"]
         return {
             "floor": floor,  # products of a shard's step at the peak rate: no implementation goes below
             "shard": shard,  # the estimate for it
-            "backward": at_peak(step, ("backward", "again")) * shard / floor,  # of it; hides the gradients' way
-            "update": gradients / 4 * UPDATE / bandwidth / self.efficiency,  # optimiser and EMA
-            "evaluation": self.evaluations * at_peak(scored) * shard / floor,  # all of the run
-            "sent": gradients // (2 if self.cfg.grad_compression == "bf16" else 1),  # bytes of gradients
+            "update": memory["gradients"] / 4 * UPDATE / bandwidth / self.efficiency,  # optimiser and EMA
+            "evaluation": self.evaluations * scored * shard / floor,  # all of the run
         }
 
-    def scale(self, cost: dict[str, Any], gpus: int) -> dict[str, Any]:
+    def scale(self, cost: dict[str, float], gpus: int) -> dict[str, float]:
         """The run on so many cards; empty where its shards cannot be spread over them, or make no full mini-batch.
 
-        Gradients are averaged during the backward pass of the last shard: a ring sends 2 (W - 1) / W of them through its slowest link.
+        The backward pass of the last shard is taken to hide the way of the gradients, which they have between the cards of one node.
         """
         shards = max(self.shards, gpus)
         steps = self.steps(shards)
         if shards % gpus or not steps:
             return {}
-        link = self.card.link if gpus <= self.node else min(self.card.link, self.network)
-        send = 2 * (gpus - 1) / gpus * cost["sent"] / (1e9 * link * LINK_SHARE)
-        exposed = max(send - cost["backward"], send * min(1.0, BUCKET / cost["sent"]))
-        step = shards // gpus * cost["shard"] + cost["update"] + exposed
-        evaluation = cost["evaluation"] / gpus / 3600
+        step, evaluation = shards // gpus * cost["shard"] + cost["update"], cost["evaluation"] / gpus / 3600
         return {
             "gpus": gpus,
             "shards": shards,  # what the recipe becomes
-            "batch": shards * self.batch,  # labelled images of an optimiser step
             "steps": steps,  # of an epoch
             "step_seconds": step,
-            "exposed": exposed,  # seconds of a step that wait for gradients
             "hours": steps * self.cfg.epochs * step / 3600 + evaluation,
             "evaluation_hours": evaluation,  # of these
-            "loader_cores": shards // gpus * self.batch * self.sample_seconds() / step,  # that each card needs
-            "files_per_second": shards * self.batch * self.files / step,  # of all cards
         }
-
-    def verdict(self, rows: list[dict[str, Any]]) -> str:
-        """One line: which limit comes first, and from how many cards on the others do."""
-        first: dict[str, tuple[int, str]] = {}  # {limit: (cards, why)}
-        for row in rows:
-            more, talk = row["shards"] > self.shards, row["exposed"] / row["step_seconds"]
-            tuned = f"{row['shards']} shards instead of the recipe's {self.shards}: the learning rate was tuned for {self.shards}"
-            cores = f"{row['loader_cores']:.1f} CPU cores a card for the loader, {self.cores} are there"
-            for limit, met, why in (
-                ("shards", more, tuned),
-                ("steps", more and row["steps"] < FEW_STEPS, f"{row['steps']} steps an epoch"),
-                ("network", talk > TALK, f"{talk:.0%} of a step waits for gradients"),
-                ("loader", row["loader_cores"] > self.cores, cores),
-            ):
-                if met:
-                    first.setdefault(limit, (row["gpus"], why))
-        if not first:
-            return f"nothing breaks up to {rows[-1]['gpus']} GPUs"
-        return "; ".join(f"from {gpus} GPU{'s' * (gpus > 1)} on: {why}" for gpus, why in sorted(first.values()))
 
     def figures(self) -> dict[str, Any]:
         """All of it for a machine to read: operations as they are, bytes, seconds, hours."""
         cfg, steps = self.cfg, self.steps(self.shards)
         costs = {precision: self.cost(precision) for precision in self.precisions}
-        rows = {precision: list(filter(None, (self.scale(cost, gpus) for gpus in MANY))) for precision, cost in costs.items()}
         return {
             "config": cfg.config,
             "method": self.method.name,
             "lengths": self.lengths,
             "image_size": self.image,
             "settings": {"precision": cfg.precision, "checkpointing": cfg.activation_checkpointing},
-            "step_work": {", ".join(part): amount for part, amount in self.work[0].items()},
+            "step_work": dict(self.work[0]),
             "evaluation_work": self.work[1].total(),
             "steps_per_epoch": steps,
             "steps": steps * cfg.epochs,
@@ -219,12 +162,10 @@ class Plan:
             "card": asdict(self.card),
             "efficiency": self.efficiency,
             "costs": costs,
-            "hours": {precision: {row["gpus"]: row["hours"] for row in each if row["gpus"] in FEW} for precision, each in rows.items()},
+            "gpus": {precision: [row for gpus in GPUS if (row := self.scale(cost, gpus))] for precision, cost in costs.items()},
             "memory": [
                 {"precision": precision, "checkpointing": again, **memory, "total": sum(memory.values())}
                 | {"moved": used.moved, "operations": used.operations, "fits": sum(memory.values()) <= USABLE * self.card.memory * GIB}
                 for (precision, again), (memory, used) in self.footprints.items()
             ],
-            "gpus": rows[cfg.precision],
-            "verdict": self.verdict(rows[cfg.precision]),
         }

@@ -34,16 +34,15 @@ FUSED_ATTENTION = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **named: sdpa_backward_flop_count(*shapes[:4]),
 }
 FORMULAS = FlopCounterMode(display=False, custom_mapping=FUSED_ATTENTION).flop_registry
-Work = Counter[tuple[str, str, str]]  # floating-point operations by network, kind and phase, see `Meter`
+Work = Counter[str]  # floating-point operations of each kind, see `Meter`
 
 
 class Meter(TorchDispatchMode):
     """Counts what the operations inside it do.
 
     live, peak: bytes of the storages that they allocate, now and at the fullest moment. operations: how many there are of any kind.
-    moved: bytes that all but products read and write. work: floating-point operations of products, a multiplication and its addition
-    being two, as PyTorch's FlopCounterMode counts them, by network ("teacher": passes without a gradient; "student"), kind (KINDS) and
-    phase (forward | backward | again: the forward pass that activation checkpointing repeats).
+    moved: bytes that all but products read and write. work: floating-point operations of products, by KINDS, a multiplication and its
+    addition being two, as PyTorch's FlopCounterMode counts them.
     """
 
     def __init__(self) -> None:
@@ -62,7 +61,7 @@ class Meter(TorchDispatchMode):
         if made and not func.is_view and not name.startswith(NOTHING):
             self.operations += 1
             if formula := FORMULAS.get(func.overloadpacket):
-                self.work[_part(name)] += formula(*args, **kwargs, out_val=out)
+                self.work[_kind(name)] += formula(*args, **kwargs, out_val=out)
             else:
                 self.moved += sum(min(x.nbytes, x.untyped_storage().nbytes()) for x in (*given, *made))  # an expanded one is read once
         for tensor in made:
@@ -81,12 +80,9 @@ class Meter(TorchDispatchMode):
         self.live -= size
 
 
-def _part(name: str) -> tuple[str, str, str]:
-    """Network, kind and phase of the product that is computed now, by its name."""
-    kind = KINDS[1] if "attention" in name else KINDS[2] if "convolution" in name else KINDS[0]
-    if torch._C._current_graph_task_id() == -1:  # not in a backward pass
-        return "student" if torch.is_grad_enabled() else "teacher", kind, "forward"
-    return "student", kind, "again" if torch.is_grad_enabled() else "backward"
+def _kind(name: str) -> str:
+    """The kind of a product, by its operation's name."""
+    return KINDS[1] if "attention" in name else KINDS[2] if "convolution" in name else KINDS[0]
 
 
 def hollow_model(cfg: Config, mode: FakeTensorMode) -> Segmenter:

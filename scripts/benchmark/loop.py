@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,10 +17,10 @@ from torch.profiler import DeviceType, ProfilerActivity, profile
 from dataset.custom import spec_of
 from engine.trainer import Trainer
 from scripts.benchmark.data import SIZE, drawn_source
-from scripts.benchmark.measure import AT_MOST, Row, wait_for
+from scripts.benchmark.measure import AT_MOST, Row, attempt, wait_for
 from unimatch_v2 import METHOD
 from util.config import Config
-from util.dist import World, check_compiler
+from util.dist import World
 from util.error import UserError
 from util.signals import StopSignals
 
@@ -32,7 +33,7 @@ READS = "Memcpy DtoH"  # the profiler's name of a copy from the GPU to the host
 def small_run(cfg: Config, device: torch.device, steps: int, size: tuple[int, int] = SIZE) -> Iterator[Trainer]:
     """A run of `cfg` with one shard and one epoch of `steps` steps, on images of a (width, height) drawn for it. Its log goes to stderr."""
     with TemporaryDirectory() as root:
-        drawn_source(Path(root), spec_of(cfg), size, count=steps * cfg.batch_size)
+        drawn_source(Path(root), spec_of(cfg), [size], count=steps * cfg.batch_size)
         listed, save_path = f"{root}/list.txt", f"{root}/run"
         Path(save_path).mkdir()
         cfg = replace(cfg, data_root=root, labeled_id_path=listed, unlabeled_id_path=listed, val_id_path=listed, save_path=save_path)
@@ -43,17 +44,14 @@ def small_run(cfg: Config, device: torch.device, steps: int, size: tuple[int, in
 
 
 def rows(cfg: Config, device: torch.device, args: argparse.Namespace) -> Iterator[Row]:
-    """STEPS steps of a run from files, after WARM steps that do not count. Only for an NVIDIA GPU.
+    """STEPS steps of a run in bf16, as it is and compiled, from files, after WARM steps that do not count. Only for an NVIDIA GPU."""
+    for compiled in (False, True):
+        what = f"{cfg.backbone}, {cfg.crop_size}, bf16{', compile' * compiled}"
+        yield from attempt(what, device, partial(profiled, replace(cfg, precision="bf16", compile=compiled), device, what))
 
-    Compiled, unless the machine has no compiler.
-    """
-    try:
-        check_compiler(device)
-        compiled = True
-    except UserError:
-        compiled = False
-    what = f"{cfg.backbone}, {cfg.crop_size}, bf16{', compile' if compiled else ''}"
-    with small_run(replace(cfg, precision="bf16", compile=compiled), device, WARM + 2 * STEPS) as run:
+
+def profiled(cfg: Config, device: torch.device, what: str) -> Iterator[Row]:
+    with small_run(cfg, device, WARM + 2 * STEPS) as run:
         steps = run.updates(0, 0)
         take(steps, WARM)
         wait_for(device)

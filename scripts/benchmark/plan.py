@@ -1,4 +1,4 @@
-"""What a run will need, before anything is booked: operations, hours and memory on a card, and what breaks first on many of them.
+"""What a run will need, before anything is booked: operations, memory, and hours on 1 to 8 cards.
 
     python -m scripts.benchmark plan --config configs/pascal.yaml --split 92 --card h100
 
@@ -18,8 +18,8 @@ from dataset.lists import read_lines
 from dataset.splits.published import manifest
 from engine.method import Method
 from engine.provenance import ROOT
-from scripts.benchmark.estimate import CARDS, EFFICIENCY, FEW, LAUNCH, MANY, USABLE, Plan
-from scripts.benchmark.footprint import GIB, KINDS
+from scripts.benchmark.estimate import CARDS, EFFICIENCY, GPUS, LAUNCH, USABLE, Plan
+from scripts.benchmark.footprint import GIB
 from scripts.benchmark.measure import count, write_figures
 from util.config import Config, load_config
 from util.error import UserError
@@ -51,23 +51,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--image-size", type=image_size, metavar="HxW", help="of the data set's images, in pixels")
     parser.add_argument("--card", default="h100", type=str.lower, choices=CARDS)
     parser.add_argument("--efficiency", type=float, default=EFFICIENCY, help="share of peak rate and bandwidth that is reached")
-    parser.add_argument("--node", type=count, default=8, help="cards in a node")
-    parser.add_argument("--network", type=float, default=25.0, help="GB/s out of a node, in one direction (25 is 200 Gbit/s)")
-    parser.add_argument("--cores", type=count, default=8, help="CPU cores beside each card")
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="change a config key; may be repeated")
     parser.add_argument("--json", metavar="FILE", help="also write the figures to this file")
 
 
 def main(args: argparse.Namespace) -> None:
     """Prints the plan. Raises UserError for options that do not say what to plan."""
-    for name, most in (("network", float("inf")), ("efficiency", 1)):
-        if not 0 < getattr(args, name) <= most:
-            raise UserError(f"--{name}: found {getattr(args, name)}, expected a number above 0, at most {most}")
+    if not 0 < args.efficiency <= 1:
+        raise UserError(f"--efficiency: found {args.efficiency}, expected a number above 0, at most 1")
     method: Method = importlib.import_module(args.method).METHOD
     cfg, card = load_config(args.config, args.set, method.config), CARDS[args.card]
     method = method.of(cfg)
     image = args.image_size or IMAGE_SIZES.get(spec_of(cfg).name, (cfg.crop_size,) * 2)
-    plan = Plan(cfg, method, find_lengths(cfg, method, args), image, card, args.efficiency, args.node, args.network, args.cores)
+    plan = Plan(cfg, method, find_lengths(cfg, method, args), image, card, args.efficiency)
     found = plan.figures()
     print("\n\n".join(text(plan, found)))
     if args.json:
@@ -127,7 +123,6 @@ def text(plan: Plan, found: dict[str, Any]) -> Iterator[str]:
         f"Lists: {lists}, {lengths['val']} for validation, taken as {plan.image[0]} x {plan.image[1]} pixels"
     )
     yield f"Work of one shard's step: {_short(step / 1e12)} TFLOP"
-    yield _table([_work_row(plan, kind) for kind in KINDS])
     yield (
         f"{found['steps_per_epoch']} steps an epoch, {found['steps']} in all: {_short(found['steps'] * shards * step / 1e15)} PFLOP; "
         f"{plan.evaluations} evaluations of {_short(scored / 1e15)} PFLOP: {_short(plan.evaluations * scored / 1e15)} PFLOP"
@@ -137,48 +132,23 @@ def text(plan: Plan, found: dict[str, Any]) -> Iterator[str]:
         f"{card.bandwidth:g} GB/s, all at {plan.efficiency:g} of the data sheet's figures, and at least {1e6 * LAUNCH:g} us "
         "for each operation (both assumed); not compiled"
     )
-    yield _table([_time_row(plan, precision, cost, found["hours"][precision]) for precision, cost in found["costs"].items()])
+    yield _table([_time_row(plan, precision, cost, found["gpus"][precision]) for precision, cost in found["costs"].items()])
     divisors = ", ".join(str(n) for n in range(1, shards + 1) if shards % n == 0)
     yield f"{divisors} GPU(s) compute the same run, {shards} shard(s) a step; more of them make more shards, a larger batch, fewer steps."
     yield f"Memory of a process in GiB, one shard at a time; {card.name} has {card.memory:g}, of which {USABLE:.0%} may be taken"
     yield _table([_memory_row(one, [*plan.footprints["fp32", False][0], "total"]) for one in found["memory"]])
-    yield (
-        f"1 to {MANY[-1]} GPUs, {cfg.precision}: nodes of {plan.node}, {card.link:g} GB/s between cards, "
-        f"{plan.network:g} GB/s between nodes, {1000 * plan.sample_seconds():.0f} ms of a CPU core for each sample"
-    )
-    yield _table([_gpus_row(row) for row in found["gpus"]])
-    yield f"What breaks first: {found['verdict']}"
 
 
-def _work_row(plan: Plan, kind: str) -> dict[str, str]:
-    passes = dict.fromkeys((network, phase) for network, _, phase in plan.work[0])
-    return {"TFLOP": kind} | {f"{network}, {phase}": _short(plan.work[0][network, kind, phase] / 1e12) for network, phase in passes}
-
-
-def _time_row(plan: Plan, precision: str, cost: dict[str, float], hours: dict[int, float]) -> dict[str, str]:
+def _time_row(plan: Plan, precision: str, cost: dict[str, float], rows: list[dict[str, float]]) -> dict[str, str]:
+    hours = {row["gpus"]: _short(row["hours"]) for row in rows}
     return {
         "precision": precision,
         "peak TFLOP/s: linear / attention / convolutions": " / ".join(f"{rate:.0f}" for rate in plan.card.rates(precision).values()),
         "ms a shard's step: floor": _short(1000 * cost["floor"]),
         "estimate": _short(1000 * cost["shard"]),
-    } | {f"hours on {gpus}": _short(hours[gpus]) if gpus in hours else "-" for gpus in FEW}
+    } | {f"hours on {gpus}": hours.get(gpus, "-") for gpus in GPUS}
 
 
 def _memory_row(one: dict[str, Any], columns: list[str]) -> dict[str, str]:
     name = ("bf16, fp16" if one["precision"] == "bf16" else "fp32, tf32") + ", checkpointing" * one["checkpointing"]
     return {"": name} | {column: f"{one[column] / GIB:.2f}" for column in columns} | {"fits": "yes" if one["fits"] else "no"}
-
-
-def _gpus_row(row: dict[str, Any]) -> dict[str, str]:
-    return {
-        "GPUs": str(row["gpus"]),
-        "shards": str(row["shards"]),
-        "labelled images a step": str(row["batch"]),
-        "steps an epoch": str(row["steps"]),
-        "ms a step": _short(1000 * row["step_seconds"]),
-        "waiting for gradients": f"{row['exposed'] / row['step_seconds']:.1%}",
-        "hours": _short(row["hours"]),
-        "of it evaluation": _short(row["evaluation_hours"]),
-        "loader: cores a GPU": f"{row['loader_cores']:.1f}",
-        "images/s to read": f"{row['files_per_second']:.0f}",
-    }

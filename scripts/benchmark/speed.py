@@ -6,7 +6,7 @@ each model that is evaluated.
 
 import argparse
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,32 +14,32 @@ from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from dataset.batch import Batch, make_batch, normalize
+from dataset.batch import Batch, make_batch
 from dataset.custom import spec_of
 from engine.ema import ema_decay, make_teacher
-from engine.evaluation import Prediction, evaluate, predict_whole, validation_loader
+from engine.evaluation import Prediction, evaluate, validation_loader
 from engine.schedule import poly
 from engine.update import Learner
 from model import configured_model
 from model.dropout import complementary_factors, factor_width
 from model.segmenter import Segmenter
-from scripts.benchmark.data import SIZE, drawn_source, host_batch
-from scripts.benchmark.footprint import GIB, evaluation_work, footprint
+from scripts.benchmark.data import SIZE, Sizes, drawn_source, host_batch
+from scripts.benchmark.footprint import GIB, footprint
 from scripts.benchmark.measure import AT_LEAST, AT_MOST, Row, attempt, matrix_rate, over_rounds, ratio, seconds
 from unimatch_v2 import METHOD
 from util.config import Config
 from util.dist import World
-from util.precision import autocast, matmul_precision
+from util.precision import inference, matmul_precision
 
 STEPS_IN_ALL = 1000  # of the learning rate schedule; any number would do
 GOAL, CPU_GOAL = (AT_LEAST, 6.0), (AT_LEAST, 1.0)  # of a step in bf16 with compile on a GPU; in fp32 elsewhere
 PEAK_GOAL, TIME_GOAL = (AT_MOST, 24.0), (AT_MOST, 1.35)  # of activation checkpointing in fp32
 EVALUATION_GOAL = (AT_LEAST, 3.0)  # of bf16; in fp32 both ways wait for the same matrix products, at all but the full rate
+VARIED = [(350 + 14 * i, 375) for i in range(24)]  # sizes of images, with as many numbers of patches
 # what a step is measured with besides the defaults, on a GPU; what says most comes first
 SETTINGS: dict[str, dict[str, Any]] = {
     "fp32": {},
@@ -180,46 +180,37 @@ def memory_rows(cfg: Config, device: torch.device, args: argparse.Namespace) -> 
         yield from attempt(figure, device, partial(checkpointing, replace(timed, precision=precision), device, args.rounds, figure))
 
 
-def literal_evaluation(models: Sequence[Segmenter], loader: Iterable[Any], nclass: int, device: torch.device) -> list[np.ndarray]:
-    """IoU (K,) of each model: a pass over the images, read anew, for each of them, and numpy's histograms of every image."""
-    scores = []
-    for model in models:
-        intersection, union = np.zeros(nclass), np.zeros(nclass)
-        for batch in loader:
-            img, true = normalize(batch["img"], model.backbone), batch["mask"][0].numpy()
-            with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-                pred = predict_whole(model, img.to(device)).argmax(dim=1)[0].cpu().numpy()
-            pred[true == 255] = 255
-            both, of_pred, of_true = (np.histogram(ids, nclass, (0, nclass))[0] for ids in (pred[pred == true], pred, true))
-            intersection += both
-            union += of_pred + of_true - both
-        scores.append(100 * intersection / (union + 1e-10))
-    return scores
+def evaluation_row(cfg: Config, models: list[Segmenter], device: torch.device, rounds: int, words: str, sizes: Sizes) -> Iterator[Row]:
+    """Evaluation of `models` on images of these sizes, in fp32 and in bf16, beside the literal one: a pass over the images for each."""
+    gpu = device.type == "cuda"
+    count, workers = (64, 4) if gpu else (4, 0)  # images of a round, loader processes
+    spec, world, prediction = spec_of(cfg), World(device=device), Prediction("original", 0)
+    with TemporaryDirectory() as folder:
+        source = drawn_source(Path(folder), spec, sizes, count=count)
+
+        def literal() -> None:
+            with sdpa_kernel(SDPBackend.MATH):
+                for model in models:
+                    evaluate([model], validation_loader(source, world, workers), prediction, spec.nclass, world)
+
+        def ours(precision: str) -> None:
+            with inference(precision, device):
+                evaluate(models, validation_loader(source, world, workers), prediction, spec.nclass, world)
+
+        ways = {precision: partial(ours, precision) for precision in ("fp32", "bf16")}
+        times = seconds({"literal": literal, **ways}, rounds, device)
+    for precision in ways:
+        figure = f"evaluation of student and teacher, {cfg.backbone}, {count} images of {words}: {precision}"
+        goal = EVALUATION_GOAL if precision == "bf16" else None
+        yield ratio(figure, times["literal"], times[precision], goal, f"{count} images a round")
 
 
 def evaluation_rows(cfg: Config, device: torch.device, args: argparse.Namespace) -> Iterator[Row]:
-    """Student and teacher over a short list of Pascal's size, from the files to the IoU of each class: literal, in fp32 and in bf16."""
-    gpu = device.type == "cuda"
-    if not gpu and not args.config:
+    """Student and teacher over a short list, from the files to the confusion matrices: images of one size, then of many."""
+    if device.type != "cuda" and not args.config:
         cfg = replace(cfg, backbone="dinov2_small")  # what two cores do in minutes
-    count, workers = (64, 4) if gpu else (4, 0)  # images of a round, loader processes
-    spec, world = spec_of(cfg), World(device=device)
+    spec = spec_of(cfg)
     torch.manual_seed(0)
     models = [configured_model(cfg, spec.nclass, spec.task).eval().to(device) for _ in range(2)]
-    with TemporaryDirectory() as folder:
-        source = drawn_source(Path(folder), spec, SIZE, count=count)
-
-        def ours(precision: str) -> Any:
-            with autocast(precision, device):
-                return evaluate(models, validation_loader(source, world, workers), Prediction("original", 0), spec.nclass, world)
-
-        ways = {precision: partial(ours, precision) for precision in ("fp32", "bf16")}
-        literal = partial(literal_evaluation, models, validation_loader(source, world, workers), spec.nclass, device)
-        times = seconds({"literal": literal, **ways}, args.rounds, device)
-    work = 2 * count * evaluation_work(replace(cfg, eval_mode="original"), SIZE[1], SIZE[0]).total() / 1e12
-    for precision in ways:
-        figure = f"evaluation of student and teacher, {cfg.backbone}, {count} images of {SIZE[0]} x {SIZE[1]}: {precision}"
-        goal = EVALUATION_GOAL if precision == "bf16" else None
-        yield ratio(figure, times["literal"], times[precision], goal, f"{count} images a round")
-        least = [work / matrix_rate(device, precision)] * args.rounds
-        yield ratio(f"{figure}, if nothing but matrix products took time", times["literal"], least)
+    for words, sizes in ((f"{SIZE[0]} x {SIZE[1]}", [SIZE]), (f"{len(VARIED)} sizes", VARIED)):
+        yield from evaluation_row(cfg, models, device, args.rounds, words, sizes)

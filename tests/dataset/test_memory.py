@@ -68,7 +68,7 @@ def test_fewer_processes_decode_whole_images_where_there_is_little_room(
 def test_the_estimate_is_close_to_large_mini_batches(
     tiny: Tiny, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, on_device: bool, fits: float, too_little: float
 ) -> None:
-    drawn = Sources([drawn_source(tmp_path, get_spec("pascal"), (400, 300))])
+    drawn = Sources([drawn_source(tmp_path, get_spec("pascal"), [(400, 300)])])
     data = TrainSet({"x": drawn, "u": drawn}, 84, 0, Reads(), on_device=on_device)
     mini_batches: list[Any] = [collate([data[(("x", epoch, i, i), ("u", epoch, i, i))] for i in range(4)]) for epoch in range(16)]
     tensors = [value for batch in mini_batches for value in vars(batch).values() if isinstance(value, torch.Tensor)]

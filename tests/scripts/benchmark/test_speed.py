@@ -2,24 +2,16 @@
 
 from argparse import Namespace
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from dataset.spec import get_spec
-from engine import metric
-from engine.evaluation import Prediction, evaluate, validation_loader
-from model import build_model
+from engine.evaluation import evaluate
 from scripts.benchmark import speed
-from scripts.benchmark.data import drawn_source
-from scripts.benchmark.footprint import evaluation_work
-from scripts.benchmark.speed import Alternatives, LiteralLoop, literal_evaluation
+from scripts.benchmark.speed import Alternatives, LiteralLoop
 from tests.scripts.benchmark.recipes import recipe
 from util.config import Config
-from util.dist import World
 from util.error import UserError
 
 CPU = torch.device("cpu")
@@ -58,19 +50,6 @@ def test_updates_agree(name: str) -> None:
             assert float((apart * above).max()) <= 0.02 * walk + rounding, key
 
 
-@pytest.mark.parametrize("name", ["pascal", "levir"])
-def test_evaluations_agree(name: str, tmp_path: Path) -> None:
-    spec = get_spec(name)
-    source = drawn_source(tmp_path, spec, (90, 61))
-    torch.manual_seed(0)
-    models = [build_model("dinov2_tiny", spec.nclass, spec.task).eval() for _ in range(2)]
-    loader = validation_loader(source, World(), 0)
-    ours = evaluate(models, loader, Prediction("original", 0), spec.nclass, World())
-    for found, expected in zip(ours, literal_evaluation(models, loader, spec.nclass, CPU), strict=True):
-        np.testing.assert_allclose(metric.iou(found).numpy(), expected, atol=0.05)
-        assert expected.max() > 0
-
-
 def test_rows_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """A setting that fails leaves the others; beside a ratio is the share of the matrix rate."""
 
@@ -97,13 +76,22 @@ def test_memory_of_a_step_and_what_checkpointing_costs() -> None:
     assert row.goal == speed.TIME_GOAL
 
 
-def test_the_bound_is_the_time_of_all_matrix_products(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluation_of_images_of_one_size_and_of_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every way scores each image with each model: the literal one in two passes."""
     monkeypatch.setattr(speed, "SIZE", (50, 38))
-    monkeypatch.setattr(speed, "matrix_rate", lambda device, precision: {"fp32": 0.5, "bf16": 2.0}[precision])
-    cfg = tiny("pascal")
-    fp32, fp32_bound, bf16, bf16_bound = speed.evaluation_rows(cfg, CPU, Namespace(config="x", rounds=1))
-    assert fp32_bound.figure == f"{fp32.figure}, if nothing but matrix products took time"
-    assert (fp32.goal, bf16.goal) == (None, speed.EVALUATION_GOAL)
-    seconds = 2 * 4 * evaluation_work(cfg, 38, 50).total() / 0.5e12  # of student and teacher, four images
-    assert fp32_bound.note.endswith(f"-> {1000 * seconds:.4g} ms")
-    assert bf16_bound.value == pytest.approx(4 * (fp32_bound.value or 0))
+    monkeypatch.setattr(speed, "VARIED", [(42 + 14 * i, 38) for i in range(4)])
+    seen: list[tuple[int, list[int]]] = []
+
+    def spy(models: Any, loader: Any, *others: Any) -> Any:
+        seen.append((len(models), [batch["img"].shape[-1] for batch in loader]))
+        return evaluate(models, loader, *others)
+
+    monkeypatch.setattr(speed, "evaluate", spy)
+    rows = list(speed.evaluation_rows(tiny("pascal"), CPU, Namespace(config="x", rounds=1)))
+    assert [row.figure.split(", ")[2] for row in rows] == ["4 images of 50 x 38: fp32", "4 images of 50 x 38: bf16"] + [
+        f"4 images of 4 sizes: {precision}" for precision in ("fp32", "bf16")
+    ]
+    assert [row.goal for row in rows] == [None, speed.EVALUATION_GOAL] * 2
+    assert all((row.value or 0) > 0 for row in rows)
+    for sizes in ([50] * 4, [42, 56, 70, 84]):  # a warm round and a measured one
+        assert [one for one in seen if one[1] == sizes] == [(1, sizes), (1, sizes), (2, sizes), (2, sizes)] * 2
