@@ -1,9 +1,12 @@
 """UniMatch V2: an EMA teacher labels the weak view, the student learns from two strong, CutMixed views whose encoder features are
-dropped out complementarily (METHOD.md 3, arXiv:2410.10777).
+dropped out complementarily (METHOD.md 3, arXiv:2410.10777). `Settings` has the keys of the paper's ablations (METHOD.md 3.4).
 
     python unimatch_v2.py --config configs/camvid.yaml --labeled-id-path splits/camvid/1_8/labeled.txt \\
         --unlabeled-id-path splits/camvid/1_8/unlabeled.txt --save-path exp/camvid/unimatch_v2
 """
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,32 +14,57 @@ from torch import Tensor, nn
 from dataset.batch import Batch
 from engine.method import SEMI_LABELS, Method
 from engine.trainer import train
-from model.dropout import complementary_factors, factor_width, scaled
+from model.dropout import complementary_factors, factor_width, independent_factors, scaled
 from model.loss import labeled_loss, mask_ratio, semi_loss, unlabeled_loss
 from model.pseudo import cutmix, pseudo_label
-from util.config import Config
-from util.error import run
+from model.spec import get_encoder
+from util.config import Config, key
+from util.error import UserError, run
+
+
+@dataclass(frozen=True)
+class Settings(Config):
+    # of channels, for the strong views: complementary (each is left to one view) | independent (coins of its own for each view) | none
+    dropout: str = key("complementary", choices=("complementary", "independent", "none"))
+    # where: encoder (the maps that the decoder reads) | classifier (what the last layer of dpt reads)
+    dropout_at: str = key("encoder", choices=("encoder", "classifier"))
+    strong_views: int = key(2, positive=True, most=2)  # of each unlabelled image
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dropout_at == "classifier" and (model := self.model or get_encoder(self.backbone).model) != "dpt":
+            raise UserError(f"dropout_at: found classifier with model {model}, expected encoder; only dpt has the other")
 
 
 def step(student: nn.Module, teacher: nn.Module, batch: Batch, cfg: Config) -> tuple[Tensor, dict[str, Tensor]]:
     """The scalar loss of a UniMatch V2 mini-batch, and what the log shows of it: detached scalars by their names."""
     pseudo, conf = pseudo_label(teacher, batch.img_u_w)  # (B, H, W) each
-    view1 = cutmix(batch.img_u_s1, pseudo, conf, batch.ignore_u, batch.box1)
-    view2 = cutmix(batch.img_u_s2, pseudo, conf, batch.ignore_u, batch.box2)
+    views = [cutmix(batch.img_u_s1, pseudo, conf, batch.ignore_u, batch.box1)]
+    if len(batch.img_u_s2):
+        views.append(cutmix(batch.img_u_s2, pseudo, conf, batch.ignore_u, batch.box2))
     pred_x = student(batch.img_x)  # (B, K, H, W)
-    pred_s1, pred_s2 = student(torch.cat((view1.img, view2.img)), scaled(batch.drop)).chunk(2)
+    dropped: dict[str, Any] = {}
+    if len(batch.drop):
+        at_classifier = isinstance(cfg, Settings) and cfg.dropout_at == "classifier"
+        dropped = {"classifier_factors": batch.drop} if at_classifier else {"perturb": scaled(batch.drop)}
+    pred_s = student(torch.cat([view.img for view in views]), **dropped)
     loss_x = labeled_loss(pred_x, batch.mask_x, cfg.criterion)
-    loss_s1 = unlabeled_loss(pred_s1, view1.pseudo, view1.conf, view1.ignore, cfg.conf_thresh)
-    loss_s2 = unlabeled_loss(pred_s2, view2.pseudo, view2.conf, view2.ignore, cfg.conf_thresh)
-    return semi_loss(loss_x, (loss_s1 + loss_s2) / 2, cfg.lossu_weight, mask_ratio(conf, batch.ignore_u, cfg.conf_thresh))
+    pairs = zip(pred_s.chunk(len(views)), views, strict=True)
+    losses = [unlabeled_loss(pred, view.pseudo, view.conf, view.ignore, cfg.conf_thresh) for pred, view in pairs]
+    loss_s = torch.stack(losses).mean()
+    return semi_loss(loss_x, loss_s, cfg.lossu_weight, mask_ratio(conf, batch.ignore_u, cfg.conf_thresh))
 
 
-def _draw(images: int, channels: tuple[int, ...], generator: torch.Generator, cfg: Config) -> Tensor:
-    """Complementary dropout: factors (2B, C) for view 1, then view 2."""
-    return complementary_factors(images, factor_width(channels), generator)
+def _draw(images: int, channels: tuple[int, ...], generator: torch.Generator, cfg: Settings) -> Tensor:
+    """Feature dropout: factors (B, C) for view 1, then, where there are two, as many for view 2; none without dropout."""
+    if cfg.dropout == "none":
+        return torch.empty(0)
+    width = factor_width(channels) if cfg.dropout_at == "encoder" else get_encoder(cfg.backbone).fusion
+    draw = complementary_factors if cfg.dropout == "complementary" else independent_factors
+    return draw(images, width, generator)[: cfg.strong_views * images]
 
 
-METHOD = Method("unimatch_v2", step, SEMI_LABELS, draw=_draw, title="UniMatch V2")
+METHOD = Method("unimatch_v2", step, SEMI_LABELS, draw=_draw, config=Settings, title="UniMatch V2")
 
 
 def main(argv: list[str]) -> None:

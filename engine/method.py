@@ -80,7 +80,8 @@ class Method:
         method = self.programs.get(program, self)
         if method.teacher == "student" and cfg.teacher == "ema":
             raise UserError(f"teacher: found ema, but {self.name} has no average in the program {program}; set program=unimatch_v2")
-        return method
+        views = getattr(cfg, "strong_views", method.reads.strong_views)  # of methods that leave it open
+        return method if views == method.reads.strong_views else replace(method, reads=replace(method.reads, strong_views=views))
 
     def settled(self, cfg: Config, task: str) -> Config:
         """The config with what it leaves to method and encoder filled in."""

@@ -51,7 +51,7 @@ class Scratch(nn.Module):
             nn.Conv2d(channels, nclass, 1),
         )
 
-    def forward(self, levels: list[Tensor]) -> Tensor:
+    def forward(self, levels: list[Tensor], classifier_factors: Tensor | None = None) -> Tensor:
         skips = [getattr(self, f"layer{i}_rn")(level) for i, level in enumerate(levels, start=1)]  # fine to coarse
         sizes = [tuple(skip.shape[-2:]) for skip in skips]
         x, skip = skips[3], None
@@ -59,7 +59,10 @@ class Scratch(nn.Module):
             size = sizes[i - 2] if i > 1 else (2 * sizes[0][0], 2 * sizes[0][1])
             x = getattr(self, f"refinenet{i}")(x, skip, size)
             skip = skips[i - 2]
-        return self.output_conv(x)
+        *layers, classifier = self.output_conv
+        for layer in layers:
+            x = layer(x)
+        return classifier(x if classifier_factors is None else x * classifier_factors[:, :, None, None])
 
 
 class DPTHead(nn.Module):
@@ -67,6 +70,7 @@ class DPTHead(nn.Module):
     maps that halve from one to the next go straight into the fusion, and h is twice the rows of the finest.
 
     widths: channels of each map after a 1x1 convolution, empty for none. fusion: channels inside the decoder.
+    classifier_factors: (B, fusion), multiply the channels that the last convolution reads.
     """
 
     def __init__(self, backbone: Encoder, widths: tuple[int, ...], fusion: int, nclass: int) -> None:
@@ -78,10 +82,10 @@ class DPTHead(nn.Module):
         self.resize_layers = nn.ModuleList(resize)
         self.scratch = Scratch(out, fusion, nclass)
 
-    def forward(self, maps: list[Tensor]) -> Tensor:
+    def forward(self, maps: list[Tensor], classifier_factors: Tensor | None = None) -> Tensor:
         for layers in (self.projects, self.resize_layers):
             maps = [layer(x) for layer, x in zip(layers, maps, strict=True)] if layers else maps
-        return self.scratch(maps)
+        return self.scratch(maps, classifier_factors)
 
 
 def _reassembling(widths: tuple[int, ...]) -> list[nn.Module]:

@@ -19,7 +19,7 @@ from dataset.batch import Batch
 from engine.method import Method
 from engine.update import Learner
 from model import build_model
-from model.dropout import complementary_factors, scaled
+from model.dropout import complementary_factors, independent_factors, scaled
 from model.segmenter import Segmenter
 from util.config import Config
 
@@ -38,7 +38,7 @@ def tiny_trainer(method: Method, total: int, task: str = "segmentation", **chang
     with torch.no_grad():
         model.get_parameter("head.scratch.output_conv.2.weight").mul_(20)
     keys: dict[str, Any] = {"crop_size": SIDE, "epochs": 1, "batch_size": B, "lr": 1e-4, "conf_thresh": 0.5} | changes
-    return Learner(Config(dataset="", data_root="", backbone="dinov2_tiny", **keys), model, method, total)
+    return Learner(method.config(dataset="", data_root="", backbone="dinov2_tiny", **keys), model, method, total)
 
 
 def batch(it: int, channels: int = 3) -> Batch:
@@ -57,6 +57,36 @@ def batch_of(method: str, it: int) -> Batch:
     """With as many factors as the method draws."""
     made = batch(it)
     return replace(made, drop=made.drop[:B]) if method == "unimatch_v1" else made
+
+
+# the ablations of UniMatch V2: number of views, kind of dropout, where it acts
+ABLATIONS = [
+    (1, "independent", "encoder"), (2, "none", "encoder"), (2, "independent", "encoder"),  # Table 6
+    (2, "complementary", "classifier"),  # Table 12
+    (1, "complementary", "classifier"), (1, "none", "classifier"),
+]  # fmt: skip
+FUSION = 32  # channels that the decoder's last layer reads
+
+
+def ablated(b: Batch, views: int, kind: str, place: str) -> Batch:
+    """The mini-batch with the views and factors of an ablation."""
+    width = FUSION if place == "classifier" else 192
+    draw = {"complementary": complementary_factors, "independent": independent_factors}.get(kind)
+    drop = torch.empty(0) if draw is None else draw(B, width, torch.Generator().manual_seed(5))[: views * B].double()
+    one = {} if views == 2 else {"img_u_s2": torch.empty(0), "box2": torch.empty(0)}
+    return replace(b, drop=drop, **one)
+
+
+def literal_head(model: Segmenter, img: Tensor, factors: Tensor) -> Tensor:
+    """Logits with the decoder's last convolution as a product of matrices, channel by channel of its input times a factor."""
+    last = model.get_submodule("head.scratch.output_conv.2")
+    seen: list[Tensor] = []
+    hook = last.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    model(img)
+    hook.remove()
+    weight = last.weight[:, :, 0, 0]
+    images = [torch.einsum("kc,chw->khw", weight * factor, x) + last.bias[:, None, None] for factor, x in zip(factors, seen[0], strict=True)]
+    return torch.nn.functional.interpolate(torch.stack(images), (SIDE, SIDE), mode="bilinear", align_corners=True)
 
 
 def literal_ce(pred: Tensor, mask: Tensor, criterion: dict[str, Any]) -> Tensor:
@@ -94,7 +124,7 @@ def literal_unlabeled(pred: Tensor, label: Tensor, conf: Tensor, ignore: Tensor,
 
 
 def literal_loss(
-    method: str, student: Segmenter, teacher: Segmenter, b: Batch, criterion: dict[str, Any], thresh: float
+    method: str, student: Segmenter, teacher: Segmenter, b: Batch, criterion: dict[str, Any], thresh: float, place: str = "encoder"
 ) -> dict[str, Tensor]:
     if method == "supervised":
         loss = literal_ce(student(b.img_x), b.mask_x, criterion)
@@ -102,13 +132,17 @@ def literal_loss(
     with torch.no_grad():
         prob = teacher(b.img_u_w).softmax(1)
     conf, label = prob.max(1).values, prob.argmax(1)
-    views = [(b.img_u_s1, b.box1)] if method == "fixmatch" else [(b.img_u_s1, b.box1), (b.img_u_s2, b.box2)]
+    views = [(b.img_u_s1, b.box1)] if method == "fixmatch" or not len(b.img_u_s2) else [(b.img_u_s1, b.box1), (b.img_u_s2, b.box2)]
     mixed = [literal_mix(img, label, conf, b.ignore_u, box) for img, box in views]
     pred_x = student(b.img_x)
     losses = []
     for v, (img, label_v, conf_v, ignore_v) in enumerate(mixed):
-        factors = b.drop[v * B : (v + 1) * B] if method == "unimatch_v2" else None
-        losses.append(literal_unlabeled(student(img, None if factors is None else scaled(factors)), label_v, conf_v, ignore_v, thresh))
+        factors = b.drop[v * B : (v + 1) * B] if method == "unimatch_v2" and len(b.drop) else None
+        if factors is not None and place == "classifier":
+            pred = literal_head(student, img, factors)
+        else:
+            pred = student(img, None if factors is None else scaled(factors))
+        losses.append(literal_unlabeled(pred, label_v, conf_v, ignore_v, thresh))
     loss_x, loss_s = literal_ce(pred_x, b.mask_x, criterion), torch.stack(losses).mean()
     seen = b.ignore_u != 255
     ratio = ((conf >= thresh) & seen).sum() / seen.sum()
@@ -170,6 +204,27 @@ def test_updates_are_those_of_the_second_writing(method: str, criterion: dict[st
                 # AdamW makes a whole step of any gradient above its eps of 1e-8; rounding in float64 is far below that
                 change = initial[name] - b.detach()
                 assert float((a - b).detach().norm()) <= 1e-6 * float(change.norm()), name
+
+
+@pytest.mark.parametrize(("views", "kind", "place"), ABLATIONS)
+def test_ablations_of_unimatch_v2(views: int, kind: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses and gradients of a step; what the settings draw has the shape that the step takes."""
+    monkeypatch.setattr(Tensor, "float", Tensor.double)  # of the position embedding, which the encoder resizes in float32
+    method = unimatch_v2.METHOD
+    learner = tiny_trainer(method, TOTAL, dropout=kind, dropout_at=place, strong_views=views)
+    twin = tiny_trainer(method, TOTAL).student
+    b = ablated(batch(0), views, kind, place)
+    assert method.draw is not None
+    assert method.draw(B, (192,) * 4, torch.Generator().manual_seed(5), learner.cfg).shape == b.drop.shape
+    assert method.of(learner.cfg).reads.strong_views == views
+    expected = literal_loss("unimatch_v2", twin, twin, b, CE, 0.5, place)
+    loss, stats = method.step(learner.student, learner.step_teacher, b, learner.cfg)
+    for name, value in expected.items():
+        assert float(stats[name]) == pytest.approx(float(value.detach()), rel=1e-6 if name == "mask_ratio" else 1e-10), name
+    loss.backward()
+    expected["loss_all"].backward()
+    for (name, p), q in zip(learner.student.named_parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-6, atol=1e-12, msg=name)
 
 
 def test_shards_accumulate_to_the_mean_of_their_gradients() -> None:
