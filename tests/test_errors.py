@@ -184,6 +184,12 @@ ROWS: dict[str, tuple[Break, tuple[str, ...]]] = {
     "backbone unknown": (setting("backbone=resnet51"), ("backbone", "'resnet51'", "dinov2_small")),
     "model unknown": (setting("model=deeplab"), ("model", "'deeplab'", "dpt")),
     "teacher unknown": (setting("teacher=mean"), ("teacher", "'mean'", "ema, student")),
+    "dropout unknown": (setting("dropout=shared"), ("dropout", "'shared'", "complementary, independent, none")),
+    "three strong views": (setting("strong_views=3"), ("strong_views", "found 3", "at most 2")),
+    "classifier's dropout of another decoder": (
+        setting("dropout_at=classifier", "backbone=resnet50"),
+        ("dropout_at", "model deeplabv3plus", "expected encoder"),
+    ),
     "nclass of another data set": (setting("nclass=21"), ("nclass", "found 21", "demo has 6")),
     "criterion unknown": (setting("criterion.name=Tversky"), ("criterion.name", "'Tversky'", "CELoss, OHEM, Focal, Dice, Lovasz")),
     "criterion name is a list": (setting("criterion.name=[]"), ("criterion.name", "[]", "CELoss, OHEM")),

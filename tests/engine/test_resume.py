@@ -99,6 +99,20 @@ def test_killed_at(place: str, tiny: Tiny, whole: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob(".*.tmp")), "what a killed save leaves is removed"
 
 
+def test_an_ablation_killed_in_the_middle_ends_in_the_same_bits(tiny: Tiny, tmp_path: Path) -> None:
+    """One view, dropped before the classifier, on two shards; the second run also computes the encoder's blocks twice."""
+    settings = (*QUICK, "epochs=1", "shards=2", "strong_views=1", "dropout=independent", "dropout_at=classifier")
+    unimatch_v2.main(tiny.args(tmp_path / "whole", *settings))
+    args = tiny.args(tmp_path / "killed", *settings, "activation_checkpointing=true")
+    killed(args, training.Learner, "update", 2, after=True)
+    unimatch_v2.main(args)
+    states = [checkpoint.load(tmp_path / name / "latest.pth") for name in ("whole", "killed")]
+    for part in ("model", "model_ema"):
+        assert all(torch.equal(value, states[1][part][name]) for name, value in states[0][part].items())
+    with pytest.raises(UserError, match="strong_views: 1, now 2"):
+        unimatch_v2.main(tiny.args(tmp_path / "whole", *settings, "strong_views=2"))
+
+
 def test_comparing_sees_a_difference(tiny: Tiny, whole: Path, tmp_path: Path) -> None:
     shutil.copytree(whole, tmp_path / "other")
     with open(tmp_path / "other/train.log", "a") as log:
