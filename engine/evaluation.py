@@ -56,6 +56,8 @@ def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
 
 def predict_whole(model: Segmenter, img: Tensor) -> Tensor:
     """Logits (B, K, H, W) of normalised images (B, C, H, W) of any size: resized to the model's multiple and back."""
+    if model.depends_on_batch and len(img) > 1:
+        return torch.cat([predict_whole(model, one) for one in img.split(1)])
     size = img.shape[-2:]
     fitting = [nearest_multiple(side, model.multiple, model.backbone.least) for side in size]
     return _resize(model(_resize(img, fitting)), size)

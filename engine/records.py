@@ -149,7 +149,7 @@ class Record:
         self.log.info("%s\n", text)
         self._measure("start", {"step": self.board.start})
         self.board.text("config", "".join(f"    {line}\n" for line in text.splitlines()))
-        parts: dict[str, list[nn.Module]] = {"Total": [model], "Encoder": [model.backbone], "Decoder": model.decoder()}
+        parts: dict[str, list[nn.Module]] = {"Total": [model], "Encoder": [model.backbone], "Decoder": model.decoder_parts()}
         counts = {name: sum(p.numel() for part in own for p in part.parameters()) for name, own in parts.items()}
         lines = [f"{name} params: {count / 1e6:.1f}M" for name, count in counts.items()]
         lines = lines if self.averaged and not self.change else lines[:1]

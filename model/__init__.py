@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from model.segmenter import Segmenter
+from model.semseg.allspark import build_allspark
 from model.semseg.deeplabv3plus import build_deeplabv3plus
 from model.semseg.dpt import build_dpt
 from model.semseg.vlm import build_vlm
@@ -17,7 +18,7 @@ OPTIONS = {
     "deeplabv3plus": ("replace_stride_with_dilation", "dilations"),
     "vlm": ("conv_encoder", "renorm_clip_img"),
 }
-BY_CROP = ("vlm",)  # architectures that are made for a training crop
+BY_CROP = ("vlm", "allspark")  # architectures that are made for a training crop
 
 
 def build_model(
@@ -33,7 +34,8 @@ def build_model(
 
     task: "segmentation" takes images (B, 3, H, W), "change" two dates as (B, 6, H, W); both return logits (B, nclass, H, W).
     pretrained: path of the encoder's weights, None for random ones. model: the architecture, None for the encoder's usual one.
-    crop_size: side of the training crops, which only vlm depends on. options: the config keys of that name (OPTIONS), None as published.
+    crop_size: side of the training crops, which vlm and allspark depend on. options: the config keys of that name (OPTIONS), None as
+    published.
     Raises UserError for an unknown name, a wrong file, or what does not go together.
     """
     if task not in ("segmentation", "change"):
@@ -68,4 +70,9 @@ def _dpt(spec: EncoderSpec, nclass: int, bitemporal: bool) -> Segmenter:
     return build_dpt(backbone, spec.widths, spec.fusion, nclass, bitemporal)
 
 
-MODELS: dict[str, Callable[..., Segmenter]] = {"dpt": _dpt, "deeplabv3plus": build_deeplabv3plus, "vlm": build_vlm}
+MODELS: dict[str, Callable[..., Segmenter]] = {
+    "dpt": _dpt,
+    "deeplabv3plus": build_deeplabv3plus,
+    "vlm": build_vlm,
+    "allspark": build_allspark,
+}

@@ -30,6 +30,7 @@ class Segmenter(nn.Module):
 
     onnx = True  # whether it can be traced for images of any size
     cut_windows = False  # windows of an evaluation that reach out of the image: cut off (True) or moved back into it
+    depends_on_batch = False  # whether an image's logits depend on the other images of its batch, so that each is predicted alone
 
     def __init__(self, backbone: Encoder, head: nn.Module | None, last_layer: str, bitemporal: bool = False) -> None:
         super().__init__()
@@ -81,6 +82,10 @@ class Segmenter(nn.Module):
         """Of the maps that the decoder reads."""
         return self.backbone.channels
 
+    def memory(self) -> dict[str, Tensor]:
+        """Buffers, by name, that a training step of one shard writes and the next step reads, besides BatchNorm's statistics."""
+        return {}
+
     def accept_(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """Makes the model one that the weights of a checkpoint, ours or the authors', fit, in place. Returns them without what it does not
         keep."""
@@ -95,11 +100,11 @@ class Segmenter(nn.Module):
         """What the sides of an image must be multiples of."""
         return self.backbone.multiple
 
-    def decoder(self) -> list[nn.Module]:
+    def decoder_parts(self) -> list[nn.Module]:
         """The parts of the model that are not the encoder."""
         return [part for name, part in self.named_children() if name != "backbone"]
 
     def compile_parts(self) -> None:
         """Has torch.compile replace what the encoder's blocks and the decoder do, in place: parameter names stay."""
-        for part in (*self.backbone.blocks, *self.decoder()):
+        for part in (*self.backbone.blocks, *self.decoder_parts()):
             part.compile(dynamic=False)

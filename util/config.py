@@ -62,9 +62,9 @@ class Config:
     batch_norm: str = key("sync", choices=("sync", "per_shard", "frozen"))
     # labelled loss: CELoss | OHEM | Focal | Dice | Lovasz (model/loss.py), kwargs.class_weights: a list, or auto
     criterion: dict = key({"name": "CELoss", "kwargs": {"ignore_index": 255}})
-    conf_thresh: float = key(0.95, most=1)  # pseudo labels count from this confidence on
+    conf_thresh: float = key(0.95, most=1)  # pseudo labels count from this confidence on; of allspark all do
     lossu_weight: float = key(1.0)  # w in (loss_x + w * loss_u) / (1 + w)
-    model: str | None = key(None)  # the architecture: dpt | deeplabv3plus | vlm (model/__init__.py); null is the encoder's usual one
+    model: str | None = key(None)  # the architecture: dpt | deeplabv3plus | vlm | allspark; null is the encoder's usual one
     replace_stride_with_dilation: list | None = key(None)  # of a ResNet's stages 2, 3, 4 in deeplabv3plus; null is [false, false, true]
     dilations: list | None = key(None)  # of the three 3x3 branches of deeplabv3plus; null is [6, 12, 18]
     conv_encoder: bool | None = key(None)  # of vlm: a ResNet makes the decoder's finer map, as for Cityscapes; null is false

@@ -137,7 +137,7 @@ def test_dpt_reads_the_four_stages_without_dilation() -> None:
     with torch.device("meta"):
         model = build_model("resnet152", 21, model="dpt")
         assert model(torch.empty(2, 3, 70, 97)).shape == (2, 21, 70, 97)
-    encoder, decoder = (sum(p.numel() for part in parts for p in part.parameters()) for parts in ([model.backbone], model.decoder()))
+    encoder, decoder = (sum(p.numel() for part in parts for p in part.parameters()) for parts in ([model.backbone], model.decoder_parts()))
     assert (encoder, decoder) == (58_267_584, 20_264_213)
 
 
