@@ -88,6 +88,7 @@ class Batch:
     box2: Tensor = _ABSENT
     drop: Tensor = _ABSENT  # float: factors of feature dropout, as the method draws them
     progress: float = 0.0  # share of the run's steps that are done
+    epoch: int = 0  # of the run, from 0
     name_x: list[str] = field(default_factory=list)
     name_u: list[str] = field(default_factory=list)
     second: Batch | None = None  # the same unlabelled images drawn a second time, where the method reads them: their views and ignore_u

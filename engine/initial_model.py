@@ -29,6 +29,7 @@ def start_model(cfg: Config, data: Data, notes: list[str], resumed: bool = False
         if any(name in weights and len(weights[name]) != len(value) for name, value in last.items()):
             weights |= last
             notes.append(f"init: {cfg.init} has another number of classes; the last layer ({model.last_layer}) starts from random weights")
+        weights |= model.memory()  # starts anew
         weights = model.accept_(weights)
         checkpoint.load_strictly(model, weights, cfg.init, "`init` needs a run with the same backbone and task")
     give_text_(model, cfg, data.spec.classes)  # after `init`, whose classes may have other names

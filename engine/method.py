@@ -38,6 +38,8 @@ class Method:
         itself, and there is no average. None: nobody, the method reads labelled images alone.
     draw: draws `Batch.drop` from (seed, step, shard).
     guided: makes of the model that labels what the step gets as its teacher, where that is more: a frozen model beside it (semivl.py).
+        It refuses a model that the method cannot train.
+    thresholded: whether `conf_thresh` decides which pseudo labels count; else all do.
     optimizer: adamw | sgd, where the config leaves it open.
     config: the class of its settings, with the keys of its own.
     programs: the same method as another program of the authors has it, by the program's name (`program_of`).
@@ -51,6 +53,7 @@ class Method:
     reads: Reads = Reads()
     draw: Draw | None = None
     guided: Guided | None = None
+    thresholded: bool = True
     optimizer: str = "adamw"
     config: type[Config] = Config
     programs: Mapping[str, Method] = field(default_factory=dict)
@@ -87,7 +90,8 @@ class Method:
         """The config with what it leaves to method and encoder filled in."""
         model = cfg.model or get_encoder(cfg.backbone).model
         optimizer = cfg.optimizer or self.optimizer
-        return replace(cfg, teacher=self.teacher_of(cfg, task), model=model, program=program_of(cfg), optimizer=optimizer)
+        settled = replace(cfg, teacher=self.teacher_of(cfg, task), model=model, program=program_of(cfg), optimizer=optimizer)
+        return settled if self.thresholded else replace(settled, conf_thresh=0.0)
 
 
 def program_of(cfg: Config) -> str:

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dataset.batch import Batch
 from engine.batch_norm import average_buffers_, prepare_batch_norm_
 from engine.ema import Ema, make_teacher
+from engine.memory import StepMemory
 from engine.method import Method, shard_seed
 from engine.optimizer import load_optimizer_, make_optimizer, set_rate_
 from engine.schedule import poly
@@ -33,7 +34,7 @@ class Learner:
 
     `it` counts the optimiser steps done of `total_steps`. `teacher`: the moving average of the student, where the method has one;
     `labels_by`: the model that gives the pseudo labels; `models`: those that are evaluated, by name.
-    A step whose loss or gradient is not finite changes neither weights nor teacher: `skipped` counts these, `skipped_in_row` those
+    A step whose loss or gradient is not finite changes neither weights, buffers nor teacher: `skipped` counts these, `skipped_in_row` those
     since the last good one. After an update, `losses` has one loss a shard, `grad_norm` is the gradient's norm, and `stop` says
     whether a process was asked to stop.
     """
@@ -94,6 +95,11 @@ class Learner:
         """The encoder's learning rate for the next step."""
         return self.optimizer.param_groups[0]["lr"]
 
+    @property
+    def epoch(self) -> int:
+        """The epoch, from 0, that the next step belongs to."""
+        return self.it * self.cfg.epochs // self.total_steps
+
     def update(self, batches: Sequence[Batch], stop: bool = False, meanwhile: Callable[[], None] | None = None) -> dict[str, Tensor]:
         """One optimiser step from one mini-batch per own shard. Returns the stats, detached, averaged over these shards.
 
@@ -103,14 +109,16 @@ class Learner:
         # beside the buckets in which the processes exchange them, gradients of several shards would be held twice
         self.optimizer.zero_grad(set_to_none=not isinstance(self.net, DistributedDataParallel))
         before = [buffer.clone() for buffer in self.statistics]
+        memory = StepMemory(self.student, self.world)
         all_stats, losses = [], []
         for i, batch in enumerate(batches):
             last = i + 1 == len(batches)
+            memory.begin_shard(i)
             # what a model draws for itself (stochastic depth) is the same on any number of processes, and after a resume
             torch.manual_seed(shard_seed(self.cfg.seed, self.it, self.world.rank * len(batches) + i, _IN_MODEL))
             with self.net.no_sync() if isinstance(self.net, DistributedDataParallel) and not last else nullcontext():
                 with self.autocast():
-                    batch = replace(batch, progress=self.it / self.total_steps)
+                    batch = replace(batch, progress=self.it / self.total_steps, epoch=self.epoch)
                     loss, stats = self.method.step(self.net, self.step_teacher, batch, self.cfg)
                 self.scaler.scale(loss / len(batches)).backward()
             all_stats.append(stats)
@@ -121,6 +129,7 @@ class Learner:
         self.scaler.unscale_(self.optimizer)
         if self._agree(stop):
             self.optimizer.step()
+            memory.end_step(len(batches))
             if self.cfg.batch_norm == "per_shard":
                 average_buffers_(self.statistics, self.world)
             if self.ema is not None:
@@ -128,6 +137,7 @@ class Learner:
         else:
             for buffer, value in zip(self.statistics, before, strict=True):
                 buffer.copy_(value)
+            memory.undo()
         self.scaler.update()
         set_rate_(self.optimizer, poly(self.cfg.lr, self.it, self.total_steps))
         self.it += 1

@@ -20,8 +20,14 @@ def pseudo_label(teacher: nn.Module, img: Tensor) -> tuple[Tensor, Tensor]:
 
 def pseudo_label_in_eval_mode(student: nn.Module, img: Tensor) -> tuple[Tensor, Tensor]:
     """`pseudo_label` by a model in training, for once with its running statistics and without dropout."""
+    return labels_of(logits_in_eval_mode(student, img))
+
+
+@torch.no_grad()
+def logits_in_eval_mode(student: nn.Module, img: Tensor) -> Tensor:
+    """Logits (B, K, H, W) of images (B, C, H, W), without gradient, of a model in training that is for once in eval mode."""
     try:
-        return pseudo_label(student.eval(), img)
+        return student.eval()(img)
     finally:
         student.train()
 

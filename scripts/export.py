@@ -4,8 +4,9 @@
 
 torch: {"model": weights, "meta": text} for torch.load; safetensors: the same, its metadata holds "meta"; meta is JSON. onnx: a graph
 from `image` (B, 3, H, W) float32 RGB in 0..255 of any size (change detection: 6 channels, date A before date B) to
-`logits` (B, K, H, W) of that size: normalising, and resizing to the multiples that the model needs and back, are part of it. The
-file is compared with PyTorch at several sizes before the command ends. Extras: pip install -r requirements-extra.txt
+`logits` (B, K, H, W) of that size: normalising, and resizing to the multiples that the model needs and back, are part of it. B is 1
+for a model whose images depend on each other (allspark). The file is compared with PyTorch at several sizes before the command ends.
+Extras: pip install -r requirements-extra.txt
 """
 
 from __future__ import annotations
@@ -90,10 +91,13 @@ def write_onnx(trained: Trained, about: dict[str, Any], path: Path) -> float:
     if not trained.model.onnx:
         raise UserError(f"{path}: model {about['model']} has no ONNX form; give --format torch or safetensors")
     generator = torch.Generator().manual_seed(0)
-    images = [255 * torch.rand(batch, 3 * trained.spec.dates, height, width, generator=generator) for batch, height, width in SIZES]
+    batched = not trained.model.depends_on_batch  # else the graph takes one image, as it is predicted
+    sizes = [(batch if batched else 1, height, width) for batch, height, width in SIZES]
+    images = [255 * torch.rand(batch, 3 * trained.spec.dates, height, width, generator=generator) for batch, height, width in sizes]
     with torch.inference_mode():
         expected = [predict_whole(trained.model, normalize(image, trained.model.backbone)) for image in images]
-    axes = {name: {0: "batch", 2: "height", 3: "width"} for name in ("image", "logits")}
+    sides = {2: "height", 3: "width"}
+    axes = {name: {0: "batch", **sides} if batched else sides for name in ("image", "logits")}
 
     made = io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():

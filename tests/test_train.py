@@ -2,6 +2,7 @@
 
 import gc
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import unimatch_v1
 import unimatch_v2
 from dataset.batch import Batch
 from engine import trainer as training
+from engine.update import Learner
 from tests.conftest import Tiny, command
 from util import checkpoint
-from util.error import UserError
+from util.error import StoppedError, UserError
 
 METHODS = {"supervised": supervised, "fixmatch": fixmatch, "unimatch_v1": unimatch_v1, "unimatch_v2": unimatch_v2}
 # supervised training repeats the labelled list, here to 24 images: 12 steps of twice 1
@@ -101,6 +103,19 @@ def stop_after(evaluations: int):
         return original(self, epoch)
 
     return evaluate
+
+
+def stopped_at(step: int, main: Callable[[list[str]], None], args: list[str]) -> None:
+    """Starts a run that is asked to stop in its step `step`, counted over all epochs, and saves."""
+    original = Learner.update
+
+    def update(self: Learner, batches: Any, stop: bool = False, meanwhile: Any = None) -> dict[str, torch.Tensor]:
+        return original(self, batches, stop or self.it == step, meanwhile)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Learner, "update", update)
+        with pytest.raises(StoppedError, match="saved in"):
+            main(args)
 
 
 def test_a_finished_run_started_again_ends_at_once_and_stays_as_it_is(tiny: Tiny, tmp_path: Path) -> None:

@@ -42,6 +42,11 @@ class World:
             dist.all_reduce(tensor)
         return tensor
 
+    def copy_from_first_(self, tensor: Tensor) -> None:
+        """Gives all processes the first one's tensor, in place."""
+        if self.size > 1:
+            dist.broadcast(tensor, 0)
+
     def any(self, value: bool) -> bool:
         """Whether the value is true in any process."""
         return bool(self.sum_(torch.tensor(float(value), device=self.device)) > 0)

@@ -27,7 +27,7 @@ _ALIASES = {
 }
 _METHOD = re.compile(
     r"(?<![A-Za-z0-9])(fixmatch_addfeataug_dualstream|fixmatch_addfeataug|fixmatch_dualstream|fixmatch_fp|fixmatch|"
-    r"unimatch_v2_noEMA|unimatch_v2|unimatch_v1|unimatch|semivl|labeled_only|supervised|figure4[abc])(?![A-Za-z0-9])"
+    r"unimatch_v2_noEMA|unimatch_v2|unimatch_v1|unimatch|semivl|allspark|labeled_only|supervised|figure4[abc])(?![A-Za-z0-9])"
 )
 _DATASET = re.compile(rf"(?<![A-Za-z0-9])({'|'.join(DATASETS)})(?![A-Za-z0-9])", re.IGNORECASE)
 _BACKBONE = re.compile(

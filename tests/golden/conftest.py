@@ -7,7 +7,7 @@ from types import ModuleType
 
 import pytest
 
-FOLDERS = ("", "dinov2_reg", "dinov3", "v1", "semivl")  # below `golden`; those of other networks follow with them
+FOLDERS = ("", "dinov2_reg", "dinov3", "v1", "semivl", "allspark")  # below `golden`; those of other networks follow with them
 
 
 def golden_folders() -> list[Path]:

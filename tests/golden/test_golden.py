@@ -1,5 +1,5 @@
 """Golden numbers: every .npz and keys_*.txt of the golden folder, told apart by its name; those of single encoders: encoders.py;
-those of UniMatch V1: v1.py.
+those of UniMatch V1: v1.py; of SemiVL: semivl.py; of AllSpark: allspark.py.
 
 fwd_*.npz: `<encoder>_<H>x<W>` -> logits of `image(H, W, B)`, every n-th pixel where the array is smaller.
 traj_<method>[_ohem][_<encoder>].npz: `scalar/train/*` per step, `<model|model_ema>/<delta_norm|head16>/NAME`.
@@ -23,7 +23,7 @@ from engine.evaluation import Prediction
 from model import build_model
 from model.segmenter import Segmenter
 from model.spec import ENCODERS
-from tests.golden import encoders, semivl, v1
+from tests.golden import allspark, encoders, semivl, v1
 from tests.golden.trajectory import METHODS, train
 
 FORWARD = 1e-4  # ||a - b|| / ||b|| of logits
@@ -160,6 +160,8 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     (rf"traj_{semivl.PATTERN}(_pixelavg)?", semivl.check_trajectory),
     (rf"eval_{semivl.PATTERN}", semivl.check_evaluation),
     (r"resize_semivl", semivl.check_resize),
+    (rf"fwd_{allspark.PATTERN}", allspark.check_forward),
+    (rf"traj_{allspark.PATTERN}(_ohem)?", allspark.check_trajectory),
     (r"fwd_.*", check_forward),
     (r"traj_.*", check_trajectory),
     (r"eval_.*", check_evaluation),
@@ -167,6 +169,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
 KEYS: tuple[tuple[str, Callable[[str, list[str]], None]], ...] = (
     (rf"keys_{encoders.PATTERN}", encoders.check_keys),
     (rf"keys_{semivl.PATTERN}_crop\d+", semivl.check_keys),
+    (rf"keys_{allspark.PATTERN}", allspark.check_keys),
     (r"keys_.*", check_keys),
 )
 
