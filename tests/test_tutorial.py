@@ -1,4 +1,4 @@
-"""The README's tutorial for data of one's own, followed word for word."""
+"""The tutorial for data of one's own (docs/own-data.md), followed word for word."""
 
 import os
 import re
@@ -15,15 +15,14 @@ from dataset.demo.sets import draw_image
 from dataset.spec import get_spec
 from tests.conftest import ROOT
 
+PAGE = ROOT / "docs/own-data.md"
 CLASSES = 11  # of the tutorial's config
 STEPS = ("dataset.splits make", "dataset.splits check", "dataset.preview", "unimatch_v2.py", "evaluate.py", "predict.py")
 
 
 def tutorial() -> str:
-    """The first shell block of the README's section."""
-    section = re.search(r"^#+ Your own data\n(.*?)^#+ [A-Z]", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
-    assert section, "README.md has no section 'Your own data'"
-    block = re.search(r"^```sh\n(.*?)^```", section[1], re.M | re.S)
+    """The page's first shell block."""
+    block = re.search(r"^```sh\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.M | re.S)
     assert block
     return block[1]
 
@@ -74,9 +73,9 @@ def test_the_tutorial_on_a_small_folder(tmp_path: Path) -> None:
 
 
 def test_the_tutorial_on_drawn_images(tmp_path: Path) -> None:
-    """As `python -m dataset.demo --root` draws them, with the classes that the README gives for these: up to what the network will see."""
+    """As `python -m dataset.demo --root` draws them, with the classes that the page gives for these: up to what the network will see."""
     classes = f"classes: [{', '.join(get_spec('demo').classes)}]"
-    assert f"`{classes}`" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"`{classes}`" in PAGE.read_text(encoding="utf-8")
     folder = clone(tmp_path / "clone")
     for i in range(16):
         image, mask = draw_image("train", i)

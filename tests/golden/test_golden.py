@@ -196,7 +196,7 @@ def test_other_methods_train_from_given_tensors(inputs: ModuleType, method: str)
 
 
 def test_bf16_stays_near_the_trajectory(folder: Path, inputs: ModuleType) -> None:
-    """README states these bounds. Single tensors differ more where the exact gradient is 0 or nearly so (biases of keys)."""
+    """docs/performance.md states these bounds. Single tensors differ more where the exact gradient is 0 or nearly so (biases of keys)."""
     file = folder / "traj_unimatch_v2.npz"
     if not file.is_file():
         pytest.skip(f"{folder} has no {file.name}")

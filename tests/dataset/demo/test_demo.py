@@ -47,7 +47,7 @@ def test_files_are_real_and_the_same_each_time(small: Path) -> None:
 
 
 def test_the_drawing_is_that_of_its_version() -> None:
-    """README's figures are of these images: whoever changes the drawing raises VERSION, measures again and corrects this."""
+    """The figures of docs/evidence.md are of these images: whoever changes the drawing raises VERSION, measures again and corrects this."""
     assert demo.VERSION == "3"
     images, masks = zip(*(demo.draw_image("train", i) for i in range(12)), strict=True)
     colours = np.concatenate([np.asarray(img, dtype=float).reshape(-1, 3) for img in images])
