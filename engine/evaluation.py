@@ -22,6 +22,7 @@ from model.segmenter import Segmenter
 from util.config import Config
 from util.dist import World, to_device
 from util.error import UserError
+from util.progress import Progress
 from util.signals import start_worker
 
 LARGE = 2  # a scene of change detection with a side of more than this many training crops is seen in windows
@@ -196,13 +197,22 @@ def validation_loader(source: Source, world: World, workers: int) -> DataLoader:
 
 
 @torch.no_grad()
-def evaluate(models: Sequence[Segmenter], loader: Iterable[Any], prediction: Prediction, nclass: int, world: World) -> list[Tensor]:
+def evaluate(
+    models: Sequence[Segmenter],
+    loader: Iterable[Any],
+    prediction: Prediction,
+    nclass: int,
+    world: World,
+    progress: Progress | None = None,
+) -> list[Tensor]:
     """Confusion matrix (K, K) int64, exact over all processes, of each model."""
     totals = torch.zeros(len(models), nclass, nclass, dtype=torch.int64, device=world.device)
-    for batch in on_device(loader, world.device, models[0].backbone):
-        for i, model in enumerate(models):
-            pred = prediction.scores(model, batch["img"], batch["mask"].shape[-2:]).argmax(dim=1)
-            totals[i] += metric.confusion(pred, batch["mask"], nclass)
+    with progress or Progress(0, "image", shown=False) as progress:
+        for batch in on_device(loader, world.device, models[0].backbone):
+            for i, model in enumerate(models):
+                pred = prediction.scores(model, batch["img"], batch["mask"].shape[-2:]).argmax(dim=1)
+                totals[i] += metric.confusion(pred, batch["mask"], nclass)
+            progress.update()
     return list(world.sum_(totals).cpu())
 
 

@@ -12,6 +12,7 @@ from engine import metric
 from engine.evaluation import Prediction, evaluate, validation_loader
 from engine.method import WEIGHTS
 from engine.resume import BEST
+from engine.screen import evaluation
 from model.segmenter import Segmenter
 from util import checkpoint
 from util.config import Config
@@ -37,7 +38,8 @@ def final_test(cfg: Config, data: Data, source: Source, models: dict[str, Segmen
             key = WEIGHTS[name]
             checkpoint.load_strictly(model, model.accept_(checkpoint.weights(best, key, path)), path, "it is of another run")
         loader = validation_loader(source, world, data.workers)
-        matrices = evaluate([model.eval() for model in models.values()], loader, prediction, spec.nclass, world)
+        progress = evaluation(world, len(loader), "test")
+        matrices = evaluate([model.eval() for model in models.values()], loader, prediction, spec.nclass, world, progress)
         scores = {name: metric.scores(matrix, spec) for name, matrix in zip(models, matrices, strict=True)}
         result = made_for | {"images": len(source.ids), "scores": scores}
         if world.main:

@@ -20,7 +20,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 LATEST, PREVIOUS, BEST = "latest.pth", "previous.pth", "best.pth"
-LOG, METRICS = "train.log", "metrics.jsonl"
+LOG, METRICS, PAGE = "train.log", "metrics.jsonl", "report.html"
 EVENTS_SUFFIX = ".run"  # of the TensorBoard files, which distinguishes them from files that came from elsewhere
 
 

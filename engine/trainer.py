@@ -14,13 +14,12 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dataset.batch import Batch, make_batch
 from dataset.loader import label_pixels, open_data, shard_count, supervised, test_source
 from dataset.preview import sheets
 from dataset.semi import batches
-from engine import resume
+from engine import resume, screen
 from engine.evaluation import Prediction, evaluate, validation_loader
 from engine.final_test import final_test
 from engine.initial_model import start_model
@@ -37,6 +36,7 @@ from util.dist import World, deterministic, processes
 from util.error import StoppedError, UserError
 from util.log import open_log
 from util.precision import matmul_precision, slow_precision
+from util.progress import Progress
 from util.signals import StopSignals
 
 PREVIEWED = 8  # samples of the first step that TensorBoard shows
@@ -112,6 +112,8 @@ class Trainer:
         self.test = None if lacking else test
         self.record = Record(self.log, self.folder if world.main else None, spec, self.method, cfg.teacher, self.learner.it)
         shown = {"ngpus": world.size, "nclass": spec.nclass, "batch_size": self.data.sampler.batch}
+        if world.main:
+            screen.begin(cfg, self.data, self.method.title or self.method.name, world, self.epoch + 1, self.step)
         self.record.header(asdict(cfg) | shown, self.learner.student)
         self.watch = Watch(cfg, self.data, world, self.folder, self.record, self.prediction, self.epoch + 1)
         for note in notes:
@@ -174,7 +176,7 @@ class Trainer:
         if self.epoch + 1 >= self.cfg.epochs and self.world.main:
             print(f"{self.folder}: all {self.cfg.epochs} epochs are done; --set epochs=N trains on", file=sys.stderr)
         best, saved = False, True
-        progress = tqdm(total=self.learner.total_steps, initial=self.learner.it, disable=None if self.world.main else True, unit="step")
+        progress = screen.steps(self.world, self.learner.total_steps, self.learner.it, self.cfg.epochs)
         for epoch in range(self.epoch + 1, self.cfg.epochs):
             if self.step == 0:
                 self.record.epoch(epoch, self.learner.lr)
@@ -191,7 +193,7 @@ class Trainer:
             self.averages.reset()
             self.epoch, self.step, self.new_bad_images = epoch, 0, []
             saved = self._save(best)
-        progress.close()
+        progress.bar.close()
         if self.world.any(not saved) and self.world.any(not self._save(best)):  # no later save will try again
             raise UserError(f"{self.folder / resume.LATEST}: the last epoch is not saved; make room and start the same command again")
         best_file = self.folder / resume.BEST
@@ -200,8 +202,10 @@ class Trainer:
         else:
             self.log.warning(f"{best_file}: not there, for no epoch here was better than the best before; copy the one that belongs to it")
         self.record.board.close()
+        if self.world.main:
+            screen.end(self.watch.page, self.folder)
 
-    def _train_epoch(self, epoch: int, progress: tqdm) -> None:
+    def _train_epoch(self, epoch: int, progress: Progress) -> None:
         for shards, stats in self.updates(epoch, self.step):
             i, self.step = self.step, self.step + 1
             self.last = shards if self.step == self.steps else []
@@ -286,7 +290,8 @@ class Trainer:
         loader = validation_loader(self.data.validation, self.world, self.data.workers)
         until_asked = takewhile(lambda _: not self.signals.caught, loader)
         with self.learner.scoring():
-            self.matrices = evaluate(models, until_asked, self.prediction, self.data.spec.nclass, self.world)
+            progress = screen.evaluation(self.world, len(loader))
+            self.matrices = evaluate(models, until_asked, self.prediction, self.data.spec.nclass, self.world, progress)
         if self.world.any(self.signals.caught):
             self._stop()  # what is evaluated so far is dropped: the checkpoint says that the evaluation is to come
         return self.record.evaluation(epoch, self.prediction.mode, self.matrices)

@@ -3,7 +3,6 @@
 import json
 import re
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,6 @@ from model import build_model
 from tests.conftest import Tiny, write_image
 from util.error import UserError
 from util.error import run as end_of
-from util.progress import Progress
 
 
 @pytest.fixture(scope="module")
@@ -162,34 +160,12 @@ def test_a_folder_tree_is_kept_and_what_is_left_out_named(
         run(tiny, checkpoint, source / "results", str(source))
     assert pngs(source / "results") == {"0.png", "front/0.png", "front/deep/0.png", "back/0_jpg.png", "back/0_png.png"}
     assert (source / "results/front/deep/0_overlay.jpg").exists()
-    out, err = capsys.readouterr()
+    out = capsys.readouterr().out
     assert f"{source}: left out by their ending: 1 .heic, 1 .jp2, 1 .txt" in out
     assert f"results: {source}/results, of 5 images, 1 cannot be read" in out
-    lines = [line for line in err.splitlines() if "of 6 images" in line]
-    assert re.fullmatch(r"6 of 6 images, 00:\d\d so far, about 00:00 left", lines[-1])
     run(tiny, checkpoint, tmp_path / "glob", str(source / "*"))
     assert f"{source}/*: left out by their ending: 3 (folder), 1 .heic" in capsys.readouterr().out
     assert pngs(tmp_path / "glob") == {"0.png"}
-
-
-def test_progress_has_ten_lines_and_a_bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    with Progress(7, "image") as progress:
-        for _ in range(7):
-            progress.update(1)
-    assert capsys.readouterr().err.startswith("7 of 7 images, "), "what takes no time has one line"
-    monkeypatch.setattr("util.progress.APART", 0)
-    with Progress(1000, "image") as progress:
-        for _ in range(250):
-            progress.update(4)
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.split(",")[0] for line in lines] == [f"{100 * i} of 1000 images" for i in range(1, 11)]
-    with Progress(5, "image", shown=False) as progress:
-        progress.update(5)
-    assert capsys.readouterr().err == ""
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    with Progress(5, "image") as progress:
-        progress.update(5)
-    assert "5/5" in capsys.readouterr().err
 
 
 def test_links_keep_their_own_names_and_are_not_replaced(tmp_path: Path) -> None:

@@ -25,6 +25,12 @@ class _File(logging.FileHandler):
         print(f"error: {self.baseFilename}: a line is lost ({reason(error) if error else 'unknown'})", file=sys.stderr, flush=True)
 
 
+def say(text: str) -> None:
+    """Prints a line above the progress bar."""
+    with tqdm.external_write_mode(file=sys.stdout):
+        print(text, flush=True)
+
+
 def open_log(path: Path | None) -> logging.Logger:
     """A logger with lines as in METHOD.md 5, to stdout and appended to `path`; None: a silent one, for all ranks but the first.
 

@@ -20,6 +20,7 @@ from engine import metric
 from engine.method import Method, judged
 from engine.metrics_file import Epoch
 from engine.page.chart import chart
+from util.progress import duration
 
 HERE = Path(__file__).parent
 
@@ -75,16 +76,6 @@ def data_uri(image: Image.Image, kind: str = "JPEG") -> str:
     buffer = io.BytesIO()
     image.save(buffer, kind, quality=82)
     return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def duration(seconds: float) -> str:
-    """12 s, 3 min, 2 h 05 min, 1 d 4 h."""
-    minutes, hours = round(seconds / 60), int((seconds + 30) // 3600)
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if minutes < 100:
-        return f"{minutes} min"
-    return f"{hours} h {minutes % 60:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def _tile(value: str, label: str) -> str:

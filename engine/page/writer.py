@@ -22,7 +22,7 @@ from engine.metrics_file import Epoch, finite, read_epochs
 from engine.page.render import PageData, data_uri, render
 from engine.page.samples import sample_panels
 from engine.records import Record
-from engine.resume import LOG, METRICS
+from engine.resume import LOG, METRICS, PAGE
 from engine.update import Learner
 from engine.zero import labeled_classes, reasons
 from model.pseudo import pseudo_label
@@ -201,7 +201,7 @@ class Watch:
         """Writes report.html; a disk that does not take it is reported in the log, and training continues."""
         self.page.updated = time.strftime("as of %Y-%m-%d %H:%M:%S")
         self.page.warnings = latest_warnings(self.log, self.log_begin)
-        path = self.folder / "report.html"
+        path = self.folder / PAGE
         try:
             write_atomic(path, lambda file: file.write(render(self.page).encode()))
         except OSError as error:

@@ -96,6 +96,8 @@ def _read(raw: str, record: str) -> Line:
         return Line("unread")
     found = _RECORD.fullmatch(raw.rstrip())
     if found is None:
+        if raw.startswith("# "):  # of a captured screen (engine/screen.py)
+            return Line("info")
         if record == "header" and _HEADER_MORE.match(raw):
             return Line("more")
         return Line("warning" if record == "warning" and _WARNING_MORE.match(raw) else "unread")

@@ -23,11 +23,11 @@ import unimatch_v2
 from dataset.spec import get_spec
 from engine.metrics_file import read_epochs
 from engine.page.chart import ticks
-from engine.page.render import duration
 from engine.page.writer import latest_warnings
 from engine.records import Record
 from engine.zero import reasons
 from tests.conftest import Tiny, make_tiny
+from util.progress import duration
 
 CLASSES = get_spec("demo").classes
 

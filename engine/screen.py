@@ -1,0 +1,83 @@
+"""What a run says on the screen beside the lines of its log: what it is at its start, where it is, and what it has made at its end.
+
+Each of these lines begins with "# ", by which readers of a captured screen, such as Slurm's, know that no figure is in it.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import torch
+
+from dataset.loader import Data
+from engine.page.render import PageData
+from engine.resume import BEST, LATEST, LOG, METRICS, PAGE
+from model.weights import default_path
+from util.config import Config
+from util.dist import World
+from util.log import say
+from util.progress import Progress, duration
+
+
+def begin(cfg: Config, data: Data, title: str, world: World, epoch: int, step: int) -> None:
+    """Says what starts. title: the method's; epoch, step: where it starts, counted from 0."""
+    spec, sampler = data.spec, data.sampler
+    unit = "pairs" if spec.task == "change" else "images"
+    counts = [f"{len(data.labeled.ids)} labelled"]
+    counts += [f"{sampler.streams['u'][0]} unlabelled"] if "u" in sampler.streams else []
+    batch = " + ".join(str(sampler.batch) for name in sampler.streams if name in ("x", "u"))
+    shards = f"on each of {sampler.shards} shards" if sampler.shards > 1 else "on one shard"
+    by = f"{world.size} processes" if world.size > 1 else "one process"
+    done = f"Resumes at epoch {epoch}, step {step}." if epoch or step else f"Starts from {_weights(cfg)}."
+    say(f"# {title} on {spec.name}, {spec.nclass} classes: {', '.join(counts)} and {len(data.validation.ids)} validation {unit}.")
+    work = f"{_count(cfg.epochs, 'epoch')} of {_count(sampler.steps, 'step')}. A step sees {batch} {unit} {shards}"
+    say(f"# {work}, by {by} on {_device(world)}, {cfg.precision}.")
+    say(f"# Encoder {cfg.backbone}, model {cfg.model}, crop {cfg.crop_size}. {done}")
+    say(f"# Files in {cfg.save_path}: {LOG}, {METRICS}, {PAGE}, {LATEST}, {BEST}. All settings follow; epochs and steps count from 0.")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def _weights(cfg: Config) -> str:
+    if cfg.init:
+        return cfg.init
+    return str(default_path(cfg.backbone)) if cfg.pretrained == "auto" else cfg.pretrained or "random weights"
+
+
+def _device(world: World) -> str:
+    return torch.cuda.get_device_name(world.device) if world.device.type == "cuda" else {"cpu": "the CPU"}.get(world.device.type, "the GPU")
+
+
+def steps(world: World, total: int, done: int, epochs: int) -> Progress:
+    """The progress of training. done: steps before this start."""
+    progress: Progress
+
+    def where() -> str:
+        return f"epoch {min(epochs, (progress.done - 1) * epochs // total + 1)} of {epochs}"
+
+    progress = Progress(total, "step", world.main, done, "# ", where, apart=20, lines=100)
+    return progress
+
+
+def evaluation(world: World, images: int, title: str = "evaluation") -> Progress:
+    """The progress of an evaluation. images: of this process."""
+    return Progress(images, "image", world.main, title=f"# {title}: ", apart=20, leave=False)
+
+
+def end(page: PageData, folder: Path) -> None:
+    """Says what a finished run has made and what can be done with it."""
+    best = folder / BEST
+    time = duration(sum(row.seconds for row in page.epochs))
+    say(f"# Finished: {_count(page.total_epochs, 'epoch')} in {time}.")
+    if page.best:
+        rows = {"best": page.best, "last": page.evaluated[-1]}
+        scores = [f"{word} {page.score(row, page.judged):.2f} in epoch {row.epoch}" for word, row in rows.items()]
+        say(f"# {page.figure} ({page.judged}): {', '.join(scores)}.")
+    say(f"# Curves, classes and pictures: {folder / PAGE}")
+    if best.exists():
+        path, out = (shlex.quote(str(one)) for one in (best, folder / "predictions"))
+        say(f"# Next: python evaluate.py --checkpoint {path}")
+        say(f"#       python predict.py --checkpoint {path} --out {out} IMAGE_OR_FOLDER")
