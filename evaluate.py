@@ -1,9 +1,11 @@
 """Scores a checkpoint, ours or the authors', on a list of labelled images: the numbers of the training loop, and more of them.
 
-    python evaluate.py --config configs/camvid.yaml --checkpoint exp/camvid/unimatch_v2/best.pth
-    torchrun --nproc_per_node 4 evaluate.py --config configs/cityscapes.yaml --checkpoint best.pth --json scores.json --worst 20
-    python evaluate.py --config configs/levir.yaml --checkpoint best.pth --pair scenes/A scenes/B --label scenes/label --tile 252
+    python evaluate.py --checkpoint exp/camvid/unimatch_v2/best.pth
+    torchrun --nproc_per_node 4 evaluate.py --checkpoint best.pth --json scores.json --worst 20
+    python evaluate.py --config configs/pascal.yaml --checkpoint THE_AUTHORS.pth
+    python evaluate.py --checkpoint best.pth --pair scenes/A scenes/B --label scenes/label --tile 252
 
+Checkpoints of ours say which data set, validation list and model they are of; --config names another, and the authors' need one.
 Figures are percentages over the whole list; ignored pixels never count, a class that is absent everywhere counts as 0 in a mean.
 """
 
@@ -30,11 +32,11 @@ from dataset.semi import Source, to_predict
 from dataset.spec import IGNORE, DatasetSpec
 from engine import metric
 from engine.evaluation import LARGE, Prediction, check_window, on_device, validation_loader
-from engine.trained_model import Trained, load_trained
+from engine.trained_model import Trained, load_trained, run_config
 from engine.zero import labeled_classes, reasons
 from model.segmenter import Segmenter
 from util.cli import Parser
-from util.config import Config, load_config, parse_arguments
+from util.config import Config, parse_arguments
 from util.dist import World, processes
 from util.error import StoppedError, UserError, run
 from util.files import check_output, output, write_atomic
@@ -146,7 +148,7 @@ def draw_worst(
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True, help="the config of the run")
+    parser.add_argument("--config", help="the config of the run; our own checkpoints know it")
     parser.add_argument("--checkpoint", required=True, help="best.pth, latest.pth, or one of the authors'")
     parser.add_argument("--data-root", help="instead of the config's data_root")
     parser.add_argument("--id-path", help="list of `image mask` lines, instead of the validation list")
@@ -239,11 +241,14 @@ def _report(args: argparse.Namespace, trained: Trained, scores: Scores, predicti
     print(_table(result, spec, args.boundary_distance), flush=True)
     for value, _, name in scores.images[: args.worst]:
         print(f"worst: {value:6.2f}  {name}")
+    for name, what in ((args.json, "all figures"), (args.confusion, "the confusion matrix")):
+        if name:
+            print(f"wrote {name}: {what}", flush=True)
 
 
 def main(argv: list[str]) -> None:
     args = _arguments(argv)
-    cfg = load_config(args.config, args.set, data_root=args.data_root, val_id_path=args.id_path)
+    cfg = run_config(args.config, args.checkpoint, args.set, data_root=args.data_root, val_id_path=args.id_path)
     precision = "bf16" if args.bf16 else "fp32"
     with processes(cfg.device) as world, inference(precision, world.device), StopSignals() as signals:
         trained = load_trained(cfg, args.checkpoint, args.which, world.device)
@@ -261,7 +266,7 @@ def main(argv: list[str]) -> None:
             if args.worst:
                 with output("--out", folder):
                     draw_worst(trained.model, source, prediction, scores.images[: args.worst], folder, world)
-                print(f"their pictures: {folder}")
+                print(f"wrote {folder}: {min(args.worst, len(scores.images))} pictures, the worst first")
         world.wait()
 
 

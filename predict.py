@@ -1,16 +1,19 @@
 """Predicts images with a trained model: palette masks of the original size, and overlays with a legend.
 
-    python predict.py --config configs/camvid.yaml --checkpoint exp/camvid/unimatch_v2/best.pth --out masks photos/ 'more/*.jpg'
-    python predict.py --config configs/levir.yaml --checkpoint best.pth --out changes --pair scenes/A scenes/B
+    python predict.py --checkpoint exp/camvid/unimatch_v2/best.pth --out masks photos/ 'more/*.jpg'
+    python predict.py --checkpoint best.pth --out changes --pair scenes/A scenes/B
+    python predict.py --config configs/pascal.yaml --checkpoint THE_AUTHORS.pth --out masks photos/
 
+Checkpoints of ours say which data set and model they are of; --config names another, and the authors' need one.
 Inputs are images, folders, globs, or lists (.txt: the lines of a training list, relative to the data root). For each image <name>:
 <name>.png, with the values of the data set's own labels, and <name>_overlay.jpg; --confidence adds <name>_confidence.png (grey,
 255 is certain), --probabilities adds <name>.npz (probabilities (K, H, W) float16, classes). Of a folder the tree is kept below --out.
 What is left out of it is counted. Files that cannot be read are told at the end, with exit code 2; the others are predicted.
 
     from predict import load
-    predictor = load("configs/camvid.yaml", "best.pth")
+    predictor = load("best.pth")  # or load("configs/camvid.yaml", "best.pth")
     mask, confidence = predictor.predict("photo.jpg")  # (H, W) uint8 class ids, (H, W) float32 in [0, 1]
+    predictor.classes[mask[0, 0]]  # the name of the class at the top left
 """
 
 from __future__ import annotations
@@ -34,9 +37,9 @@ from dataset.find import Scene, batches_by_size, find_scenes, output_names, read
 from dataset.loader import WHOLE, with_room
 from dataset.semi import image_tensor, tensor_images, to_predict
 from engine.evaluation import LARGE, Prediction, check_window
-from engine.trained_model import Trained, load_trained
+from engine.trained_model import Trained, load_trained, run_config
 from util.cli import Parser
-from util.config import DEVICES, load_config, parse_arguments
+from util.config import DEVICES, parse_arguments
 from util.dist import cpu_count, processes
 from util.error import UserError, run, tell_once
 from util.files import check_output, output, write_atomic
@@ -55,6 +58,11 @@ class Predictor:
     device: torch.device
     prediction: Prediction
     precision: str = "fp32"
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the class ids."""
+        return self.trained.spec.classes
 
     @torch.inference_mode()
     def scores(self, img: Tensor) -> tuple[Tensor, Tensor]:
@@ -94,22 +102,23 @@ def _as_image(image: Picture) -> Image.Image:
 
 def load(
     config: str,
-    checkpoint: str,
+    checkpoint: str | None = None,
     which: str | None = None,
     device: str = "auto",
     tile: int | None = None,
     bf16: bool = False,
     settings: Sequence[str] = (),
 ) -> Predictor:
-    """A Predictor from the config of a run and its checkpoint, ours or the authors'.
+    """A Predictor from a checkpoint of ours, `load("best.pth")`, or from the config of a run and its checkpoint, ours or the authors'.
 
     which: "ema" or "student", None: the EMA where there is one, in change detection the student. tile: side of sliding windows in pixels,
     0 for whole images, None: as the run evaluates, and large scenes of change detection in windows. settings: "key=value" over the
     config. Raises UserError.
     """
-    cfg = load_config(config, list(settings))
+    given, path = (config, checkpoint) if checkpoint is not None else (None, config)
+    cfg = run_config(given, path, list(settings))
     with processes(device if device != "auto" else cfg.device) as world:
-        trained = load_trained(cfg, checkpoint, which, world.device)
+        trained = load_trained(cfg, path, which, world.device)
     check_window(tile or None, trained.model)
     large = tile is None and trained.spec.task == "change"  # scenes may be too large for one pass
     whole = LARGE * cfg.crop_size if large else math.inf
@@ -170,7 +179,7 @@ def predict_all(
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("inputs", nargs="*", metavar="IMAGE_OR_FOLDER", help="images, folders, globs, lists (.txt)")
-    parser.add_argument("--config", required=True, help="the config of the run")
+    parser.add_argument("--config", help="the config of the run; our own checkpoints know it")
     parser.add_argument("--checkpoint", required=True, help="best.pth, latest.pth, or one of the authors'")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the results")
     parser.add_argument("--pair", nargs=2, metavar=("A", "B"), help="change detection: two images, or two folders of equal names")
@@ -193,8 +202,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 
 def main(argv: list[str]) -> None:
     args = _arguments(argv)
-    cfg = load_config(args.config, args.set, data_root=args.data_root)
-    predictor = load(args.config, args.checkpoint, args.which, args.device, args.tile, args.bf16, args.set)
+    cfg = run_config(args.config, args.checkpoint, args.set, data_root=args.data_root)
+    options = {"which": args.which, "device": args.device, "tile": args.tile, "bf16": args.bf16, "settings": args.set}
+    predictor = load(*filter(None, (args.config, args.checkpoint)), **options)
     out = Path(args.out)
     chosen = find_scenes(args.inputs, args.pair, predictor.trained.spec, cfg.data_root, out)
     names = output_names(chosen.scenes, out, args.confidence, chosen.folders)
@@ -205,7 +215,9 @@ def main(argv: list[str]) -> None:
         print(left, flush=True)
     problems = predict_all(predictor, chosen.scenes, names, out, args)
     skipped = f", {len(problems)} cannot be read" if problems else ""
-    print(f"results: {out}, of {len(chosen.scenes) - len(problems)} {what}{skipped}")
+    files = [".png (classes)", "_overlay.jpg"]
+    files += ["_confidence.png"] * args.confidence + [".npz (probabilities)"] * args.probabilities
+    print(f"wrote {out}: of {len(chosen.scenes) - len(problems)} {what} {', '.join(files)}{skipped}")
     for problem in problems[:-1]:
         tell_once(f"error: {problem}")
     if problems:

@@ -13,9 +13,8 @@ from typing import Any
 import torch
 
 from util.error import UserError, reason
-from util.files import write_atomic
+from util.files import ROOT, write_atomic
 
-ROOT = Path(__file__).resolve().parent.parent
 RECORD = "record.json"
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "pyyaml", "tensorboard")
 _DIFF_LIMIT = 1_000_000  # characters of a diff that are kept

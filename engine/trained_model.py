@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
 
@@ -16,9 +16,11 @@ from model import OPTIONS, configured_model
 from model.segmenter import Segmenter
 from model.text import give_text_
 from util import checkpoint
-from util.config import Config, make_config
+from util.config import Config, load_config, make_config
 from util.error import UserError
+from util.files import located
 
+DATA_KEYS = ("dataset", "data_root", "val_id_path", "crop_size", "eval_mode", "img_scale")
 # what `configured_model` reads
 MODEL_KEYS = ("backbone", "model", *chain.from_iterable(OPTIONS.values()))
 WHICH = {"student": "student", "EMA": "ema"}  # the models of a run, and what --which calls them
@@ -42,17 +44,29 @@ class Trained:
         return name if self.epoch is None else f"{name} after epoch {self.epoch}"
 
 
-def config_of(state: dict[str, Any], path: str, settings: list[str] | None = None) -> Config:
-    """The data set and model that a checkpoint of ours was trained with, changed by `settings` ("key=value").
+def config_of(state: dict[str, Any], path: str, settings: list[str] | None = None, **given: Any) -> Config:
+    """The data set and model that a checkpoint of ours was trained with, changed by `settings` ("key=value") and `given`.
 
     Raises UserError for a checkpoint that does not say it.
     """
     made = state.get("config")
     if not isinstance(made, dict):
         raise UserError(f"{path}: does not say what it was trained with; give --config")
-    values = {key: made[key] for key in ("dataset", "crop_size", "eval_mode", "img_scale", *MODEL_KEYS, *OWN_KEYS) if key in made}
-    values |= {"data_root": "", "epochs": 1, "batch_size": 1, "lr": 1.0}  # Config wants them; nothing is trained
-    return make_config(values, str(made.get("config") or path), settings)
+    values = {key: made[key] for key in (*DATA_KEYS, *MODEL_KEYS, *OWN_KEYS) if key in made}
+    values |= {"epochs": 1, "batch_size": 1, "lr": 1.0}  # Config wants them; nothing is trained
+    return make_config({"data_root": ""} | values, str(made.get("config") or path), settings, **given)
+
+
+def run_config(config: str | None, path: str, settings: list[str] | None = None, **given: Any) -> Config:
+    """The config of a run whose checkpoint is `path`: a file, or (None) what the checkpoint says; changed by `settings` and `given`.
+
+    Data root and validation list are found from the current folder or else from the repository's. Raises UserError.
+    """
+    if config is None:
+        cfg = config_of(checkpoint.load(path, mapped=True), path, settings, **given)
+    else:
+        cfg = load_config(located(config), settings, **given)
+    return replace(cfg, data_root=located(cfg.data_root), val_id_path=located(cfg.val_id_path or spec_of(cfg).val_list))
 
 
 def load_trained(cfg: Config, path: str, which: str | None = None, device: torch.device | str = "cpu") -> Trained:
@@ -78,7 +92,9 @@ def load_trained(cfg: Config, path: str, which: str | None = None, device: torch
     checkpoint.load_strictly(model, weights, path, f"was it trained with backbone {cfg.backbone} ({cfg.config})?")
     epoch = state.get("epoch")
     made = state.get("config")
-    labeled = (str(made["labeled_id_path"]), str(made["data_root"])) if isinstance(made, dict) and made.get("labeled_id_path") else None
+    labeled = None
+    if isinstance(made, dict) and made.get("labeled_id_path"):
+        labeled = located(str(made["labeled_id_path"])), located(str(made["data_root"]))
     return Trained(model.to(device).eval(), spec, which, epoch if isinstance(epoch, int) else None, labeled)
 
 

@@ -24,12 +24,12 @@ from torch import Tensor, nn
 
 from dataset.batch import normalize
 from engine.evaluation import Prediction, predict_whole
-from engine.trained_model import Trained, config_of, load_trained
+from engine.trained_model import Trained, load_trained, run_config
 from model.segmenter import Segmenter
 from model.spec import get_encoder
 from util import checkpoint
 from util.cli import Parser
-from util.config import Config, load_config, parse_arguments
+from util.config import Config, parse_arguments
 from util.error import UserError, run
 from util.extra import extra
 from util.files import check_output, output, write_atomic
@@ -135,13 +135,6 @@ def export(cfg: Config, trained: Trained, form: str, path: Path) -> str:
     return f"{len(weights)} tensors"
 
 
-def _config(args: argparse.Namespace) -> Config:
-    """The config of the command line, or the one that our checkpoints carry."""
-    if args.config:
-        return load_config(args.config, args.set)
-    return config_of(checkpoint.load(args.checkpoint), args.checkpoint, args.set)
-
-
 def main(argv: list[str]) -> None:
     parser = Parser(prog="scripts.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, help="best.pth, latest.pth, or one of the authors'")
@@ -151,7 +144,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--which", choices=("ema", "student"), help="default: the EMA where there is one; change detection: the student")
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="change a config key; may be repeated")
     args = parse_arguments(parser, argv)
-    cfg = _config(args)
+    cfg = run_config(args.config, args.checkpoint, args.set)
     trained = load_trained(cfg, args.checkpoint, args.which)
     path = Path(args.out) if args.out else Path(args.checkpoint).with_suffix(SUFFIX[args.format])
     if path.resolve() == Path(args.checkpoint).resolve():

@@ -16,7 +16,7 @@ import evaluate
 import unimatch_v2
 from dataset.semi import image_tensor
 from engine.evaluation import Prediction
-from engine.trained_model import load_trained
+from engine.trained_model import load_trained, run_config
 from model.backbone import dinov2
 from tests.conftest import Tiny, command
 from util import checkpoint
@@ -48,6 +48,37 @@ def test_numbers_are_those_of_the_loop(tiny: Tiny, run: Path, tmp_path: Path) ->
         assert [(name, f"{value:.2f}") for name, value in result["iou"].items()] == [(row[0], row[1 + i]) for row in classes]
         assert (result["which"], result["images"], result["epoch"]) == (which, 4, 1)
     assert scores(tiny, run, tmp_path / "s.json")["which"] == "ema"
+
+
+def test_a_checkpoint_says_what_it_was_trained_with(
+    tiny: Tiny, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From any folder; and what was written is said."""
+    expected = scores(tiny, run, tmp_path / "a.json")
+    monkeypatch.chdir(tmp_path)
+    evaluate.main(["--checkpoint", str(run / "latest.pth"), "--json", "b.json", "--confusion", "c.png", "--worst", "2", "--out", "worst"])
+    assert json.loads(Path("b.json").read_text()) | {"worst": []} == expected
+    lines = capsys.readouterr().out.splitlines()
+    written = ["wrote b.json: all figures", "wrote c.png: the confusion matrix", "wrote worst: 2 pictures, the worst first"]
+    assert [line for line in lines if line.startswith("wrote")][-3:] == written
+    assert len(list(Path("worst").iterdir())) == 2
+
+
+def test_relative_paths_of_a_run_are_found_from_the_repository(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    clone = tmp_path / "clone"
+    (clone / "splits").mkdir(parents=True)
+    (clone / "splits/val.txt").write_text((tiny.root / "val.txt").read_text())
+    (clone / "data").symlink_to(tiny.root)
+    monkeypatch.setattr("util.files.ROOT", clone)
+    torch.save(
+        {"config": {"dataset": "demo", "data_root": "data", "val_id_path": "splits/val.txt", "backbone": "x", "crop_size": 28}},
+        tmp_path / "k.pth",
+    )
+    monkeypatch.chdir(tmp_path)
+    cfg = run_config(None, "k.pth")
+    assert (cfg.data_root, cfg.val_id_path) == (f"{clone}/data", f"{clone}/splits/val.txt")
+    (tmp_path / "data").mkdir()
+    assert run_config(None, "k.pth").data_root == "data"  # what is here comes first
 
 
 def test_a_console_that_lacks_the_classes_names(tiny: Tiny, run: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ import predict
 from dataset.find import output_names
 from dataset.spec import get_spec
 from model import build_model
-from tests.conftest import Tiny, write_image
+from tests.conftest import ROOT, Tiny, write_image
+from util.config import load_config
 from util.error import UserError
 from util.error import run as end_of
 
@@ -28,6 +30,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> str:
     models = [build_model("dinov2_tiny", 6) for _ in range(2)]
     torch.save({"model": models[0].state_dict(), "model_ema": models[1].state_dict(), "epoch": 4}, path)
     return str(path)
+
+
+@pytest.fixture(scope="module")
+def own_checkpoint(checkpoint: str, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights in a checkpoint that says what it was trained with."""
+    path = tmp_path_factory.mktemp("own") / "best.pth"
+    torch.save(torch.load(checkpoint) | {"config": asdict(load_config(str(tiny.config)))}, path)
+    return path
 
 
 def run(tiny: Tiny, checkpoint: str, out: Path, *extra: str) -> None:
@@ -162,7 +172,7 @@ def test_a_folder_tree_is_kept_and_what_is_left_out_named(
     assert (source / "results/front/deep/0_overlay.jpg").exists()
     out = capsys.readouterr().out
     assert f"{source}: left out by their ending: 1 .heic, 1 .jp2, 1 .txt" in out
-    assert f"results: {source}/results, of 5 images, 1 cannot be read" in out
+    assert f"wrote {source}/results: of 5 images .png (classes), _overlay.jpg, 1 cannot be read" in out
     run(tiny, checkpoint, tmp_path / "glob", str(source / "*"))
     assert f"{source}/*: left out by their ending: 3 (folder), 1 .heic" in capsys.readouterr().out
     assert pngs(tmp_path / "glob") == {"0.png"}
@@ -255,3 +265,30 @@ def test_large_scenes_of_two_dates_go_tile_by_tile(tmp_path: Path) -> None:
         tiled.predict((pairs["tile"][0], pairs["scene"][1]))
     with pytest.raises(UserError, match="found 1 image"):
         tiled.predict(pairs["tile"][0])
+
+
+def test_our_checkpoints_need_no_config(
+    tiny: Tiny, checkpoint: str, own_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(tiny, checkpoint, tmp_path / "with", f"{tiny.root}/val.txt")
+    monkeypatch.chdir(tmp_path)
+    predict.main(["--checkpoint", str(own_checkpoint), "--out", "without", "--device", "cpu", f"{tiny.root}/val.txt"])
+    for path in (tmp_path / "with").iterdir():
+        assert path.read_bytes() == (tmp_path / "without" / path.name).read_bytes(), path.name
+    with pytest.raises(UserError, match=r"best\.pth: does not say what it was trained with; give --config"):
+        predict.main(["--checkpoint", checkpoint, "--out", "nothing", f"{tiny.root}/val.txt"])
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/reports.md"])
+def test_the_python_of_the_documents(page: str, own_checkpoint: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
+    folder = tmp_path / "exp/street/unimatch_v2"
+    folder.mkdir(parents=True)
+    (folder / "best.pth").symlink_to(own_checkpoint)
+    (tmp_path / "photo.jpg").symlink_to(tiny.root / "images/0.jpg")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    exec(block, names)  # our own document
+    assert names["predictor"].classes == get_spec("demo").classes
+    assert names["mask"].shape == names["confidence"].shape == (43, 57)
+    assert names["name"] in get_spec("demo").classes

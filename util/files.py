@@ -12,6 +12,14 @@ from typing import Any, BinaryIO
 
 from util.error import UserError, reason
 
+ROOT = Path(__file__).resolve().parent.parent  # the repository's folder
+
+
+def located(path: str) -> str:
+    """A relative path, from the repository's folder where nothing is there from the current one."""
+    inside = ROOT / path  # an absolute path is itself
+    return str(inside) if path and not os.path.exists(path) and inside.exists() else path
+
 
 def write_atomic(
     path: Path, write: Callable[[BinaryIO], Any], sync: bool = True, keep: Path | None = None, also: Path | None = None

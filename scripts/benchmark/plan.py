@@ -17,12 +17,12 @@ from dataset.custom import spec_of, unlabeled_places
 from dataset.lists import read_lines
 from dataset.splits.published import manifest
 from engine.method import Method
-from engine.provenance import ROOT
 from scripts.benchmark.estimate import CARDS, EFFICIENCY, GPUS, LAUNCH, USABLE, Plan
 from scripts.benchmark.footprint import GIB
 from scripts.benchmark.measure import count, write_figures
 from util.config import Config, load_config
 from util.error import UserError
+from util.files import ROOT
 
 METHODS = sorted(path.stem for path in ROOT.glob("*.py") if "\nMETHOD = " in path.read_text(encoding="utf-8"))
 # height, width of typical validation images in pixels; a data set that is not here counts with its crop

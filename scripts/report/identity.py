@@ -9,8 +9,9 @@ from pathlib import Path
 
 from dataset.spec import SPECS
 from engine.method import Method
-from engine.provenance import RECORD, ROOT
+from engine.provenance import RECORD
 from engine.resume import LOG
+from util.files import ROOT
 
 CHANGE_DATASETS = {name for name, spec in SPECS.items() if spec.task == "change"}
 CLASSIFICATION_DATASETS = ("cifar100", "cifar10", "svhn", "stl10")
