@@ -154,12 +154,13 @@ def _look_at(source: Source) -> Iterator[Found]:
 def test_source(cfg: Config, spec: DatasetSpec, validation: Source, log: logging.Logger) -> Source | None:
     """The list for the one score of best.pth at the end: `test_id_path`; None where the validation list is the same.
 
-    The published change detection runs are selected on the test list. A run that selects on another list (`val_id_path`) needs the
-    test score to be compared with them, so there the data set's test list is the default, where it and its images exist.
+    By default the data set's test list, or where it has none the list that the published runs are scored on, which is also the one that
+    selects them: a run that selects on another list (`val_id_path`) is comparable with them by this score alone. None where the list or
+    its images do not exist.
     """
     path = cfg.test_id_path
-    if path is None and spec.task == "change" and os.path.isfile(spec.val_list):
-        path = spec.val_list
+    if path is None:
+        path = next((path for path in (spec.test_list, spec.val_list) if os.path.isfile(path)), None)
     if path is None:
         return None
     source = Source(spec, cfg.data_root, ImageList(path, spec.task, masks=True))

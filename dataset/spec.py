@@ -97,7 +97,12 @@ class DatasetSpec:
     @property
     def val_list(self) -> str:
         """List that the published numbers are measured on (change detection: the test list, METHOD.md 2.4)."""
-        return f"splits/{self.name}/{'test' if self.task == 'change' else 'val'}.txt"
+        return self.test_list if self.task == "change" else f"splits/{self.name}/val.txt"
+
+    @property
+    def test_list(self) -> str:
+        """List that a model is scored on which another list selected. Not every data set has one."""
+        return f"splits/{self.name}/test.txt"
 
 
 def bit_palette(n: int) -> tuple[tuple[int, int, int], ...]:

@@ -22,6 +22,14 @@ from util.files import write_atomic
 FILE = "test.json"  # under the save path: the scores, by which a run that is started again does not test again
 
 
+def selection(validation: Source, test: Source | None) -> str:
+    """The line of the log that says which list selects the best epoch, and which one it is then scored on."""
+    selects = f"Selection: the best epoch by {validation.ids.path} ({len(validation.ids)} images)"
+    if test is None:
+        return f"{selects}; no other list scores it, so its score is of the images that chose it, as in the published tables"
+    return f"{selects}; best.pth is scored once, at the end, on {test.ids.path} ({len(test.ids)} images)"
+
+
 def final_test(cfg: Config, data: Data, source: Source, models: dict[str, Segmenter], prediction: Prediction, world: World) -> list[str]:
     """Loads best.pth into the models and scores them on `source`, over all processes; writes test.json. Returns the lines for the log.
 
@@ -30,7 +38,8 @@ def final_test(cfg: Config, data: Data, source: Source, models: dict[str, Segmen
     folder, path, spec = Path(cfg.save_path), str(Path(cfg.save_path) / BEST), data.spec
     shown = metric.FIGURES[spec.task]
     best = checkpoint.load(path, mapped=True)
-    made_for = {"epoch": int(best["epoch"]), "list": source.ids.path, "sha256": source.ids.sha256}
+    made_for = {"epoch": int(best["epoch"]), "selected_on": data.validation.ids.path}
+    made_for |= {"list": source.ids.path, "sha256": source.ids.sha256}
     # the first process's, for all: on a network disk others may see another one
     result = world.gather([_read(folder / FILE, list(shown))])[0]
     if {key: result.get(key) for key in made_for} != made_for:
@@ -45,7 +54,7 @@ def final_test(cfg: Config, data: Data, source: Source, models: dict[str, Segmen
         if world.main:
             write_atomic(folder / FILE, lambda file: file.write(json.dumps(result, indent=1).encode()))
     return [
-        f"Test of best.pth (epoch {result['epoch']}) on {result['list']}, {name}: "
+        f"Test of best.pth (epoch {result['epoch']}, selected on {result['selected_on']}) on {result['list']}, {name}: "
         + ", ".join(f"{figure.label} {own[key]:.2f}" for key, figure in shown.items())
         for name, own in result["scores"].items()
     ]

@@ -21,7 +21,7 @@ from dataset.preview import sheets
 from dataset.semi import batches
 from engine import resume, screen
 from engine.evaluation import Prediction, evaluate, validation_loader
-from engine.final_test import final_test
+from engine.final_test import final_test, selection
 from engine.initial_model import start_model
 from engine.method import Method, shard_seed
 from engine.page.writer import Watch
@@ -115,6 +115,7 @@ class Trainer:
         if world.main:
             screen.begin(cfg, self.data, self.method.title or self.method.name, world, self.epoch + 1, self.step)
         self.record.header(asdict(cfg) | shown, self.learner.student)
+        self.log.info(selection(self.data.validation, self.test))
         self.watch = Watch(cfg, self.data, world, self.folder, self.record, self.prediction, self.epoch + 1)
         for note in notes:
             self.log.warning(note)

@@ -79,6 +79,7 @@ def make_tiny(root: Path) -> Tiny:
         "dataset": "demo",
         "data_root": str(root),
         "val_id_path": str(root / "val.txt"),
+        "test_id_path": str(root / "val.txt"),
         "backbone": "dinov2_tiny",
         "pretrained": None,
         "crop_size": 28,

@@ -87,7 +87,8 @@ class Config:
     data_root_u: str | list | None = key(None, may_change=True)
     # validation list; null is splits/<dataset>/val.txt (change detection: test.txt)
     val_id_path: str | None = key(None, may_change=True)
-    # list that best.pth is scored on, once, at the end; null: see dataset/loader.py, test_source
+    # list that best.pth is scored on, once, at the end, where another one selected it; null is splits/<dataset>/test.txt, or without
+    # one the list that published runs are scored on
     test_id_path: str | None = key(None, may_change=True)
     # original | sliding_window (probabilities of windows are added) | slide (mmsegmentation's: logits are averaged); null: the data set's
     eval_mode: str | None = key(None, choices=("original", "sliding_window", "slide"))

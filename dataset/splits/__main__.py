@@ -2,47 +2,27 @@
 
 fetch   downloads the published lists of UniMatch V2 into splits/ and verifies them against splits/manifest.tsv
 import  takes them from a clone of the public repository
-make    draws a new labelled/unlabelled pair, or makes a list from a folder of images and a folder of masks
+make    draws a new labelled/unlabelled pair, holds labelled images of a pair out to select by, or makes a list from a folder of images
+        and a folder of masks
 check   verifies the lists of a data set against its images and masks
 """
 
 import argparse
-import re
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
 
 from dataset.custom import spec_of, unlabeled_places
-from dataset.lists import Entry, format_line, missing_validation, parse_line, read_lines, write_lines
+from dataset.lists import Entry, format_line, missing_validation
 from dataset.palette import distinct_palette
 from dataset.spec import SPECS, DatasetSpec
-from dataset.splits.check import Checked, classes_in, find_lists, open_list, open_validation, report
+from dataset.splits.check import Checked, find_lists, open_list, open_validation, report
 from dataset.splits.check import check as check_lists
-from dataset.splits.make import choose, pair_folders, rank
-from dataset.splits.published import fetch, import_clone, manifest
+from dataset.splits.make import pair_folders, rank
+from dataset.splits.pair import Made, hold_out_of_pair, make_pair, part
+from dataset.splits.published import fetch, import_clone
 from util.cli import Parser
 from util.config import Config, load_config
 from util.error import UserError, run
-
-
-class Made(NamedTuple):
-    """The lines of each list to write, and what to say about them: written together, once nothing is wrong with any of them."""
-
-    lists: dict[Path, list[str]]
-    notes: list[str]
-
-    def write(self) -> None:
-        """Raises UserError, with nothing written, where a list exists with other content."""
-        for path, lines in self.lists.items():
-            for folder in path.parents:
-                if folder in self.lists or folder.is_file():
-                    raise UserError(f"{path}: found a list where its folder {folder} would be; choose another --name")
-            if path.exists() and path.read_bytes().decode(errors="replace").splitlines() != lines:
-                raise UserError(f"{path}: exists with other content; delete it or choose another name with --name (lists: --from)")
-        for path, lines in self.lists.items():
-            write_lines(path, lines)
-        print("\n".join(self.notes))
 
 
 def make(args: argparse.Namespace) -> None:
@@ -56,16 +36,23 @@ def make(args: argparse.Namespace) -> None:
             raise UserError(f"{option}: found {name!r}, expected the name of a folder below splits/")
     if args.masks is not None and args.images is None:
         raise UserError("make: found --masks without --images, expected both folders")
-    if args.images is None and args.labeled is None and args.count is None:
+    source = Path(args.source) if args.source else None
+    drawn = args.labeled is not None or args.count is not None
+    if args.images is None and not drawn and args.select is None:
         raise UserError("make: nothing to do; give --labeled 1/8 or --count N for a pair, --images DIR (--masks DIR) for a list")
+    if args.select is not None and not drawn and (source is None or args.images is not None):
+        raise UserError(
+            "--select: found no pair; give --labeled 1/8 or --count N to draw one, or --from splits/DATASET/SPLIT/labeled.txt of an old one"
+        )
     if args.val is not None and args.masks is None:
         raise UserError("--val: found no --masks; it holds images out of the list that --images and --masks make")
-    source = Path(args.source) if args.source else None
     made = Made({}, [])
     if args.images is not None:
         source = _make_list(args, source or Path("splits") / args.dataset / "train.txt", made)
-    if args.labeled is not None or args.count is not None:
-        _make_pair(args, source or _train_list(args.dataset), made)
+    if drawn:
+        make_pair(args, source or _train_list(args.dataset), made)
+    elif args.select is not None and source is not None:
+        hold_out_of_pair(args, source, made)
     made.write()
     val = (cfg and cfg.val_id_path) or (args.spec.val_list if args.spec else f"splits/{args.dataset}/val.txt")
     if not Path(val).exists():
@@ -108,7 +95,7 @@ def _held_out(args: argparse.Namespace, entries: list[Entry]) -> list[Entry]:
     if args.val is None:
         return []
     able = [entry for entry in entries if entry.mask is not None]
-    count = _part(args.val, len(able), "--val")
+    count = part(args.val, len(able), "--val")
     if not 0 < count < len(able):
         raise UserError(f"--val: found {count} of {len(able)} images with masks, expected one or more on each side")
     order = rank([format_line(entry) for entry in able], args.seed)
@@ -119,61 +106,6 @@ def _train_list(name: str) -> Path:
     """The list of all training images: our train.txt, or the one in the published all/ folder."""
     places = [Path("splits") / name / file for file in ("train.txt", "all/labeled.txt", "all/train.txt")]
     return next((place for place in places if place.is_file()), places[0])
-
-
-def _make_pair(args: argparse.Namespace, source: Path, made: Made) -> None:
-    task = args.spec.task if args.spec else "segmentation"
-    kind = "label file" if task == "change" else "mask"
-    lines = made.lists.get(source) or read_lines(source)
-    if len(set(lines)) < len(lines):
-        raise UserError(f"{source}: found {len(lines) - len(set(lines))} lines twice, expected every image once")
-    entries = [parse_line(line, f"{source}:{number}", task) for number, line in enumerate(lines, 1)]
-    able = _able(args, entries)
-    count, folder = _share(args, len(able))
-    if not 0 < count <= len(able) or count == len(lines):
-        raise UserError(
-            f"make: found {count} labelled of {len(lines)} images ({len(able)} have a {kind}), expected one or more on each side"
-        )
-    ranked = [able[i] for i in rank([lines[i] for i in able], args.seed)]
-    chosen = choose(ranked, count, _classes(args, entries, able) if args.stratify else None)
-    target = Path("splits") / args.dataset / (args.name or folder)
-    if args.dataset in (known := manifest()) and any(one.local.parent == target for one in known[args.dataset]):
-        raise UserError(f"make: {target} is the name of a published pair; choose another with --name")
-    made.lists[target / "labeled.txt"] = [line for i, line in enumerate(lines) if i in chosen]
-    made.lists[target / "unlabeled.txt"] = [line for i, line in enumerate(lines) if i not in chosen]
-    bare = f", {len(lines) - len(able)} of them without a {kind}" if len(able) < len(lines) else ""
-    made.notes.append(f"{target}: {count} labelled, {len(lines) - count} unlabelled{bare}, from {source} with seed {args.seed}")
-
-
-def _able(args: argparse.Namespace, entries: list[Entry]) -> list[int]:
-    """Which entries can be labelled: images with a mask, pairs whose label file exists (all pairs where no label is on this machine)."""
-    if args.spec is None or args.spec.task != "change":
-        return [i for i, entry in enumerate(entries) if entry.mask is not None]
-    root = Path(args.data_root or f"data/{args.dataset}")
-    there = [i for i, entry in enumerate(entries) if (root / args.spec.files(entry)[1]).is_file()]
-    return there or list(range(len(entries)))
-
-
-def _share(args: argparse.Namespace, total: int) -> tuple[int, str]:
-    """Number of labelled images and the folder's name: 1/8 of 367 is 46 (rounded half up) in `1_8`, 5% in `5%`, --count 50 in `50`."""
-    if args.count is not None:
-        return args.count, str(args.count)
-    return _part(args.labeled, total, "--labeled") or 1, args.labeled.replace("/", "_")
-
-
-def _part(text: str, total: int, option: str) -> int:
-    """A share like 1/8 or 5% of `total`, rounded half up."""
-    parts = re.fullmatch(r"(\d+)(?:/([1-9]\d*)|%)", text)
-    if not parts:
-        raise UserError(f"{option}: found {text!r}, expected a share like 1/8 or 5% (a number of labelled images is --count)")
-    return int(Fraction(int(parts[1]), int(parts[2] or 100)) * total + Fraction(1, 2))
-
-
-def _classes(args: argparse.Namespace, entries: list[Entry], able: list[int]) -> list[frozenset[int]]:
-    """The classes in each entry's mask; none for entries that have no mask."""
-    found = classes_in(args.spec, args.data_root or f"data/{args.dataset}", [entries[i] for i in able])
-    of = dict(zip(able, found, strict=True))
-    return [of.get(i, frozenset()) for i in range(len(entries))]
 
 
 def check(args: argparse.Namespace) -> None:
@@ -241,6 +173,9 @@ def _parser() -> Parser:
     sub.add_argument("--name", help="folder to write to instead of 1_8 and so on")
     sub.add_argument("--images", metavar="DIR", help="make the list from the images here ...")
     sub.add_argument("--masks", metavar="DIR", help="... and the masks of the same names here")
+    sub.add_argument(
+        "--select", type=int, metavar="N", help="hold N labelled images of the pair, drawn or --from its labeled.txt, out to select by"
+    )
     sub.add_argument("--val", metavar="1/10", help="share of these to hold out for splits/<dataset>/val.txt")
     sub.add_argument("--mask-suffix", default="", help="what a mask's name has behind the image's name, for example _L")
     sub.add_argument("--data-root", help="folder that the paths are relative to")

@@ -14,12 +14,16 @@ from dataset.stored import NOT_APPLIED
 from util.error import UserError
 from util.pool import parallel
 
+SELECT = "select.txt"  # of a pair: labelled images held out to select the best epoch by
 EXAMPLES = 3  # problems of one kind that are printed in full
 
 
 @dataclass
 class Checked:
-    """A list and what was found in it. role: "labeled", "unlabeled" (masks are not read) or "val". pair: lists of one run share it."""
+    """A list and what was found in it.
+
+    role: "labeled", "unlabeled" (masks are not read), "select" or "val". pair: lists of one run share it.
+    """
 
     path: Path
     role: str
@@ -38,19 +42,17 @@ class Checked:
 def find_lists(spec: DatasetSpec, splits: Sequence[str], root: str, root_u: str | None = None, val: str | None = None) -> list[Checked]:
     """The lists below splits/<dataset>: val.txt, test.txt and train.txt, and those of each pair (of the named ones if any are named).
 
-    val: a validation list elsewhere, in place of val.txt.
+    val: a validation list elsewhere; val.txt may then be what its choice is scored on.
     """
     base = Path("splits") / spec.name
     for split in splits:
         if not (base / split).is_dir():
             raise UserError(f"check: no such pair: {base / split}; write it with `make` or `fetch`, or give one of {_folders(base)}")
     validation = open_validation(spec, val, root)
-    places = [(base / "test.txt", "val"), (base / "train.txt", "labeled")]
-    if val is None:
-        places.insert(0, (base / "val.txt", "val"))
+    places = [(base / "val.txt", "val"), (base / "test.txt", "val"), (base / "train.txt", "labeled")]
     for split in splits or _folders(base):
         places += [(base / split / f"{name}.txt", role) for name, role in (("labeled", "labeled"), ("train", "labeled"))]
-        places.append((base / split / "unlabeled.txt", "unlabeled"))
+        places += [(base / split / "unlabeled.txt", "unlabeled"), (base / split / SELECT, "select")]
     lists = [validation]
     for path, role in places:
         if path.is_file() and path != validation.path:
@@ -69,7 +71,7 @@ def open_validation(spec: DatasetSpec, val: str | None, root: str) -> Checked:
     """The list that training validates on: `val`, or the data set's own. A list without entries and with a problem where there is none."""
     path = Path(val or spec.val_list)
     if path.exists():
-        return open_list(spec, path, "val", root, str(path.parent))
+        return open_list(spec, path, "select" if path.name == SELECT else "val", root, str(path.parent))
     return Checked(path, "val", root, [], [("no list", missing_validation(path))])
 
 
@@ -138,7 +140,7 @@ def _some(values: list[int]) -> str:
 
 
 def _check_membership(lists: list[Checked]) -> None:
-    """No image twice in a list, in both lists of a pair, or in a training list and a validation list."""
+    """No image twice in a list, in two lists of a pair, or in a validation list and in one that trains or selects."""
     for one in lists:
         for file, count in Counter(one.files).items():
             if count > 1:
@@ -146,8 +148,8 @@ def _check_membership(lists: list[Checked]) -> None:
     held = [one for one in lists if one.role == "val"]
     for one in lists:
         others = [] if one.role == "val" else held
-        if one.role == "unlabeled":
-            others = others + [other for other in lists if other.role == "labeled" and other.pair == one.pair]
+        roles = {"unlabeled": ("labeled", "select"), "labeled": ("select",)}.get(one.role, ())
+        others = others + [other for other in lists if other.role in roles and other.pair == one.pair]
         for other in others:
             for file in sorted(set(one.files) & set(other.files)):
                 one.problems.append(("both", f"{one.path}: {file} is in {other.path} too"))

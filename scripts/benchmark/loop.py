@@ -37,7 +37,7 @@ def small_run(cfg: Config, device: torch.device, steps: int, size: tuple[int, in
         listed, save_path = f"{root}/list.txt", f"{root}/run"
         Path(save_path).mkdir()
         cfg = replace(cfg, data_root=root, labeled_id_path=listed, unlabeled_id_path=listed, val_id_path=listed, save_path=save_path)
-        cfg = replace(cfg, shards=1, epochs=1, data_root_u=None, test_id_path=None, pretrained=None, init=None)
+        cfg = replace(cfg, shards=1, epochs=1, data_root_u=None, test_id_path=listed, pretrained=None, init=None)
         with redirect_stdout(sys.stderr):
             run = Trainer(cfg, METHOD, World(device=device), StopSignals())
         yield run

@@ -45,6 +45,30 @@ def test_good_lists(capsys: pytest.CaptureFixture[str]) -> None:
     assert "problem:" not in out
 
 
+def test_images_that_select_are_apart_from_those_of_their_pair_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    data("pascal", [0, 0, 15, 255], n=10)
+    lists = Path("splits/pascal")
+    shutil.copytree(lists / "1_3", lists / "1_3_select1")
+    first, second = (lists / "1_3/labeled.txt").read_text().splitlines()
+    (lists / "1_3_select1/labeled.txt").write_text(f"{first}\n")
+    (lists / "1_3_select1/select.txt").write_text(f"{second}\n")
+    main(["check", "pascal"])  # in 1_3/labeled.txt as well, which is another pair
+    assert "splits/pascal/1_3_select1/select.txt" in capsys.readouterr().out
+    for name, content in (("labeled", first), ("unlabeled", second.split()[0])):
+        (lists / "1_3_select1/select.txt").write_text(f"{second}\n")
+        (lists / f"1_3_select1/{name}.txt").write_text(f"{second}\n{content}\n")
+        with pytest.raises(UserError):
+            main(["check", "pascal"])
+        assert f"splits/pascal/1_3_select1/{name}.txt: data/pascal/i/3.png is in splits/pascal/1_3_select1/select.txt too" in (
+            capsys.readouterr().out
+        )
+        (lists / f"1_3_select1/{name}.txt").write_text(f"{first}\n" if name == "labeled" else "i/9.png None\n")
+    (lists / "1_3_select1/select.txt").write_text((lists / "val.txt").read_text())
+    with pytest.raises(UserError):
+        main(["check", "pascal", "1_3_select1"])
+    assert "select.txt: data/pascal/i/0.png is in splits/pascal/val.txt too" in capsys.readouterr().out
+
+
 def test_other_data_set(capsys: pytest.CaptureFixture[str]) -> None:
     data("own", [0, 3, 7])
     main(["check", "own", "1_3", "--classes", "4", "--ignore-index", "7"])

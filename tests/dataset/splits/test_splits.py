@@ -229,6 +229,50 @@ def make_folder(folder: Path, images: int, values=lambda i: [0, 1], suffix: str 
         Image.fromarray(mask).save(folder / f"masks/{i:02}{suffix}.png")
 
 
+def lines_of(path: str) -> list[str]:
+    return Path(path).read_text().splitlines()
+
+
+def test_select_holds_labelled_images_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("splits/pascal/92").mkdir(parents=True)
+    labeled, unlabeled = ([f"i/{i}.jpg m/{i}.png" for i in range(*span)] for span in ((0, 30), (30, 80)))
+    for name, lines in (("92/labeled", labeled), ("92/unlabeled", unlabeled), ("val", ["v.jpg v.png"])):
+        Path(f"splits/pascal/{name}.txt").write_text("".join(f"{line}\n" for line in lines))
+    main(["make", "pascal", "--from", "splits/pascal/92/labeled.txt", "--select", "8"])
+    said = capsys.readouterr().out
+    assert "splits/pascal/92_select8: 22 labelled, 50 unlabelled, from splits/pascal/92" in said
+    assert "--set val_id_path=splits/pascal/92_select8/select.txt" in said
+    kept, held = (lines_of(f"splits/pascal/92_select8/{name}.txt") for name in ("labeled", "select"))
+    assert (len(kept), len(held), sorted(kept + held)) == (22, 8, sorted(labeled))
+    assert [line for line in labeled if line in held] == held, "in the order of the list"
+    assert lines_of("splits/pascal/92_select8/unlabeled.txt") == unlabeled
+    # a pair that is drawn: the same labelled images as without --select
+    Path("splits/pascal/train.txt").write_text("".join(f"{line}\n" for line in labeled + unlabeled))
+    for options in ([], ["--select", "4"]):
+        main(["make", "pascal", "--count", "20", "--seed", "3", *options])
+    drawn = lines_of("splits/pascal/20/labeled.txt")
+    kept, held = (lines_of(f"splits/pascal/20_select4/{name}.txt") for name in ("labeled", "select"))
+    assert (len(kept), len(held), sorted(kept + held)) == (16, 4, sorted(drawn))
+    assert lines_of("splits/pascal/20_select4/unlabeled.txt") == lines_of("splits/pascal/20/unlabeled.txt")
+
+
+def test_select_from_a_stratified_pair_leaves_every_class_to_learn(tmp_path: Path) -> None:
+    """Of twelve images two have class 1; without a stratified choice the seed's order would hold both out."""
+    for i in range(12):
+        Path("data/own/m").mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 6), 0).save(f"data/own/m/{i}.png")
+    lines = [f"m/{i}.png m/{i}.png" for i in range(12)]
+    Path("splits/own/6").mkdir(parents=True)
+    Path("splits/own/6/labeled.txt").write_text("".join(f"{line}\n" for line in lines))
+    for i in rank(lines, 0)[-2:]:
+        Image.new("L", (8, 6), 1).save(f"data/own/m/{i}.png")
+    for name, more in (("plain", []), ("even", ["--stratify"])):
+        main(["make", "own", "--from", "splits/own/6/labeled.txt", "--select", "2", "--name", name, *more])
+    rare = {lines[i] for i in rank(lines, 0)[-2:]}
+    assert not rare & set(lines_of("splits/own/plain/labeled.txt"))
+    assert rare & set(lines_of("splits/own/even/labeled.txt"))
+
+
 def test_list_from_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_folder(tmp_path / "my data", 4, suffix="_L")
     (tmp_path / "my data/images/sub dir").mkdir()
@@ -321,6 +365,11 @@ ROWS = [
     ),
     (["make", "own", "--images", "data/images", "--masks", "data/masks", "--val", "1/2", "--count", "7"], "7 labelled of 1 images"),
     (["make", "own", "--masks", "folder"], "without --images"),
+    (["make", "own", "--select", "1"], "--select: found no pair"),
+    (["make", "own", "--select", "4", "--from", "good.txt"], "--select: found 4 of 4 labelled images"),
+    (["make", "own", "--select", "0", "--from", "good.txt"], "--select: found 0 of 4 labelled images"),
+    (["make", "own", "--select", "2", "--count", "2", "--from", "good.txt"], "--select: found 2 of 2 labelled images"),
+    (["make", "own", "--select", "1", "--from", "bare.txt"], "--from: found 2 of 2 lines of bare.txt without a mask"),
     (["make", "own", "--images", "absent"], "--images: no such folder"),
     (["make", "own", "--images", "folder"], "found no image"),
     (["make", "own", "--images", "data/images", "--masks", "absent"], "--masks: no such folder"),
