@@ -478,3 +478,30 @@ def test_an_option_that_a_script_has_not_starts_nothing(name: str) -> None:
     done = subprocess.run(["sh", f"scripts/{name}.sh", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith(f"error: {name}.sh: found '--help', expected")
+
+
+BENCHMARK = """#!/bin/sh
+[ "$1" = -m ] || exit 0  # setup.sh looks whether this Python has the requirements
+echo "$@" >> "$CALLS"
+case "$*" in *"--only fp32"*) exec sleep 20 ;; *" memory "*) exit 1 ;; esac
+"""
+
+
+def test_a_part_of_the_gpu_table_that_fails_or_takes_too_long_costs_no_other(tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    for name in ("gpu_table.sh", "setup.sh"):
+        text = (ROOT / "scripts" / name).read_text()
+        (tmp_path / "scripts" / name).write_text(text.replace("part 80 ", "part 0.2 "))
+    (tmp_path / "scripts/check_requirements.py").touch()
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python3").write_text(BENCHMARK)
+    (tmp_path / "bin/python3").chmod(0o755)
+    path = f"{tmp_path}/bin:{os.environ['PATH']}"
+    done = sh(tmp_path / "scripts/gpu_table.sh", "my figures", "--rounds", "1", PATH=path, CALLS=str(tmp_path / "calls.txt"))
+    assert done.returncode == 1, done.stderr
+    calls = (tmp_path / "calls.txt").read_text().splitlines()
+    assert calls[0] == "-m scripts.benchmark step --only fp32 --rounds 1 --device cuda --json my figures/step_fp32.json"
+    assert [call.split()[2] for call in calls] == ["step", "step", "memory", "eval", "step", "step", "data", "step", "loop"]
+    assert "--only bf16, compile " in calls[-2], "what has to be compiled comes last"
+    assert done.stdout.count("stopped after 0.2 s") == 1
+    assert (tmp_path / "my figures").is_dir()
