@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from dataset.batch import Batch
 from engine.method import SEMI_LABELS, Method
 from engine.trainer import train
-from model.dropout import complementary_factors, factor_width, independent_factors, scaled
+from model.dropout import channel_factors, complementary_factors, factor_width, scaled
 from model.loss import labeled_loss, mask_ratio, semi_loss, unlabeled_loss
 from model.pseudo import cutmix, pseudo_label
 from model.spec import get_encoder
@@ -24,7 +24,7 @@ from util.error import UserError, run
 
 @dataclass(frozen=True)
 class Settings(Config):
-    # of channels, for the strong views: complementary (each is left to one view) | independent (coins of its own for each view) | none
+    # of channels of the strong views: complementary (of half of the images; what one view loses the other keeps) | independent | none
     dropout: str = key("complementary", choices=("complementary", "independent", "none"))
     # where: encoder (the maps that the decoder reads) | classifier (what the last layer of dpt reads)
     dropout_at: str = key("encoder", choices=("encoder", "classifier"))
@@ -60,8 +60,9 @@ def _draw(images: int, channels: tuple[int, ...], generator: torch.Generator, cf
     if cfg.dropout == "none":
         return torch.empty(0)
     width = factor_width(channels) if cfg.dropout_at == "encoder" else get_encoder(cfg.backbone).fusion
-    draw = complementary_factors if cfg.dropout == "complementary" else independent_factors
-    return draw(images, width, generator)[: cfg.strong_views * images]
+    if cfg.dropout == "independent":
+        return channel_factors(cfg.strong_views * images, width, generator)
+    return complementary_factors(images, width, generator)[: cfg.strong_views * images]
 
 
 METHOD = Method("unimatch_v2", step, SEMI_LABELS, draw=_draw, config=Settings, title="UniMatch V2")

@@ -26,14 +26,6 @@ def complementary_factors(batch: int, channels: int, generator: torch.Generator 
     return combine_factors(keep, undropped)
 
 
-def independent_factors(batch: int, channels: int, generator: torch.Generator | None = None) -> Tensor:
-    """Draws factors (2 * batch, channels) for view 1, then view 2, each with coins of its own; floor(batch / 2) images keep all in both."""
-    factors = channel_factors(2 * batch, channels, generator)
-    undropped = torch.randperm(batch, generator=generator)[: batch // 2]
-    factors[torch.cat((undropped, batch + undropped))] = 1
-    return factors
-
-
 def channel_factors(batch: int, channels: int, generator: torch.Generator | None = None) -> Tensor:
     """Draws factors (batch, channels), each 0 or 2 with probability 1/2: dropout of whole channels."""
     return 2.0 * torch.randint(0, 2, (batch, channels), generator=generator)

@@ -19,9 +19,8 @@ from dataset.batch import Batch
 from engine.method import Method
 from engine.update import Learner
 from model import build_model
-from model.dropout import complementary_factors, independent_factors, scaled
+from model.dropout import complementary_factors, scaled
 from model.segmenter import Segmenter
-from util.config import Config
 
 METHODS = {method.name: method for method in (unimatch_v2.METHOD, unimatch_v1.METHOD, fixmatch.METHOD, supervised.METHOD)}
 OHEM = {"name": "OHEM", "kwargs": {"ignore_index": 255, "thresh": 0.2, "min_kept": 300}}
@@ -69,12 +68,16 @@ FUSION = 32  # channels that the decoder's last layer reads
 
 
 def ablated(b: Batch, views: int, kind: str, place: str) -> Batch:
-    """The mini-batch with the views and factors of an ablation."""
-    width = FUSION if place == "classifier" else 192
-    draw = {"complementary": complementary_factors, "independent": independent_factors}.get(kind)
-    drop = torch.empty(0) if draw is None else draw(B, width, torch.Generator().manual_seed(5))[: views * B].double()
-    one = {} if views == 2 else {"img_u_s2": torch.empty(0), "box2": torch.empty(0)}
-    return replace(b, drop=drop, **one)
+    """The mini-batch with the views and factors of an ablation, drawn by hand."""
+    width, g = FUSION if place == "classifier" else 192, torch.Generator().manual_seed(5)
+    drop = torch.empty(0)
+    if kind == "complementary":
+        drop = complementary_factors(B, width, g)[: views * B].double()
+    elif kind == "independent":
+        drop = torch.tensor(
+            [[2.0 * coin for coin in row] for row in torch.randint(0, 2, (views * B, width), generator=g).tolist()]
+        ).double()
+    return replace(b, drop=drop) if views == 2 else replace(b, drop=drop, img_u_s2=torch.empty(0), box2=torch.empty(0))
 
 
 def literal_head(model: Segmenter, img: Tensor, factors: Tensor) -> Tensor:
@@ -84,8 +87,8 @@ def literal_head(model: Segmenter, img: Tensor, factors: Tensor) -> Tensor:
     hook = last.register_forward_hook(lambda module, args, out: seen.append(args[0]))
     model(img)
     hook.remove()
-    weight = last.weight[:, :, 0, 0]
-    images = [torch.einsum("kc,chw->khw", weight * factor, x) + last.bias[:, None, None] for factor, x in zip(factors, seen[0], strict=True)]
+    weight, bias = last.get_parameter("weight")[:, :, 0, 0], last.get_parameter("bias")[:, None, None]
+    images = [torch.einsum("kc,chw->khw", weight * factor, x) + bias for factor, x in zip(factors, seen[0], strict=True)]
     return torch.nn.functional.interpolate(torch.stack(images), (SIDE, SIDE), mode="bilinear", align_corners=True)
 
 
@@ -208,14 +211,14 @@ def test_updates_are_those_of_the_second_writing(method: str, criterion: dict[st
 
 @pytest.mark.parametrize(("views", "kind", "place"), ABLATIONS)
 def test_ablations_of_unimatch_v2(views: int, kind: str, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Losses and gradients of a step; what the settings draw has the shape that the step takes."""
+    """What the settings draw and read; losses and gradients of a step."""
     monkeypatch.setattr(Tensor, "float", Tensor.double)  # of the position embedding, which the encoder resizes in float32
     method = unimatch_v2.METHOD
     learner = tiny_trainer(method, TOTAL, dropout=kind, dropout_at=place, strong_views=views)
     twin = tiny_trainer(method, TOTAL).student
     b = ablated(batch(0), views, kind, place)
     assert method.draw is not None
-    assert method.draw(B, (192,) * 4, torch.Generator().manual_seed(5), learner.cfg).shape == b.drop.shape
+    assert torch.equal(method.draw(B, (192,) * 4, torch.Generator().manual_seed(5), learner.cfg).double(), b.drop.double())
     assert method.of(learner.cfg).reads.strong_views == views
     expected = literal_loss("unimatch_v2", twin, twin, b, CE, 0.5, place)
     loss, stats = method.step(learner.student, learner.step_teacher, b, learner.cfg)

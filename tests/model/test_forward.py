@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import build_model
 from model.backbone.dinov2 import QUERIES, attend
-from model.dropout import combine_factors, complementary_factors, factor_width, independent_factors, scaled
+from model.dropout import combine_factors, complementary_factors, factor_width, scaled
 from tests.model import oracle
 from util.dist import deterministic
 
@@ -175,21 +175,6 @@ def test_drawn_factors(batch: int) -> None:
         kept += float((first[~free] == 2).float().mean())
     assert kept / draws == pytest.approx(0.5, abs=0.02)  # more than 6 standard deviations
     assert torch.allclose(undropped / draws, torch.full((batch,), batch // 2 / batch), atol=0.13)  # more than 5
-
-
-@pytest.mark.parametrize("batch", [1, 2, 5])
-def test_drawn_independent_factors(batch: int) -> None:
-    """Half of the images keep all channels in both views; in the others each view drops its own half of the channels."""
-    generator = torch.Generator().manual_seed(0)
-    channels = 4096
-    first, second = independent_factors(batch, channels, generator).chunk(2)
-    free = (first == 1).all(dim=1)
-    assert int(free.sum()) == batch // 2
-    assert torch.equal(free, (second == 1).all(dim=1))
-    for a, b in zip(first[~free], second[~free], strict=True):
-        pairs = [int(((a == x) & (b == y)).sum()) / channels for x in (0, 2) for y in (0, 2)]
-        assert sum(pairs) == 1
-        assert pairs == pytest.approx([0.25] * 4, abs=0.04)  # 6 standard deviations
 
 
 def test_maps_of_other_channels_have_factors_of_their_own() -> None:
