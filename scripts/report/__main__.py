@@ -1,17 +1,27 @@
-"""Tables from training logs: `python -m scripts.report [--format markdown|json|latex] PATH...` (files, or folders with *.log in them)."""
+"""Tables from training logs, beside the published numbers. PATH: logs, or folders with *.log in them.
+
+python -m scripts.report [PATH...]                            every run, a table for each data set
+python -m scripts.report table 6 [PATH...]                    a table of the paper, and commands for its missing cells
+python -m scripts.report figure 5 [PATH...] --svg FILE        a figure of the paper as a table, and as a picture
+"""
 
 import json
 import os
 import sys
+from argparse import Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from engine.resume import LOG
+from scripts.report import paper
+from scripts.report.figure import draw
 from scripts.report.parse import Run, read_log
-from scripts.report.render import Skipped, latex, markdown
+from scripts.report.render import Skipped, latex, markdown, paper_markdown
+from scripts.report.reproduce import reproduce, to_json
 from scripts.report.tables import build_tables
 from util.cli import Parser
-from util.error import UserError
+from util.error import UserError, reason
 from util.error import run as run_command
+from util.files import write_atomic
 
 DEFAULT_PATHS = ("exp", "training-logs")
 
@@ -54,24 +64,50 @@ def read_all(paths: list[str]) -> tuple[list[Run], list[Skipped]]:
 
 
 def main(argv: list[str]) -> None:
-    """Reads the logs and prints the report."""
-    parser = Parser(prog="scripts.report", description="Tables from training logs, beside the published numbers.")
+    """Reads the logs and prints the report, or a table or figure of the paper."""
+    kind = argv[0] if argv and argv[0] in ("table", "figure") else ""
+    parser = Parser(prog=f"scripts.report {kind}".strip(), description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    numbers = [name.removeprefix(kind).strip() for name in paper.tables() if name.startswith("figure") == (kind == "figure")]
+    if kind:
+        parser.add_argument("number", choices=numbers, metavar=f"{{{numbers[0]}..{numbers[-1]}}}", help=f"of the paper's {kind}")
+    if kind == "figure":
+        parser.add_argument("--svg", metavar="FILE", help="draw it into this file")
     parser.add_argument(
         "paths", nargs="*", metavar="PATH", help=f"logs, or folders searched for *.log (default: {' '.join(DEFAULT_PATHS)})"
     )
-    parser.add_argument("--format", choices=("markdown", "json", "latex"), default="markdown", help="json: a list of runs")
-    args = parser.parse_args(argv)
+    parser.add_argument("--format", choices=("markdown", "json", "latex"), default="markdown", help="json: lists of runs or cells")
+    args = parser.parse_args(argv[1:] if kind else argv)
     paths = args.paths or [path for path in DEFAULT_PATHS if Path(path).is_dir()]
-    if not paths:
+    if not paths and not kind:
         raise UserError(f"found neither {' nor '.join(DEFAULT_PATHS)} here, expected folders with training logs; give a PATH")
-    runs, skipped = read_all(paths)
+    runs, skipped = read_all(paths) if paths else ([], [])
     if args.format == "json":
         for file in skipped:
             print(f"warning: {file.path}: not in the report: {file.reason}", file=sys.stderr)
-        text = json.dumps([run.to_json() for run in runs], indent=1)
+    if kind:
+        print_paper(f"{kind} {args.number}".removeprefix("table "), runs, skipped, args)
+    elif args.format == "json":
+        print(json.dumps([run.to_json() for run in runs], indent=1))
     else:
-        text = (markdown if args.format == "markdown" else latex)(build_tables(runs), runs, skipped)
-    print(text)
+        print((markdown if args.format == "markdown" else latex)(build_tables(runs), runs, skipped))
+
+
+def print_paper(name: str, runs: list[Run], skipped: list[Skipped], args: Namespace) -> None:
+    """Prints a table or figure of the paper; draws the figure where a file for it is given."""
+    found = reproduce(name, runs)
+    if args.format == "json":
+        print(json.dumps(to_json(found), indent=1))
+    elif args.format == "latex":
+        print(latex(found.parts, found.runs, skipped, [*found.remarks, *found.commands]))
+    else:
+        print(paper_markdown(found, skipped))
+    if getattr(args, "svg", None):
+        picture = draw(found).encode()
+        try:
+            write_atomic(Path(args.svg), lambda file: file.write(picture))
+        except OSError as error:
+            raise UserError(f"--svg {args.svg}: cannot be written ({reason(error)}); give another file") from error
+        print(f"{args.svg}: drawn", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,29 @@ _EXTRA = re.compile(r"(?<![A-Za-z0-9])(extra_\d{1,4}[Kk])(?![A-Za-z0-9])")
 _SPLIT = re.compile(r"(?<![A-Za-z0-9])(\d+_\d+|\d+%?|all|full)_?labels?(?![a-zA-Z])")
 _SPLIT_FOLDER = re.compile(r"(?:^|/)((?:u2pl_)?\d+_\d+|\d+%?|all|full)(?:[_-](?:seed|run)_?\d+)?(?:/seed_?\d+)?/?$")
 _SEED = re.compile(r"(?<![A-Za-z])(?:seed[_-]?|(?<=\d-)run)(\d{1,9})")  # UniMatch V1's: 92-run1
+# who made a log: the authors, this repository (training-logs), or the reader
+AUTHORS, SHIPPED, OWN = "authors' log", "shipped log", "yours"
+_PUBLIC_LOG = re.compile(r"z?(?:table|figure)\d+[-_].+\.log")
+
+_METHODS = {  # of public logs and tables, that this program has not
+    "unimatch_v2_noEMA": "UniMatch V2 (student as teacher)",
+    "fixmatch_addfeataug": "One view (feature dropout, 4a)",
+    "fixmatch_dualstream": "Two views (no dropout, 4b)",
+    "fixmatch_addfeataug_dualstream": "Two views (independent dropout, 4c)",
+    "allspark": "AllSpark",
+}
+_ENCODERS = {
+    "dinov3_convnext": "DINOv3-ConvNeXt",
+    "dinov3": "DINOv3",
+    "dinov2": "DINOv2",
+    "resnet": "ResNet",
+    "mit": "MiT",
+    "beit": "BEiT",
+    "sam": "SAM",
+    "efficientnet": "EfficientNet",
+    "clip": "CLIP",
+    "xception": "Xception-65",
+}
 
 
 @dataclass(frozen=True)
@@ -60,6 +83,20 @@ def own_method(name: str | None) -> Method | None:
     if name is None or not name.isidentifier() or not path.is_file() or "\nMETHOD = " not in path.read_text(encoding="utf-8"):
         return None
     return importlib.import_module(name).METHOD
+
+
+def origin(header: dict[str, str], log: Path) -> str:
+    """Who made a log: AUTHORS for a public one by its name or by the folders in its header, SHIPPED for one of training-logs, else OWN."""
+    old = "multi_grid" in header and "save_path" not in header  # as UniMatch V1's logs of 2022
+    if _PUBLIC_LOG.fullmatch(log.name) or old or any("/lihe/" in header.get(key, "") for key in ("data_root", "data_root_l")):
+        return AUTHORS
+    return SHIPPED if log.resolve().is_relative_to(ROOT / "training-logs") else OWN
+
+
+def method_name(method: str) -> str:
+    """What the tables call a method; its own name where nothing better is known."""
+    own = own_method(method)
+    return own.title if own and own.title else _METHODS.get(method, method)
 
 
 def identify(header: dict[str, str], log: Path) -> Identity:
@@ -114,3 +151,12 @@ def _split(header: dict[str, str], texts: list[str]) -> str | None:
     if split is None and name == "train.txt":
         split = "all"
     return "all" if split == "full" else split
+
+
+def encoder_name(backbone: str) -> str:
+    """dinov2_base -> DINOv2-Base, resnet101 -> ResNet-101; a name of another family stays as it is."""
+    for family, name in _ENCODERS.items():
+        size = backbone.removeprefix(family).strip("_")
+        if backbone.startswith(family):
+            return f"{name}-{size.upper() if len(size) < 3 else size.capitalize()}".replace("_", " ") if size else name
+    return backbone

@@ -16,7 +16,7 @@ from engine import metric
 from engine.method import judged
 from engine.metrics_file import Epoch, read_epochs
 from engine.resume import LOG, METRICS
-from scripts.report.identity import CHANGE_DATASETS, CLASSIFICATION_DATASETS, Identity, identify, own_method
+from scripts.report.identity import CHANGE_DATASETS, CLASSIFICATION_DATASETS, OWN, Identity, identify, origin, own_method
 from scripts.report.lines import is_number
 from scripts.report.sessions import Session, read_sessions, starts_again
 from util.config import may_change
@@ -24,6 +24,7 @@ from util.error import UserError
 
 SAMPLES = 5  # unread lines that are shown of a log
 SAMPLE_LENGTH = 160
+_NO_SCORE = {"best": None, "epoch": None, "last": None}
 MAX_BYTES = 1 << 28  # a log of the longest published run has 2 MB
 # what may differ between two starts of one experiment; every other header key is a setting
 _NOT_SETTINGS = (may_change() - {"init", "val_id_path"}) | {
@@ -39,7 +40,9 @@ class Run:
     epochs: planned; epochs_done: distinct epochs whose figure is in the log (`eval_every` above 1: all up to the last figure);
     complete: the last planned epoch is among them.
     statistic: which figure `best` and `last` are: ema_miou, miou, changed_iou, ema_acc1 or acc1.
-    best: its maximum (ties: the later epoch, `best_epoch`); accuracy: change detection's overall accuracy of that same epoch.
+    best: its maximum (ties: the later epoch, `best_epoch`); last: that of the last epoch. accuracy, last_accuracy: change detection's
+    overall accuracy of the same epochs. scores: the same of the student and of the EMA, each {best, epoch, last}.
+    origin: who made the log (identity.py). row: the label of its row, once a table has it.
     nan_iterations: iteration lines with a nan; sec_per_iter: median between neighbouring iteration lines of an epoch.
     unread_lines: lines of the file that are no log line, with samples; notes: what a reader should know before using the figures.
     """
@@ -66,11 +69,21 @@ class Run:
     unread_lines: int = 0
     unread_samples: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    last_accuracy: float | None = None
+    scores: dict[str, dict[str, float | int | None]] = field(default_factory=dict)
+    origin: str = OWN
     settings: dict[str, str] = field(default_factory=dict)
+    row: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """The stable keys and the counts, as plain values."""
-        return {key: value for key, value in asdict(self).items() if key != "settings"}
+        return {key: value for key, value in asdict(self).items() if key not in ("settings", "row")}
+
+    def figure(self, kind: str, last: bool = False, statistic: str | None = None) -> float | int | None:
+        """Its number in a table's cell, of the best or the last epoch. kind: a table's; statistic: another figure than the run's own."""
+        if kind == "cd_oa":
+            return self.last_accuracy if last else self.accuracy
+        return self.scores.get(statistic or self.statistic, {}).get("last" if last else "best")
 
 
 def read_log(path: Path) -> list[Run]:
@@ -159,7 +172,10 @@ def _summarise(sessions: list[Session], path: Path, measured: dict[int, dict[str
     task = _task(headers[0].get("task"), identity, epochs)
     statistic = _statistic(identity, task, epochs)
     measured = {epoch: figures for epoch, figures in epochs.items() if statistic in figures}
-    best, last = _best_epoch(measured, statistic), max(measured, default=None)
+    last = max(measured, default=None)
+    chosen = statistic.removeprefix("ema_")
+    scores = {name: _score(epochs, name) for name in (chosen, f"ema_{chosen}") if any(name in figures for figures in epochs.values())}
+    own: dict[str, Any] = scores.get(statistic, _NO_SCORE)
     planned = _integer(headers[-1].get("epochs"))
     # a run that is evaluated only now and then has done all epochs up to its last figure
     done = last + 1 if last is not None and (_integer(headers[-1].get("eval_every")) or 1) > 1 else len(measured)
@@ -176,15 +192,18 @@ def _summarise(sessions: list[Session], path: Path, measured: dict[int, dict[str
         complete=bool(planned and last is not None and last + 1 >= planned),
         resumed=any(session.loaded or session.first_epoch for session in sessions),
         statistic=statistic,
-        best=_figure(measured, best, statistic),
-        best_epoch=best,
-        last=_figure(measured, last, statistic),
-        accuracy=_figure(measured, best, "overall_accuracy") if task == "change" else None,
+        best=own["best"],
+        best_epoch=own["epoch"],
+        last=own["last"],
+        accuracy=_figure(measured, own["epoch"], "overall_accuracy") if task == "change" else None,
         nan_iterations=sum(session.nan_iterations for session in sessions),
         sec_per_iter=round(statistics.median(intervals), 4) if intervals else None,
         ngpus=_integer(headers[-1].get("ngpus")),
         seed=identity.seed,
         notes=notes + _notes(sessions, done, last),
+        last_accuracy=_figure(measured, last, "overall_accuracy") if task == "change" else None,
+        scores=scores,
+        origin=origin(headers[0], path),
         settings={key: value for key, value in headers[-1].items() if key not in _NOT_SETTINGS},
     )
 
@@ -236,9 +255,12 @@ def _statistic(identity: Identity, task: str, epochs: dict[int, dict[str, float]
     return name if student or (epochs and not has_ema) else "ema_" + name
 
 
-def _best_epoch(measured: dict[int, dict[str, float]], statistic: str) -> int | None:
-    numbers = [(figures[statistic], epoch) for epoch, figures in measured.items() if is_number(figures[statistic])]
-    return max(numbers)[1] if numbers else None  # the pair's order makes the later epoch win a tie
+def _score(epochs: dict[int, dict[str, float]], name: str) -> dict[str, float | int | None]:
+    """Best and last of a figure over the epochs that have it."""
+    measured = {epoch: figures for epoch, figures in epochs.items() if name in figures}
+    numbers = [(figures[name], epoch) for epoch, figures in measured.items() if is_number(figures[name])]
+    best = max(numbers)[1] if numbers else None  # the pair's order makes the later epoch win a tie
+    return {"best": _figure(measured, best, name), "epoch": best, "last": _figure(measured, max(measured, default=None), name)}
 
 
 def _figure(measured: dict[int, dict[str, float]], epoch: int | None, name: str) -> float | None:

@@ -1,15 +1,21 @@
-"""A report as text: Markdown or LaTeX tables, the list of runs, and everything that was not read."""
+"""A report as text: Markdown tables whose columns are aligned, or LaTeX; the list of runs, and everything that was not read."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from scripts.report.identity import AUTHORS, OWN, SHIPPED
 from scripts.report.parse import Run, count
+from scripts.report.reproduce import Reproduction
 from scripts.report.tables import Cell, Row, Table, round_half_up
 
 Grid = list[list[str]]  # rows of cells, the heading first
 
 MARK = "*"
-_LEGEND = f"{MARK} unfinished: its best so far. ± standard deviation over seeds (their number in parentheses)."
+LEGEND = (
+    f"{MARK} unfinished: its best so far. ± standard deviation over seeds (their number in parentheses). last epoch: the same figure "
+    "after the last epoch, which no validation image has chosen."
+)
+NAMES = 3  # columns of names before those of figures
 _PLACES = 2  # decimals of a figure in a log
 _TEX = {"\\": r"\textbackslash{}", "±": r"$\pm$", "–": "--", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "�": "?"} | {
     c: "\\" + c for c in "%_&#${}"
@@ -25,37 +31,40 @@ class Skipped:
 
 
 def table_grid(table: Table) -> Grid:
-    """Rows of others: the published values. Rows with a run: published, yours, difference and epochs below each other."""
+    """A row's lines below each other: published, and for each maker of runs their best and last epochs, difference and epochs done."""
     grid = [["method", "encoder", "", *table.columns.values()]]
     for row in table.rows:
-        lines = {"published": [_number(row.cells.get(key, Cell(key[1])).published) for key in table.columns]}
-        if row.has_runs:
-            cells = [row.cells.get(key, Cell(key[1])) for key in table.columns]
-            lines["yours"] = [_value(cell) for cell in cells]
-            lines["difference"] = [_number(cell.difference, sign=True) for cell in cells]
-            lines["epochs"] = [_epochs(cell) for cell in cells]
-        grid += _labelled(row, {name: cells for name, cells in lines.items() if any(cells) or name == "yours"})
+        cells = [row.cells.get(key, Cell(key[1])) for key in table.columns]
+        lines = [("published", [_number(cell.published) for cell in cells])]
+        for origin in (AUTHORS, SHIPPED, OWN):
+            lines += [
+                (origin, [_value(cell, origin) for cell in cells]),
+                ("last epoch", [_value(cell, origin, last=True) for cell in cells]),
+                ("difference", [_number(cell.difference(origin), sign=True) for cell in cells]),
+                ("epochs", [_epochs(cell, origin) for cell in cells]),
+            ]
+        grid += _labelled(row, [(what, texts) for what, texts in lines if any(texts)] or lines[:1])
     return grid
 
 
-def _labelled(row: Row, lines: dict[str, list[str]]) -> Grid:
+def _labelled(row: Row, lines: list[tuple[str, list[str]]]) -> Grid:
     names = [(_plain(row.method), _plain(row.encoder))] + [("", "")] * (len(lines) - 1)
-    return [[*name, what, *cells] for name, (what, cells) in zip(names, lines.items(), strict=True)]
+    return [[*name, what, *cells] for name, (what, cells) in zip(names, lines, strict=True)]
 
 
 def _number(value: object, sign: bool = False) -> str:
     return "" if value is None else f"{value:+}" if sign and value else str(value)
 
 
-def _value(cell: Cell) -> str:
-    if not cell.runs:
-        return ""
-    spread = "" if cell.spread is None else f" ± {cell.spread} ({len(cell.runs)})"
-    return f"{'none yet' if cell.value is None else cell.value}{spread}{MARK if cell.unfinished else ''}"
+def _value(cell: Cell, origin: str, last: bool = False) -> str:
+    value, spread, runs = cell.value(origin, last), cell.spread(origin, last), cell.runs.get(origin, [])
+    if value is None:
+        return "none yet" if runs and not last else ""
+    return f"{value}{'' if spread is None else f' ± {spread} ({len(runs)})'}{MARK if cell.unfinished(origin) else ''}"
 
 
-def _epochs(cell: Cell) -> str:
-    return ", ".join(dict.fromkeys(_progress(run) for run in cell.runs))
+def _epochs(cell: Cell, origin: str) -> str:
+    return ", ".join(dict.fromkeys(_progress(run) for run in cell.runs.get(origin, [])))
 
 
 def _progress(run: Run) -> str:
@@ -64,7 +73,7 @@ def _progress(run: Run) -> str:
 
 def runs_grid(runs: list[Run]) -> Grid:
     """One line per run, in the order given: what the tables leave out."""
-    heading = ["log", "figure", "best", "@epoch", "last", "accuracy", "epochs", "state", "nan lines",
+    heading = ["log", "row", "from", "figure", "best", "@epoch", "last", "accuracy", "epochs", "state", "nan lines",
                "s/iteration", "GPUs", "seed", "unread lines"]  # fmt: skip
     return [heading, *([_plain(value) for value in _run_line(run)] for run in runs)]
 
@@ -73,8 +82,8 @@ def _run_line(run: Run) -> list[object]:
     state = ("" if run.complete else "unfinished") + (" resumed" if run.resumed else "")
     seconds = None if run.sec_per_iter is None else round_half_up(run.sec_per_iter, 3)
     best, last, accuracy = (None if figure is None else round_half_up(figure, _PLACES) for figure in (run.best, run.last, run.accuracy))
-    return [run.log, run.statistic, best, run.best_epoch, last, accuracy, _progress(run), state.strip(), run.nan_iterations,
-            seconds, run.ngpus, run.seed, run.unread_lines]  # fmt: skip
+    return [run.log, run.row, run.origin, run.statistic, best, run.best_epoch, last, accuracy, _progress(run), state.strip(),
+            run.nan_iterations, seconds, run.ngpus, run.seed, run.unread_lines]  # fmt: skip
 
 
 def _plain(value: object) -> str:
@@ -98,25 +107,52 @@ def markdown(tables: Iterable[Table], runs: list[Run], skipped: list[Skipped]) -
     """The whole report in Markdown."""
     parts = []
     for table in tables:
-        parts += [f"## {_plain(table.title)}", table.rule, _markdown_grid(table_grid(table))]
-    parts += [_LEGEND, "## Runs", _markdown_grid(runs_grid(runs))]
+        parts += [f"## {_plain(table.title)}", table.rule, _markdown_grid(table_grid(table), NAMES)]
+    parts += [LEGEND, "## Runs", _markdown_grid(runs_grid(runs), len(runs_grid([])[0]))]
     notes = remarks(runs, skipped)
     if notes:
-        parts += ["## Remarks", "\n".join("- " + note for note in notes)]
+        parts += ["## Remarks", _listed(notes)]
     return "\n\n".join(parts)
 
 
-def _markdown_grid(grid: Grid) -> str:
-    lines = ["| " + " | ".join(cell.replace("|", "\\|").replace("*", "\\*") for cell in row) + " |" for row in grid]
-    return "\n".join([lines[0], "|" + "---|" * len(grid[0]), *lines[1:]])
+def paper_markdown(found: Reproduction, skipped: list[Skipped]) -> str:
+    """A table of the paper in Markdown, and the commands for its missing cells."""
+    parts = [f"# {found.title}"]
+    for i, table in enumerate(found.parts):
+        new_rule = i == 0 or table.rule != found.parts[i - 1].rule
+        parts += [f"## {_plain(table.title)}", *([table.rule] if new_rule else []), _markdown_grid(table_grid(table), NAMES)]
+    if found.runs:
+        parts.append(LEGEND)
+    if notes := found.remarks + remarks(found.runs, skipped):
+        parts += ["## Remarks", _listed(notes)]
+    if found.commands:
+        parts += ["## To train the cells that have no run of yours", "\n".join(["```sh", *found.commands, "```"])]
+    return "\n\n".join(parts)
 
 
-def latex(tables: Iterable[Table], runs: list[Run], skipped: list[Skipped]) -> str:
-    r"""The tables in LaTeX (package booktabs), the runs and remarks as comments above them."""
-    lines = ["% " + "\t".join(row) for row in runs_grid(runs)] + ["% " + note for note in remarks(runs, skipped)]
+def _listed(notes: list[str]) -> str:
+    return "\n".join("- " + _plain(note) for note in notes)
+
+
+def _markdown_grid(grid: Grid, names: int) -> str:
+    """Columns padded to one width: the first `names` to the left, figures to the right."""
+    escaped = [[cell.replace("|", "\\|").replace("*", "\\*") for cell in row] for row in grid]
+    widths = [max(3, *(len(row[i]) for row in escaped)) for i in range(len(grid[0]))]
+    lines = []
+    for row in escaped:
+        cells = [cell.ljust(width) if i < names else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
+        lines.append("| " + " | ".join(cells) + " |")
+    rule = [" " + "-" * width + " " if i < names else " " + "-" * width + ":" for i, width in enumerate(widths)]
+    return "\n".join([lines[0], "|" + "|".join(rule) + "|", *lines[1:]])
+
+
+def latex(tables: Iterable[Table], runs: list[Run], skipped: list[Skipped], comments: Iterable[str] = ()) -> str:
+    r"""The tables in LaTeX (package booktabs); the runs, remarks and `comments` as comments above them."""
+    notes = [*("\t".join(row) for row in runs_grid(runs)), *remarks(runs, skipped), *comments]
+    lines = ["% " + _plain(note) if "\t" not in note else "% " + note for note in notes]
     for table in tables:
         grid = table_grid(table)
-        lines += ["", r"\begin{table}", r"\centering", rf"\caption{{{_tex(f'{table.title}. {table.rule} {_LEGEND}')}}}"]
+        lines += ["", r"\begin{table}", r"\centering", rf"\caption{{{_tex(f'{table.title}. {table.rule} {LEGEND}')}}}"]
         lines += [rf"\begin{{tabular}}{{lll{'c' * len(table.columns)}}}", r"\toprule", _tex_row(grid[0]), r"\midrule"]
         lines += [_tex_row(row) for row in grid[1:]]
         lines += [r"\bottomrule", r"\end{tabular}", r"\end{table}"]

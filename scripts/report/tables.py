@@ -1,37 +1,21 @@
-"""Runs arranged like the paper's tables: a table per data set, rows method and encoder, columns splits, published values beside."""
+"""Runs arranged like the paper's tables: rows method and encoder, columns splits, published values beside them.
 
-import json
+`build_tables` makes a table of each data set that has runs; reproduce.py makes those of the paper.
+"""
+
 import statistics
 from collections import defaultdict
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from decimal import ROUND_HALF_UP, Decimal
-from functools import cache
 from pathlib import Path
 
-from scripts.report.identity import own_method
+from scripts.report import paper
+from scripts.report.identity import AUTHORS, encoder_name, method_name, own_method
+from scripts.report.paper import Entry
 from scripts.report.parse import Run
+from scripts.report.recipe import differences
 
-# methods of the public logs that this program has not
-METHODS = {
-    "unimatch_v2_noEMA": "UniMatch V2, student as teacher",
-    "fixmatch_addfeataug": "FixMatch + feature dropout (4a)",
-    "fixmatch_dualstream": "FixMatch, two views (4b)",
-    "fixmatch_addfeataug_dualstream": "FixMatch, two views + feature dropout (4c)",
-}
-_ENCODERS = {
-    "dinov3_convnext": "DINOv3-ConvNeXt",
-    "dinov3": "DINOv3",
-    "dinov2": "DINOv2",
-    "resnet": "ResNet",
-    "mit": "MiT",
-    "beit": "BEiT",
-    "sam": "SAM",
-    "efficientnet": "EfficientNet",
-    "clip": "CLIP",
-    "xception": "Xception-65",
-}
-TITLES = {"pascal": "Pascal", "cityscapes": "Cityscapes", "ade20k": "ADE20K", "coco": "COCO", "levir": "LEVIR-CD", "whu": "WHU-CD",
-          "camvid": "CamVid", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}  # fmt: skip
+TITLES = {"camvid": "CamVid", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}  # of data sets that are not in paper.yaml
 RULES = {
     "segmentation": "mIoU in %: maximum over epochs of the EMA teacher's; labelled only, and without EMA: of the student's.",
     "change": "Changed IoU in %: maximum over epochs of the student's, with the overall accuracy in % of that same epoch.",
@@ -40,51 +24,60 @@ RULES = {
 KINDS = {"segmentation": ("miou",), "change": ("cd_iou", "cd_oa"), "classification": ("acc1",)}
 PLACES = {"miou": 1, "cd_iou": 1, "cd_oa": 2, "acc1": 2}
 # a run with another value here is another experiment than the published one: it gets its own row and no published value
-_DEFAULTS = {"conf_thresh": 0.95, "threshold": 0.95, "lossu_weight": 1.0, "lock_backbone": False}
-_OTHER_DEFAULTS = {("unimatch_v1", "cityscapes"): {"conf_thresh": 0.0}}
+_DEFAULTS: dict[str, float | bool | str] = {
+    "conf_thresh": 0.95, "threshold": 0.95, "lossu_weight": 1.0, "lock_backbone": False, "feature_dropout": "shared",
+    "dropout": "complementary", "dropout_at": "encoder", "strong_views": 2,
+}  # fmt: skip
+_OTHER_DEFAULTS: dict[tuple[str, str], dict[str, float | bool | str]] = {("unimatch_v1", "cityscapes"): {"conf_thresh": 0.0}}
 
 ColumnKey = tuple[str, str]  # split, kind
-RowKey = tuple[str, str, str]  # method, encoder, variant
+RowKey = tuple[str, str]  # label, encoder
 
 
 @dataclass
 class Cell:
-    """One figure of a table: what was published, and the runs that stand beside it (several: seeds of one experiment)."""
+    """One figure of a table: what was published, and the runs that stand beside it, by who made them (several: seeds of one experiment).
+
+    statistic: which figure of the runs it is, None for the published one. logged: what is known of the authors' log without it.
+    """
 
     kind: str
     published: Decimal | None = None
-    runs: list[Run] = field(default_factory=list)
+    logged: Decimal | None = None
+    statistic: str | None = None
+    runs: dict[str, list[Run]] = field(default_factory=dict)
 
-    def _values(self) -> list[Decimal]:
-        figures = [run.accuracy if self.kind == "cd_oa" else run.best for run in self.runs]
+    def _figures(self, origin: str, last: bool) -> list[Decimal]:
+        figures = [run.figure(self.kind, last, self.statistic) for run in self.runs.get(origin, [])]
         return [Decimal(str(figure)) for figure in figures if figure is not None]
 
-    @property
-    def value(self) -> Decimal | None:
-        """Mean over the runs, rounded half up to the table's decimals."""
-        values = self._values()
-        return round_half_up(sum(values, Decimal(0)) / len(values), PLACES[self.kind]) if values else None
+    def value(self, origin: str, last: bool = False) -> Decimal | None:
+        """Mean over the runs of their best epochs, or of their last ones, rounded half up to the table's decimals."""
+        figures = self._figures(origin, last)
+        if not figures and origin == AUTHORS and self.logged is not None and not last:
+            return round_half_up(self.logged, PLACES[self.kind])
+        return round_half_up(sum(figures, Decimal(0)) / len(figures), PLACES[self.kind]) if figures else None
 
-    @property
-    def spread(self) -> Decimal | None:
+    def spread(self, origin: str, last: bool = False) -> Decimal | None:
         """Standard deviation over the seeds (n - 1); None for a single run."""
-        values = self._values()
-        return round_half_up(statistics.stdev(values), PLACES[self.kind]) if len(values) > 1 else None
+        figures = self._figures(origin, last)
+        return round_half_up(statistics.stdev(figures), PLACES[self.kind]) if len(figures) > 1 else None
 
-    @property
-    def difference(self) -> Decimal | None:
-        return None if self.value is None or self.published is None else self.value - self.published
+    def difference(self, origin: str) -> Decimal | None:
+        value = self.value(origin)
+        return None if value is None or self.published is None else value - self.published
 
-    @property
-    def unfinished(self) -> bool:
-        return any(not run.complete for run in self.runs)
+    def unfinished(self, origin: str) -> bool:
+        return any(not run.complete for run in self.runs.get(origin, []))
 
 
 @dataclass
 class Row:
+    """method: its label, with what it does otherwise than published."""
+
     method: str
     encoder: str
-    cells: dict[ColumnKey, Cell]
+    cells: dict[ColumnKey, Cell] = field(default_factory=dict)
 
     @property
     def has_runs(self) -> bool:
@@ -93,7 +86,7 @@ class Row:
 
 @dataclass
 class Table:
-    """title and rule of a data set's table; columns: label by key, in the order of the paper."""
+    """title and rule of a table; columns: label by key, in the order of the paper."""
 
     title: str
     rule: str
@@ -106,69 +99,63 @@ def round_half_up(value: Decimal | float | str, places: int) -> Decimal:
     return Decimal(str(value)).quantize(Decimal(1).scaleb(-places), rounding=ROUND_HALF_UP)
 
 
-@cache
-def published() -> list[dict[str, str | None]]:
-    """The published tables as one list of cells, `table` added; `method_name`, `dataset`, `split`, `backbone` are our names."""
-    tables = json.loads(Path(__file__).with_name("published.json").read_text(encoding="utf-8"))["tables"]
-    return [{"table": name, **cell} for name, cells in tables.items() for cell in cells]
-
-
 def build_tables(runs: list[Run]) -> list[Table]:
-    """One table per data set and task, in the order of the paper; columns are the splits that have a run."""
+    """One table per data set and task, in the order of the paper; columns are the splits that have a run. Names each run's row."""
     by_dataset: dict[tuple[str, str], list[Run]] = defaultdict(list)
-    for run in map(_placed, runs):
-        by_dataset[run.dataset or "unknown data set", run.task].append(run)
-    order = list(TITLES)
+    for run in runs:
+        by_dataset[_dataset(run), run.task].append(run)
+    order = [*paper.datasets(), *TITLES]
     keys = sorted(by_dataset, key=lambda key: (order.index(key[0]) if key[0] in order else len(order), key))
     return [_build_table(dataset, task, by_dataset[dataset, task]) for dataset, task in keys]
 
 
-def _placed(run: Run) -> Run:
-    """The run, under the names of the published cell when its log is the one that the cell comes from."""
-    name = Path(run.log).name
-    for cell in published():
-        if cell["log"] == name:
-            return replace(run, method=cell["method_name"], dataset=cell["dataset"], split=cell["split"], backbone=cell["backbone"])
-    return run
+def makes(entry: Entry, run: Run) -> bool:
+    """Whether a run makes a cell of the paper: a public log by its name, another one by what it is and all its settings."""
+    if run.origin == AUTHORS:
+        return Path(run.log).name == entry.log
+    return is_like(entry, run) and entry.recipe is not None and not differences(entry.recipe, run.settings)
+
+
+def is_like(entry: Entry, run: Run) -> bool:
+    """Whether a run has the method, data set, split and encoder of a cell."""
+    return (run.method, run.dataset, run.split, run.backbone) == (entry.method, entry.dataset, entry.split, entry.backbone)
+
+
+def _entry_of(run: Run) -> Entry | None:
+    """The cell that a run makes, in the first table that has it, with the figure by which the run is judged."""
+    cells = (entry for table in paper.tables() for entry in paper.entries(table))
+    return next((entry for entry in cells if entry.statistic in (None, run.statistic) and makes(entry, run)), None)
+
+
+def _dataset(run: Run) -> str:
+    entry = paper.by_log().get(Path(run.log).name)
+    return entry.dataset if entry else run.dataset or "unknown data set"
 
 
 def _build_table(dataset: str, task: str, runs: list[Run]) -> Table:
-    quoted = [cell for cell in published() if cell["dataset"] == dataset]
-    columns = _columns(task, runs, quoted)
     rows: dict[RowKey, Row] = {}
-    for cell in quoted:
-        column = (str(cell["split"]), str(cell["kind"]))
-        if column in columns and (cell["reported"] or "").replace(".", "").isdecimal():
-            key = (str(cell["method_name"]), cell["backbone"] or "?", "")
-            encoder = encoder_name(key[1])
-            row = rows.setdefault(key, Row(str(cell["method"]), str(cell["encoder"]) if encoder == key[1] else encoder, {}))
-            row.cells[column] = Cell(column[1], Decimal(str(cell["reported"])))
-    for key, by_split in _group_runs(runs).items():
-        method, backbone, variant = key
-        own = own_method(method)
-        label = (own.title if own else METHODS.get(method)) or method
-        label += f" ({variant})" if variant else ""
-        row = rows.setdefault(key, Row(label, encoder_name(backbone), {}))
-        for split, group in by_split.items():
-            for kind in KINDS[task]:
-                row.cells.setdefault((split, kind), Cell(kind)).runs = group
-    return Table(TITLES.get(dataset, dataset), RULES[task], columns, sorted(rows.values(), key=lambda row: row.has_runs))
+    groups = _group_runs(runs)
+    splits = sorted({split for _, split, _ in groups}, key=_natural)
+    for entry in paper.published():
+        if entry.dataset == dataset and entry.split in splits:
+            row = rows.setdefault((entry.name, entry.encoder), Row(entry.name, entry.encoder))
+            for kind, value in entry.published.items():
+                row.cells.setdefault((entry.split, kind), Cell(kind, value))
+    for ((label, encoder), split, origin), group in groups.items():
+        row = rows.setdefault((label, encoder), Row(label, encoder))
+        for kind in KINDS[task]:
+            row.cells.setdefault((split, kind), Cell(kind)).runs[origin] = group
+        for run in group:
+            run.row = label
+    columns = {(split, kind): column_label(dataset, split, kind) for split in splits for kind in KINDS[task]}
+    title = paper.dataset_title(dataset) or TITLES.get(dataset, dataset)
+    return Table(title, RULES[task], columns, sorted(rows.values(), key=lambda row: row.has_runs))
 
 
-def _columns(task: str, runs: list[Run], quoted: list[dict[str, str | None]]) -> dict[ColumnKey, str]:
-    """The splits that have a run, fewer labels first, under the paper's heading where it has one."""
-    headings = {(cell["split"], cell["kind"]): str(cell["column"]) for cell in quoted if cell["table"] != "Real-World Large-Scale"}
-    splits = sorted({_split(run) for run in runs}, key=_natural)
-    return {(split, kind): headings.get((split, kind), _label(split, kind)) for split in splits for kind in KINDS[task]}
-
-
-def _label(split: str, kind: str) -> str:
+def column_label(dataset: str, split: str, kind: str) -> str:
+    """The paper's heading of a split, else the split's name; of change detection with the figure that stands below it."""
     suffix = {"cd_iou": " changed IoU", "cd_oa": " overall acc", "acc1": " labels"}.get(kind, "")
-    return split.replace("_", "/" if split.replace("_", "").isdecimal() else " ") + suffix
-
-
-def _split(run: Run) -> str:
-    return run.split or "unknown split"
+    return (paper.heading(dataset, split) or split.replace("_", "/" if split.replace("_", "").isdecimal() else " ")) + suffix
 
 
 def _natural(split: str) -> tuple[bool, float, str]:
@@ -179,47 +166,60 @@ def _natural(split: str) -> tuple[bool, float, str]:
     return (False, int(parts[0]) / (int(parts[-1]) or 1) if len(parts) > 1 else float(parts[0]), split)
 
 
-def _group_runs(runs: list[Run]) -> dict[RowKey, dict[str, list[Run]]]:
-    """Runs by row and split. Only seeds of one experiment share a cell; a repeated or different experiment gets a row of its own."""
+def _group_runs(runs: list[Run]) -> dict[tuple[RowKey, str, str], list[Run]]:
+    """Runs by row, split and who made them. Only seeds of one experiment share a cell; another or a repeated one has a row of its own."""
     cells: dict[tuple[str, str, str, str], list[list[Run]]] = defaultdict(list)
     for run in runs:
-        groups = cells[run.method or "unknown method", run.backbone or "?", variant(run), _split(run)]
+        label, encoder, split = _place(run)
+        groups = cells[label, encoder, split, run.origin]
         fitting = [group for group in groups if group[0].settings == run.settings and run.seed not in {None, *(one.seed for one in group)}]
         if fitting and fitting[0][0].seed is not None:
             fitting[0].append(run)
         else:
             groups.append([run])
-    rows: dict[RowKey, dict[str, list[Run]]] = defaultdict(dict)
-    for (method, backbone, text, split), groups in cells.items():
-        for group in groups:
-            extra = "" if group is groups[0] else _apart(group[0], groups[0][0])
-            rows[method, backbone, ", ".join(part for part in (text, extra) if part)][split] = group
-    return rows
+    found: dict[tuple[RowKey, str, str], list[Run]] = {}
+    for (label, encoder, split, origin), groups in cells.items():
+        for number, group in enumerate(groups, 1):
+            text = label if number == 1 else _with(label, _settings_apart(group[0], groups[0][0]))
+            if ((text, encoder), split, origin) in found:
+                text = _with(text, f"run {number}")
+            found[(text, encoder), split, origin] = group
+    return found
+
+
+def _place(run: Run) -> tuple[str, str, str]:
+    """Label, encoder and split of a run's row and column."""
+    entry = _entry_of(run)
+    if entry:
+        return entry.name, entry.encoder, entry.split
+    label = method_name(run.method) if run.method else "unknown method"
+    return _with(label, variant(run)), encoder_name(run.backbone or "?"), run.split or "unknown split"
+
+
+def _with(label: str, text: str) -> str:
+    """A label with something more in its parentheses."""
+    if not text:
+        return label
+    return f"{label[:-1]}, {text})" if label.endswith(")") else f"{label} ({text})"
 
 
 def variant(run: Run) -> str:
     """The settings that make a run another experiment than the published one of its method, as text."""
-    usual = _DEFAULTS | _OTHER_DEFAULTS.get((run.method or "", run.dataset or ""), {})
+    usual: dict[str, float | bool | str] = _DEFAULTS | _OTHER_DEFAULTS.get((run.method or "", run.dataset or ""), {})
+    own = own_method(run.method)
+    if own and own.teacher == "ema":
+        usual["teacher"] = "student" if run.task == "change" or run.settings.get("program") == "unimatch_v1" else "ema"
     return ", ".join(f"{key} {value}" for key, value in run.settings.items() if key in usual and not _is(value, usual[key]))
 
 
-def _is(value: str, usual: float | bool) -> bool:
+def _is(value: str, usual: float | bool | str) -> bool:
     try:
         return float(value) == usual
     except ValueError:
         return value == str(usual)
 
 
-def _apart(run: Run, first: Run) -> str:
-    """What tells a run from the first one of its cell: the settings that differ, and its log when none does."""
+def _settings_apart(run: Run, first: Run) -> str:
+    """The settings that tell a run from the first one of its cell."""
     keys = sorted(key for key in run.settings | first.settings if run.settings.get(key) != first.settings.get(key))
-    return f"{', '.join(f'{key} {run.settings.get(key)}' for key in keys)}{': ' if keys else ''}{run.log}"
-
-
-def encoder_name(backbone: str) -> str:
-    """dinov2_base -> DINOv2-Base, resnet101 -> ResNet-101; a name of another family stays as it is."""
-    for family, name in _ENCODERS.items():
-        size = backbone.removeprefix(family).strip("_")
-        if backbone.startswith(family):
-            return f"{name}-{size.upper() if len(size) < 3 else size.capitalize()}".replace("_", " ") if size else name
-    return backbone
+    return ", ".join(f"{key} {run.settings.get(key)}" for key in keys)

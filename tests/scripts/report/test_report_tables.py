@@ -1,6 +1,7 @@
 """The tables, and the command: formats, JSON keys, rounding, seeds, variants, bad input."""
 
 import json
+import re
 import subprocess
 import sys
 from decimal import Decimal
@@ -12,7 +13,8 @@ from hypothesis import strategies as st
 
 from scripts.report import read_log
 from scripts.report.__main__ import main
-from scripts.report.tables import build_tables, encoder_name, round_half_up
+from scripts.report.identity import OWN, encoder_name
+from scripts.report.tables import build_tables, round_half_up
 from tests.scripts.report.report_logs import LogWriter, whole_log
 from util.error import UserError
 
@@ -78,20 +80,19 @@ def test_json(exp: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_markdown_shows_seeds_unfinished_runs_and_unread_lines(exp: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = run(capsys, exp)
+    aligned = run(capsys, exp)
+    text = re.sub(" +", " ", aligned)
     assert "| UniMatch V2 | DINOv2-Base | published | 86.3 |" in text
-    assert "|  |  | yours | 86.3 ± 0.4 (3) |" in text
-    assert "|  |  | difference | 0.0 |" in text
+    assert "| | | yours | 86.3 ± 0.4 (3) |" in text
+    assert "| | | difference | 0.0 |" in text
     assert "| Labeled only | DINOv2-Base | yours | 76.9 |" in text
-    assert "|  |  | yours | 83.3\\* | 99.08\\* |" in text
-    assert "|  |  | epochs | 1/2 | 1/2 |" in text
+    assert "| | | yours | 83.3\\* | 99.08\\* |" in text
+    assert "| | | epochs | 1/2 | 1/2 |" in text
     assert "1 line not read, such as: `bang|'`" in text
     assert "other.log: not in the report: found 1 line, none of them of a training log" in text
-    widths: dict[int, set[int]] = {}
-    for line in text.splitlines():
-        if line.startswith("|"):
-            widths.setdefault(text[: text.index(line)].count("## "), set()).add(line.replace("\\|", "").count("|"))
-    assert all(len(width) == 1 for width in widths.values())
+    for block in aligned.split("\n\n"):  # the columns of a table stand below each other
+        lines = [line.replace("\\|", "  ") for line in block.splitlines() if line.startswith("|")]
+        assert len({tuple(i for i, c in enumerate(line) if c == "|") for line in lines}) <= 1
 
 
 def test_latex(exp: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,6 +100,7 @@ def test_latex(exp: Path, capsys: pytest.CaptureFixture[str]) -> None:
     text = "\n".join(lines)
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 2
     assert r" &  & yours & 86.3 $\pm$ 0.4 (3) \\" in lines
+    assert r" &  & last epoch & 86.3 $\pm$ 0.4 (3) \\" in lines
     assert r"5\% changed IoU & 5\% overall acc \\" in text
     assert text.replace(r"\%", "").count("%") == text.replace(r"\_", "").count("_") == 0
     for row in text.split(r"\toprule")[1].split(r"\bottomrule")[0].splitlines():
@@ -114,7 +116,7 @@ def test_other_settings_are_other_rows_without_a_published_value(tmp_path: Path)
     ]
     (table,) = build_tables([run for log in logs for run in read_log(log)])
     rows = {row.method: cell for row in table.rows if row.has_runs for cell in row.cells.values()}
-    crop = f"UniMatch V2 (crop_size 224: {logs[3]})"
+    crop = "UniMatch V2 (crop_size 224)"
     assert set(rows) == {"UniMatch V2", "UniMatch V2 (conf_thresh 0.7)", "UniMatch V2 (lock_backbone True)", crop}
     assert [cell.published for name, cell in rows.items() if name != "UniMatch V2"] == [None, None, None]
     assert rows["UniMatch V2"].published == Decimal("86.3")
@@ -123,14 +125,35 @@ def test_other_settings_are_other_rows_without_a_published_value(tmp_path: Path)
 def test_runs_without_seeds_are_not_averaged(tmp_path: Path) -> None:
     logs = [write(tmp_path, name, whole_log()) for name in ("a.log", "b.log")]
     (table,) = build_tables([run for log in logs for run in read_log(log)])
-    assert [row.method for row in table.rows if row.has_runs] == ["UniMatch V2", f"UniMatch V2 ({logs[1]})"]
-    assert all(cell.spread is None for row in table.rows for cell in row.cells.values())
+    assert [row.method for row in table.rows if row.has_runs] == ["UniMatch V2", "UniMatch V2 (run 2)"]
+    assert all(cell.spread(OWN) is None for row in table.rows for cell in row.cells.values())
+
+
+def test_the_list_of_runs_says_whose_row_a_log_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Names of rows never hold a path; the way back is the list of runs."""
+    for name in ("a", "b", "c"):
+        write(tmp_path, f"{name}.log", whole_log(conf_thresh=0.7))
+    text = re.sub(" +", " ", run(capsys, tmp_path))
+    tables, runs = text.split("## Runs")
+    assert str(tmp_path) not in tables
+    for name, label in (("a", ""), ("b", ", run 2"), ("c", ", run 3")):
+        assert f"| {tmp_path}/{name}.log | UniMatch V2 (conf_thresh 0.7{label}) | yours | ema_miou |" in runs
+
+
+def test_the_last_epoch_stands_below_the_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, "a.log", whole_log(3, {0: "84.00", 1: "86.00", 2: "85.50"}.__getitem__))
+    lines = [re.sub(" +", " ", line) for line in run(capsys, path).splitlines()]
+    assert "| | | last epoch | 85.5 |" in lines
+    assert lines.index("| | | last epoch | 85.5 |") == lines.index("| | | yours | 86.0 |") + 1
+    (found,) = json.loads(run(capsys, "--format", "json", path))
+    assert found["scores"]["ema_miou"] == {"best": 86.0, "epoch": 1, "last": 85.5}
+    assert found["scores"]["miou"] == {"best": 80.0, "epoch": 2, "last": 80.0}
 
 
 @pytest.mark.parametrize(
     ("dataset", "expected"),
     [
-        ("coco", {"1_512": "1/512 (232)", "1_64": "1/64 (1849)", "1_8": "1/8", "all": "all"}),
+        ("coco", {"1_512": "1/512 (232)", "1_64": "1/64 (1849)", "1_8": "1/8", "all": "all (118287)"}),
         ("mine", {"1_32": "1/32", "3_4": "3/4", "5%": "5%", "20%": "20%", "92": "92", "366": "366", "1464": "1464", "few": "few"}),
     ],
 )
@@ -145,7 +168,7 @@ def test_data_set_that_nobody_published(tmp_path: Path, capsys: pytest.CaptureFi
     path = write(tmp_path, "train.log", whole_log(1, dataset="mine", split="few", backbone="vit_tiny"))
     text = run(capsys, path)
     assert "## mine" in text
-    assert "| UniMatch V2 | vit_tiny | yours | 81.0 |" in text
+    assert "| UniMatch V2 | vit_tiny | yours | 81.0 |" in re.sub(" +", " ", text)
 
 
 ENCODERS = {

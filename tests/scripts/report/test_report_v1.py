@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from scripts.report import read_log
+from scripts.report.identity import AUTHORS, OWN
 from scripts.report.tables import build_tables
 from tests.scripts.report.report_logs import LogWriter
 
@@ -56,7 +57,7 @@ def test_three_runs_of_an_experiment_share_a_cell_beside_the_published_value(tmp
         runs += read_log(tmp_path / f"92-run{i}.log")
     (table,) = build_tables(runs)
     (cell,) = [cell for row in table.rows for cell in row.cells.values() if cell.runs]
-    assert (len(cell.runs), cell.value, cell.published) == (3, Decimal("75.0"), Decimal("75.2"))
+    assert (len(cell.runs[AUTHORS]), cell.value(AUTHORS), cell.published) == (3, Decimal("75.0"), Decimal("75.2"))
 
 
 @pytest.mark.parametrize(
@@ -73,4 +74,4 @@ def test_published_recipes_stand_beside_their_published_value(
     (table,) = build_tables(read_log(tmp_path / f"{split}.log"))
     (row,) = [row for row in table.rows if row.has_runs]
     (cell,) = [cell for cell in row.cells.values() if cell.runs]
-    assert (row.method, cell.value, cell.published) == ("UniMatch V1", Decimal(value), Decimal(value))
+    assert (row.method, cell.value(OWN), cell.published) == ("UniMatch V1", Decimal(value), Decimal(value))

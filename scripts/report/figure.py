@@ -1,0 +1,89 @@
+"""A figure of the paper as SVG: mIoU against a setting, a panel for each data set, a line for each split and maker of runs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from html import escape
+
+from engine.page.chart import number, ticks
+from scripts.report import paper
+from scripts.report.identity import AUTHORS, OWN, SHIPPED
+from scripts.report.reproduce import Reproduction
+from scripts.report.tables import Table
+
+Down = Callable[[float], float]  # a value's distance from the top
+WIDTH, HEIGHT = 420, 300  # of a panel
+LEFT, RIGHT, TOP, BOTTOM = 50, 14, 34, 70
+COLORS = ("#0b6bcb", "#c4520b")  # of the splits
+DASHES = {OWN: "", AUTHORS: "6 4", SHIPPED: "2 3"}
+_STYLE = "text{font:13px sans-serif;fill:#222}.grid{stroke:#ddd}.title{font-weight:bold}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A split's values from one maker of runs. points: (place on the x axis, value)."""
+
+    name: str
+    color: str
+    dash: str
+    points: list[tuple[int, float]]
+
+
+def draw(found: Reproduction) -> str:
+    """The figure as text of an SVG file: two panels a row. Values of x are spaced evenly, whatever lies between them."""
+    points = {entry.name: entry.x for entry in paper.entries(found.name) if entry.x is not None}
+    panels = [_panel(table, sorted(points.items(), key=lambda item: item[1]), paper.axis(found.name)) for table in found.parts]
+    rows = (len(panels) + 1) // 2
+    placed = [f'<g transform="translate({i % 2 * WIDTH} {30 + i // 2 * HEIGHT})">{panel}</g>' for i, panel in enumerate(panels)]
+    title = f'<text class="title" x="{WIDTH}" y="20" text-anchor="middle">{escape(found.title)}, mIoU in %</text>'
+    size = f'width="{2 * WIDTH}" height="{30 + rows * HEIGHT}" viewBox="0 0 {2 * WIDTH} {30 + rows * HEIGHT}"'
+    background = '<rect width="100%" height="100%" fill="#fff"/>'
+    body = "\n".join([f"<style>{_STYLE}</style>", background, title, *placed])
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}>\n{body}\n</svg>\n'
+
+
+def _panel(table: Table, rows: list[tuple[str, float]], axis: str) -> str:
+    """A data set's panel. rows: each row of the table that is a point, with its x."""
+    lines = _lines(table, [name for name, _ in rows])
+    head = f'<text class="title" x="{WIDTH / 2}" y="20" text-anchor="middle">{escape(table.title)}</text>'
+    values = [value for line in lines for _, value in line.points]
+    if not values:
+        return f'{head}<text x="{WIDTH / 2}" y="{HEIGHT / 2}" text-anchor="middle">no run yet</text>'
+    low, high = min(values) - 0.5, max(values) + 0.5
+    places = [round(LEFT + (i + 0.5) / len(rows) * (WIDTH - LEFT - RIGHT), 1) for i in range(len(rows))]
+
+    def down(value: float) -> float:
+        return round(TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
+
+    parts = [head, *_axes(axis, ticks(low, high), down, list(zip(places, (x for _, x in rows), strict=True)))]
+    for i, line in enumerate(lines):
+        look = f'stroke="{line.color}" stroke-width="2" stroke-dasharray="{line.dash}"'
+        parts.append(f'<polyline points="{" ".join(f"{places[i]},{down(value)}" for i, value in line.points)}" fill="none" {look}/>')
+        for place, value in line.points:
+            tip = f"<title>{escape(line.name)}, {axis} {rows[place][1]:g}: {number(value)}</title>"
+            parts.append(f'<circle cx="{places[place]}" cy="{down(value)}" r="3.5" fill="{line.color}">{tip}</circle>')
+        x, y = LEFT + i % 2 * 180, HEIGHT - 22 + i // 2 * 16
+        parts.append(f'<line x1="{x}" x2="{x + 24}" y1="{y - 4}" y2="{y - 4}" {look}/>')
+        parts.append(f'<text x="{x + 30}" y="{y}">{escape(line.name)}</text>')
+    return "\n".join(parts)
+
+
+def _axes(axis: str, values: list[float], down: Down, places: list[tuple[float, float]]) -> list[str]:
+    """Grid lines with their values, and below them the setting with its values. places: (distance from the left, value of the setting)."""
+    parts = [f'<text x="{WIDTH / 2}" y="{HEIGHT - BOTTOM + 36}" text-anchor="middle">{escape(axis)}</text>']
+    for value in values:
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down(value)}" y2="{down(value)}"/>')
+        parts.append(f'<text x="{LEFT - 6}" y="{down(value) + 4}" text-anchor="end">{value:g}</text>')
+    return parts + [f'<text x="{left}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{x:g}</text>' for left, x in places]
+
+
+def _lines(table: Table, names: list[str]) -> list[Line]:
+    """A line of each split and maker that has a value. names: the rows, from left to right."""
+    cells = {row.method: row.cells for row in table.rows}
+    lines = []
+    for color, (key, split) in zip(COLORS, table.columns.items(), strict=True):
+        for origin, dash in DASHES.items():
+            found = [(place, cells[name][key].value(origin)) for place, name in enumerate(names)]
+            points = [(place, float(value)) for place, value in found if value is not None]
+            if points:
+                lines.append(Line(f"{split}, {origin}", color, dash, points))
+    return lines
