@@ -11,8 +11,8 @@ from scripts.report.reproduce import Reproduction
 from scripts.report.tables import Table
 
 Down = Callable[[float], float]  # a value's distance from the top
-WIDTH, HEIGHT = 420, 300  # of a panel
-LEFT, RIGHT, TOP, BOTTOM = 50, 14, 34, 70
+WIDTH, HEIGHT = 460, 310  # of a panel
+LEFT, RIGHT, TOP, BOTTOM = 50, 14, 34, 86
 COLORS = ("#0b6bcb", "#c4520b")  # of the splits
 DASHES = {OWN: "", AUTHORS: "6 4", SHIPPED: "2 3"}
 _STYLE = "text{font:13px sans-serif;fill:#222}.grid{stroke:#ddd}.title{font-weight:bold}"
@@ -61,7 +61,7 @@ def _panel(table: Table, rows: list[tuple[str, float]], axis: str) -> str:
         for place, value in line.points:
             tip = f"<title>{escape(line.name)}, {axis} {rows[place][1]:g}: {number(value)}</title>"
             parts.append(f'<circle cx="{places[place]}" cy="{down(value)}" r="3.5" fill="{line.color}">{tip}</circle>')
-        x, y = LEFT + i % 2 * 180, HEIGHT - 22 + i // 2 * 16
+        x, y = LEFT + i % 2 * 200, HEIGHT - 26 + i // 2 * 16
         parts.append(f'<line x1="{x}" x2="{x + 24}" y1="{y - 4}" y2="{y - 4}" {look}/>')
         parts.append(f'<text x="{x + 30}" y="{y}">{escape(line.name)}</text>')
     return "\n".join(parts)
