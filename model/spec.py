@@ -39,6 +39,7 @@ class EncoderSpec:
     def license(self) -> str:
         """Of the published weights."""
         known = {"dinov2": "Apache-2.0", "dinov3": "DINOv3 License", "efficientnet": "Apache-2.0", "clip": "MIT", "resnet101": "Apache-2.0"}
+        known["mit"] = "NVIDIA Source Code License for SegFormer (research and evaluation alone)"
         return known[self.name.split("_")[0]] if self.file else "unknown"
 
     @property
@@ -76,7 +77,7 @@ def _convnext(size: str, digest: str, fusion: int, depths: tuple[int, ...], widt
 
 
 def _mit(size: str, decoder: tuple[int, tuple[int, ...]], depths: tuple[int, ...], widths: tuple[int, ...]) -> EncoderSpec:
-    return EncoderSpec(f"mit_{size}", partial(MiT, widths, depths), *decoder)
+    return EncoderSpec(f"mit_{size}", partial(MiT, widths, depths), *decoder, f"mit_{size}.pth")
 
 
 _MIT = (64, 128, 320, 512)

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from engine.evaluation import predict_whole
-from model import build_model
+from model import build_model, pretrained
 from model.backbone.mit import DROP_PATH, Block, MiT
 from model.spec import get_encoder
 from tests.model.test_dinov3 import random_
+from tests.model.test_formats import hugging_face_mit
 
 WIDTHS, DEPTHS = (8, 16, 20, 32), (1, 2, 1, 1)
 
@@ -104,3 +105,19 @@ def test_images_smaller_than_it_takes() -> None:
     """8 x 8 positions are needed for the first stage's keys; a smaller image is enlarged."""
     model = build_model("mit_b0", 3).eval()
     assert predict_whole(model, torch.randn(1, 3, 5, 40)).shape == (1, 3, 5, 40)
+
+
+def test_weights_of_the_authors_and_of_hugging_face(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both have the classifier of ImageNet beside the encoder, and become the same weights under a license that is named."""
+    monkeypatch.chdir(tmp_path)
+    state = get_encoder("mit_b0").build().state_dict()
+    torch.save(state | {"head.weight": torch.zeros(9, 256), "head.bias": torch.zeros(9)}, "mit_b0.pth")
+    theirs = {f"segformer.{name}": value for name, value in hugging_face_mit(state).items()}
+    torch.save(theirs | {"classifier.weight": torch.zeros(9, 256), "classifier.bias": torch.zeros(9)}, "pytorch_model.bin")
+    for file, words in (("mit_b0.pth", ""), ("pytorch_model.bin", "converted from Hugging Face's MiT; ")):
+        pretrained.main(["mit_b0", "--from", file])
+        assert f"{words}loads strictly; license NVIDIA Source Code License for SegFormer" in capsys.readouterr().out
+        model = build_model("mit_b0", 2, model="allspark", pretrained="pretrained/mit_b0.pth")
+        torch.testing.assert_close(model.backbone.state_dict(), state, rtol=0, atol=0)

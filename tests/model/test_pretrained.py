@@ -152,6 +152,7 @@ def test_wrong_content(server: Server, weights: bytes, what: str, words: str, wa
 MISTAKES = [
     (["dinov2_huge"], "found 'dinov2_huge'"),
     (["dinov2_tiny"], "has no public address known here"),
+    (["mit_b5"], "nvidia/mit-b0 to b5; download mit_b5.pth and give it with --from FILE"),
     ([], "required: name"),
     (["dinov2_small", "--from", "absent.pth"], "--from: no such file: absent.pth"),
     (["dinov2_small", "--from", "."], "--from: no such file"),
