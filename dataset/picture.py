@@ -147,7 +147,9 @@ def confusion_picture(matrix: np.ndarray, classes: Sequence[str]) -> Image.Image
     cell, size = (38, 13) if numbers else (13, 11)
     font = _font(size)
     margin = int(max(font.getlength(name) for name in classes)) + 34
-    out = Image.new("RGB", (margin + n * cell + 12, margin + n * cell + 12), "white")
+    heading = "predicted class (% of the true class)"
+    width = max(margin + n * cell, margin + int(_font(13).getlength(heading)))
+    out = Image.new("RGB", (width + 12, margin + n * cell + 12), "white")
     draw = ImageDraw.Draw(out)
     share = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     for i, name in enumerate(classes):
@@ -159,7 +161,7 @@ def confusion_picture(matrix: np.ndarray, classes: Sequence[str]) -> Image.Image
             if numbers and share[i, j] >= 0.05:
                 figure = f"{share[i, j]:.0f}" if share[i, j] >= 9.95 else f"{share[i, j]:.1f}"
                 draw.text((x + cell / 2, y + cell / 2), figure, "white" if share[i, j] > 40 else "black", _font(12), anchor="mm")
-    draw.text((margin, 4), "predicted class (% of the true class)", "black", _font(13))
+    draw.text((margin, 4), heading, "black", _font(13))
     draw.text((4, margin - 20), "true", "black", _font(13))
     return out
 

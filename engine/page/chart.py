@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
-WIDTH, HEIGHT = 420, 230
-LEFT, RIGHT, TOP, BOTTOM = 46, 10, 12, 26
+WIDTH, HEIGHT = 420, 244
+LEFT, RIGHT, TOP, BOTTOM = 56, 10, 14, 38
 Points = Sequence[tuple[float, float]]
 
 
@@ -27,33 +27,30 @@ def number(value: float) -> str:
     return f"{value:.2f}" if 10 <= abs(value) < 100 else f"{value:.4g}"
 
 
-def _bounds(values: list[float], zero: bool) -> tuple[float, float]:
-    low, high = min(values), max(values)
-    if low >= 0 and (zero or low < 0.5 * high):
-        low = 0.0
-    if high == low:
-        high = low + 1
-    return low, high + 0.03 * (high - low)
+def _bounds(values: list[float]) -> tuple[float, float]:
+    """Of the vertical axis, which begins at 0 or, for negative values, below."""
+    low, high = min(0.0, *values), max(0.0, *values)
+    return low, high + 0.03 * (high - low) if high > low else 1.0
 
 
-def chart(title: str, series: Mapping[str, Points], last_x: float, mark: tuple[float, str] | None = None, zero: bool = False) -> str:
+def chart(title: str, series: Mapping[str, Points], last_x: float, mark: tuple[float, str] | None = None, y: str = "%") -> str:
     """A figure of several lines of (epoch, value), x from 0 to `last_x`; values that are not finite leave a gap.
 
-    mark: an epoch to point out, and what it is. zero: the axis begins at 0.
+    mark: an epoch to point out, and what it is. y: what the vertical axis counts. A single epoch stands in the middle.
     """
     lines = {name: [(x, y) for x, y in points if math.isfinite(y)] for name, points in series.items()}
     lines = {name: points for name, points in lines.items() if points}
     if not lines:
         return f'<figure class="chart"><figcaption>{escape(title)}</figcaption><p class="quiet">no figure yet</p></figure>'
-    low, high = _bounds([y for points in lines.values() for _, y in points], zero)
-    span = max(last_x, 1)
+    low, high = _bounds([value for points in lines.values() for _, value in points])
+    first, span = (0.0, float(last_x)) if last_x > 0 else (-0.5, 1.0)
 
     def pixel(x: float, y: float) -> tuple[float, float]:
-        across = LEFT + x / span * (WIDTH - LEFT - RIGHT)
+        across = LEFT + (x - first) / span * (WIDTH - LEFT - RIGHT)
         return round(across, 1), round(TOP + (high - y) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">', *_axes(low, high, span, pixel)]
-    if mark and mark[0] <= span:
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">', *_axes(low, high, first, span, y, pixel)]
+    if mark and mark[0] <= max(last_x, 0):
         x, _ = pixel(mark[0], low)
         parts.append(f'<line class="mark" x1="{x}" x2="{x}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"><title>{escape(mark[1])}</title></line>')
     keys = []
@@ -61,22 +58,27 @@ def chart(title: str, series: Mapping[str, Points], last_x: float, mark: tuple[f
         path = " ".join(f"{x},{y}" for x, y in (pixel(*point) for point in points))
         parts.append(f'<polyline class="line s{i}" points="{path}"/>')
         for epoch, value in points if len(points) <= 100 else points[-1:]:
-            x, y = pixel(epoch, value)
+            x, top = pixel(epoch, value)
             tip = f"{name}, epoch {epoch:g}: {number(value)}"
-            parts.append(f'<circle class="dot s{i}" cx="{x}" cy="{y}" r="2.5"><title>{escape(tip)}</title></circle>')
+            radius = 2.5 if len(points) > 1 else 4
+            parts.append(f'<circle class="dot s{i}" cx="{x}" cy="{top}" r="{radius}"><title>{escape(tip)}</title></circle>')
         keys.append(f'<span class="key s{i}">{escape(name)} <b>{number(points[-1][1])}</b></span>')
     return f'<figure class="chart"><figcaption>{escape(title)} {" ".join(keys)}</figcaption>{"".join(parts)}</svg></figure>'
 
 
-def _axes(low: float, high: float, span: float, pixel) -> list[str]:
-    """Grid lines with their figures, and the epochs below."""
-    parts = [f'<text x="{LEFT}" y="{HEIGHT - 8}" text-anchor="end">epoch</text>']
+def _axes(low: float, high: float, first: float, span: float, name: str, pixel: Callable[[float, float], tuple[float, float]]) -> list[str]:
+    """Grid lines with their figures, the epochs below, and what each axis counts."""
+    middle = (TOP + HEIGHT - BOTTOM) / 2
+    parts = [
+        f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 5}" text-anchor="middle">epoch</text>',
+        f'<text transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">{escape(name)}</text>',
+    ]
     for value in ticks(low, high):
         _, y = pixel(0, value)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{value:g}</text>')
-    for value in ticks(0, span, 6):
-        if value == int(value) and value > 0:
+    for value in ticks(0, first + span, 6) if first == 0 else [0]:
+        if value == int(value):
             x, _ = pixel(value, low)
-            parts.append(f'<text x="{x}" y="{HEIGHT - 8}" text-anchor="middle">{value:g}</text>')
+            parts.append(f'<text x="{x}" y="{HEIGHT - 22}" text-anchor="middle">{value:g}</text>')
     return parts

@@ -13,3 +13,21 @@ for (const table of document.querySelectorAll("table.sortable")) {
     table.tBodies[0].append(...rows);
   }));
 }
+
+// A picture enlarges on a click, above its caption and the legend of its row; a click or Escape closes it.
+const dialog = document.querySelector("dialog");
+for (const button of document.querySelectorAll(".samples button")) {
+  button.addEventListener("click", () => {
+    const row = button.closest("section");
+    const caption = document.createElement("p");
+    caption.textContent = row.querySelector("p").textContent + ": " + button.querySelector("img").alt;
+    dialog.replaceChildren(button.querySelector("img").cloneNode(), caption, row.querySelector(".legend").cloneNode(true));
+    dialog.showModal();
+  });
+}
+if (dialog) dialog.addEventListener("click", () => dialog.close());
+
+// What is wider than the window says that it scrolls.
+const hint = () => document.querySelectorAll(".wide").forEach((part) => part.classList.toggle("scrolls", part.scrollWidth > part.clientWidth));
+addEventListener("resize", hint);
+hint();

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dataset.picture import confusion_picture
+from dataset.picture import colors
 from dataset.spec import DatasetSpec
 from engine import metric
 from engine.method import Method, judged
 from engine.metrics_file import Epoch
 from engine.page.chart import chart
+from engine.page.confusion import FIGURES, confusion_svg
 from util.progress import duration
 
 HERE = Path(__file__).parent
@@ -30,8 +31,8 @@ class PageData:
     """What a run has to show.
 
     settings: config keys as they are in effect. epochs: those that are finished, in their order. confusion: (K, K) counts of the judged
-    model. at_zero: why the classes that have never been above 0 stay there, by name. samples: rows of (caption, data URI), each row
-    headed by the name of its image. warnings: lines of the log.
+    model. at_zero: why the classes that have never been above 0 stay there, by name. samples: of an image its name, panels (caption,
+    data URI) and the class ids in them. warnings: lines of the log.
     """
 
     title: str
@@ -43,7 +44,7 @@ class PageData:
     epochs: list[Epoch] = field(default_factory=list)
     confusion: list[list[int]] = field(default_factory=list)
     at_zero: dict[str, str] = field(default_factory=dict)
-    samples: list[tuple[str, list[tuple[str, str]]]] = field(default_factory=list)
+    samples: list[tuple[str, list[tuple[str, str]], list[int]]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     updated: str = ""
 
@@ -85,13 +86,14 @@ def _tile(value: str, label: str) -> str:
 def _head(data: PageData) -> str:
     done = data.epochs[-1].epoch + 1 if data.epochs else 0
     seconds = [row.seconds for row in data.epochs]
+    spent = duration(sum(seconds))
     left = "no epoch finished yet"
     if done >= data.total_epochs:
-        left = "finished"
+        left = f"finished in {spent}"
     elif done:
-        left = f"about {duration((data.total_epochs - done) * mean(seconds[-5:]))} left"
+        left = f"{spent} so far, about {duration((data.total_epochs - done) * mean(seconds[-5:]))} left"
     bar = f'<div class="progress"><div style="width:{100 * done / data.total_epochs:.1f}%"></div></div>'
-    state = f"epoch {done} of {data.total_epochs}, {duration(sum(seconds))} so far, {left}"
+    state = f"epoch {done} of {data.total_epochs}, {left}"
     return f'<h1>{escape(data.title)}</h1>{bar}<p>{escape(state)} <span class="quiet">({escape(data.updated)})</span></p>'
 
 
@@ -123,7 +125,8 @@ def _warnings(data: PageData) -> str:
 
 
 def _charts(data: PageData) -> str:
-    last, labels = data.total_epochs - 1, data.method.labels
+    labels = data.method.labels
+    last = min(data.total_epochs - 1, 2 * len(data.epochs))  # early in a long run the curves would else have no width
     best = data.best
 
     def line(values: Iterable[float | None]) -> list[tuple[float, float]]:
@@ -133,16 +136,22 @@ def _charts(data: PageData) -> str:
     scores = {name: [(row.epoch, data.score(row, name)) for row in data.evaluated] for name in data.method.models}
     figures = [chart(f"{data.figure}, %", scores, last, (best.epoch, f"best: epoch {best.epoch}") if best else None)]
     losses = {label: means[key] for key, label in labels.items() if key.startswith("loss")}
-    figures.append(chart("Loss, mean of the epoch", losses, last))
+    figures.append(chart("Loss, mean of the epoch", losses, last, y="loss"))
     for key, label in labels.items():
         if not key.startswith("loss"):
-            figures.append(chart(f"{label}, mean of the epoch", {label: means[key]}, last))
-    figures.append(chart("Speed", {"images a second": line(row.images_per_second for row in data.epochs)}, last, zero=True))
+            figures.append(chart(f"{label}, mean of the epoch", {label: means[key]}, last, y=label.lower()))
+    speed = {"images a second": line(row.images_per_second for row in data.epochs)}
+    figures.append(chart("Speed", speed, last, y="images a second"))
     return f'<h2>Curves</h2><div class="charts">{"".join(figures)}</div>'
 
 
 def _cell(value: float, text: str = "") -> str:
     return f'<td data-value="{value}">{text or f"{value:.2f}"}</td>'
+
+
+def _swatch(spec: DatasetSpec, label: int) -> str:
+    """A class's colour, as it is on the pictures."""
+    return f'<span class="swatch" style="background:rgb{tuple(colors(spec)[label].tolist())}"></span>'
 
 
 def _classes(data: PageData) -> str:
@@ -155,9 +164,8 @@ def _classes(data: PageData) -> str:
     heads += ["pseudo labels, %"] if kept else []
     heads += ["stays at 0"] if data.at_zero else []
     lines = []
-    for name, color in zip(data.spec.classes, data.spec.palette, strict=True):
-        swatch = f'<span class="swatch" style="background:rgb{tuple(color)}"></span>'
-        cells = f'<td data-value="{escape(name)}">{swatch}{escape(name)}</td>'
+    for k, name in enumerate(data.spec.classes):
+        cells = f'<td data-value="{escape(name)}">{_swatch(data.spec, k)}{escape(name)}</td>'
         cells += "".join(_cell(row.scores[model]["iou"][name]) for model in data.method.models)
         cells += _cell(best.scores[data.judged]["iou"][name])
         if kept:
@@ -182,19 +190,26 @@ def _confusion(data: PageData) -> str:
     pairs = [np.unravel_index(place, off.shape) for place in np.argsort(-off, axis=None)[:5]]
     texts = [f"{classes[i]} taken for {classes[j]} ({share[i, j]:.1f} % of {classes[i]})" for i, j in pairs if off[i, j]]
     most = f"<p>Most pixels are lost by: {escape('; '.join(texts))}.</p>" if texts else ""
-    image = confusion_picture(matrix, classes)
-    picture = f'<img src="{data_uri(image, "PNG")}" width="{image.width}" height="{image.height}" alt="confusion matrix">'
-    return f'<h2>Confusion matrix ({escape(data.judged)}, last evaluation)</h2>{most}<div class="card wide matrix">{picture}</div>'
+    head = f"<h2>Confusion matrix ({escape(data.judged)}, last evaluation)</h2>{most}"
+    kind = "Figures: percent" if len(classes) <= FIGURES else "Colour: the share"
+    note = f'<p class="quiet">Rows: true class. Columns: predicted class. {kind} of the true class\'s pixels.</p>'
+    return f'{head}{note}<div class="card wide">{confusion_svg(share, classes)}</div>'
 
 
 def _samples(data: PageData) -> str:
     rows = []
-    for name, pictures in data.samples:
-        figures = "".join(
-            f'<figure><img src="{uri}" alt="{escape(c)}"><figcaption>{escape(c)}</figcaption></figure>' for c, uri in pictures
-        )
-        rows.append(f'<p class="quiet">{escape(name)}</p><div class="samples">{figures}</div>')
-    return f"<h2>Validation images</h2>{''.join(rows)}" if rows else ""
+    for name, pictures, labels in data.samples:
+        figures = ""
+        for caption, uri in pictures:
+            text = escape(caption)
+            button = f'<button aria-label="enlarge {text}"><img src="{uri}" alt="{text}"></button>'
+            figures += f"<figure>{button}<figcaption>{text}</figcaption></figure>"
+        keys = "".join(f"<span>{_swatch(data.spec, k)}{escape(data.spec.classes[k])}</span>" for k in labels)
+        keys += '<span><span class="swatch" style="background:#808080"></span>not scored</span>'
+        keys += '<span><span class="swatch striped"></span>no pseudo label</span>' if data.method.semi else ""
+        rows.append(f'<section><p>{escape(name)}</p><div class="samples">{figures}</div><p class="legend">{keys}</p></section>')
+    note = '<p class="quiet">A click on a picture enlarges it.</p>'
+    return f"<h2>Validation images</h2>{note}{''.join(rows)}<dialog></dialog>" if rows else ""
 
 
 def _settings(data: PageData) -> str:

@@ -15,8 +15,8 @@ from engine.evaluation import Prediction
 from model.segmenter import Segmenter
 from util.error import UserError
 
-COUNT = 3
-SIDE = 320  # pixels of the long side of a panel
+COUNT = 3  # images
+SIDE = 400  # pixels of the long side of a panel
 Panels = list[tuple[str, Image.Image]]
 
 
@@ -36,8 +36,11 @@ def _ids(scores: Tensor) -> np.ndarray:
 @torch.no_grad()
 def sample_panels(
     source: Source, models: dict[str, Segmenter], labels_by: Segmenter | None, thresh: float, prediction: Prediction
-) -> list[tuple[str, Panels]]:
-    """(name, panels) of images spread over the list. models: those to show, by name; labels_by: the one that gives pseudo labels."""
+) -> list[tuple[str, Panels, list[int]]]:
+    """(name, panels, ids of the classes in them) of images spread over the list.
+
+    models: those to show, by name; labels_by: the one that gives pseudo labels.
+    """
     first = next(iter(models.values()))
     device = next(first.parameters()).device
     rows = []
@@ -49,11 +52,12 @@ def sample_panels(
         dates = tensor_images(sample["img"])
         names = ["image"] if len(dates) == 1 else ["A", "B"]
         panels = [(name, _small(date, Image.Resampling.BOX)) for name, date in zip(names, dates, strict=True)]
-        panels.append(("truth", _painted(sample["mask"].numpy(), source.spec)))
-        panels += [(name, _painted(_ids(prediction.scores(model, img)), source.spec)) for name, model in models.items()]
+        labels = {"truth": sample["mask"].numpy()} | {name: _ids(prediction.scores(model, img)) for name, model in models.items()}
+        panels += [(name, _painted(ids, source.spec)) for name, ids in labels.items()]
         if labels_by is not None:
             panels += _pseudo_label_panels(prediction.scores(labels_by, img), source.spec, thresh, prediction)
-        rows.append((sample["name"], panels))
+        seen = sorted({int(k) for ids in labels.values() for k in np.unique(ids)} - {IGNORE})
+        rows.append((sample["name"], panels, seen))
     return rows
 
 

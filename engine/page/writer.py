@@ -176,8 +176,8 @@ class Watch:
         except UserError as error:  # an image that was evaluated a moment ago: no reason to end a run
             self.record.log.warning(f"{error}; this epoch has no sample panels")
             return
-        page.samples = [(name, [(caption, data_uri(image)) for caption, image in panels]) for name, panels in rows]
-        for i, (_, panels) in enumerate(rows):
+        page.samples = [(name, [(caption, data_uri(image)) for caption, image in panels], seen) for name, panels, seen in rows]
+        for i, (_, panels, _) in enumerate(rows):
             drawn = picture.row([image for _, image in panels], [caption for caption, _ in panels])
             self.record.board.draw(f"samples/{i}", drawn, epoch)
 

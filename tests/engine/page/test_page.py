@@ -1,5 +1,7 @@
 """A run's page: its figures against the log, and the page in a real browser."""
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -20,9 +22,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import evaluate
 import supervised
 import unimatch_v2
+from dataset import picture
 from dataset.spec import get_spec
 from engine.metrics_file import read_epochs
-from engine.page.chart import ticks
+from engine.page.chart import chart, ticks
+from engine.page.confusion import confusion_svg
+from engine.page.render import _swatch
 from engine.page.writer import latest_warnings
 from engine.records import Record
 from engine.zero import reasons
@@ -53,7 +58,7 @@ def test_page_shows_what_the_log_says(run: Path) -> None:
     page = (run / "report.html").read_text()
     best = max((ema, epoch) for epoch, (_, ema) in enumerate(scores))
     assert f"<b>{best[0]:.2f}</b><span>best mIoU (EMA), epoch {best[1]}</span>" in page
-    assert "epoch 2 of 2" in page
+    assert re.search(r"epoch 2 of 2, finished in \d+ s", page)
     assert page.count("<circle") == 2 * (2 + 4 + 1)  # two epochs of both models' scores, the four stats and the speed
     assert re.search(r"<p>[\d-]{10} [\d:]{8} 2 &lt;b&gt;images&lt;/b&gt; lost:\n  a.jpg\n  b.jpg</p>", page)  # text, not markup
     for name, ema in re.findall(r"Class \[\d+ (\w+)\] IoU: [\d.]+, EMA: ([\d.]+)", log)[-6:]:
@@ -124,6 +129,43 @@ def test_reasons_by_hand() -> None:
     }
     assert reasons(matrix, {0: 9, 1: 9}, [1.0, 0.0, 0.5, 0.0, 0.0])[2] == "in no labelled mask, never predicted"
     assert reasons(matrix, {0: 9, 1: 9}, [1.0, 0.0, 0.5, 0.0, 0.0])[1] == "never a pseudo label, predicted, but nowhere right"
+
+
+def numbers(svg: str, pattern: str) -> list[float]:
+    return [float(value) for value in re.findall(pattern, svg)]
+
+
+def test_axes_begin_at_0_and_have_names() -> None:
+    svg = chart("mIoU, %", {"student": [(0, 70.0), (1, 72.0)]}, 3)
+    assert numbers(svg, r'text-anchor="end">([\d.]+)<') == [0, 20, 40, 60]
+    assert numbers(svg, r'text-anchor="middle">(\d+)<') == [0, 1, 2, 3]
+    assert ">epoch<" in svg
+    assert 'rotate(-90)" text-anchor="middle">%<' in svg
+
+
+def test_a_single_epoch_stands_in_the_middle() -> None:
+    svg = chart("Loss", {"loss": [(0, 1.5)]}, 0, y="loss")
+    left, right = numbers(svg, r'class="grid" x1="(\d+)"')[0], numbers(svg, r'class="grid" x1="\d+" x2="(\d+)"')[0]
+    assert numbers(svg, r'cx="([\d.]+)"') == [(left + right) / 2]
+    assert numbers(svg, r'text-anchor="middle">(\d+)<') == [0]
+
+
+def test_the_confusion_matrix_of_any_number_of_classes() -> None:
+    two = confusion_svg(np.array([[97.0, 3.0], [0.0, 100.0]]), ("a", "b <c>"))
+    assert re.findall(r'class="cell(?: full)?" [^>]*>([^<]*)<', two) == ["97", "3.0", "100"]
+    assert two.count("b &lt;c&gt;</text>") == 2
+    many = confusion_svg(np.eye(150) * 100, [f"class {k}" for k in range(150)])
+    assert not re.search(r'class="cell(?: full)?"', many)
+    assert many.count("</text>") == 300
+    image = Image.open(io.BytesIO(base64.b64decode(re.findall(r'base64,([^"]*)"', two)[0])))
+    assert [image.getpixel(xy)[3] for xy in ((0, 0), (0, 1))] == [251, 0]  # type: ignore[index]
+
+
+def test_colours_of_the_table_are_those_of_the_pictures() -> None:
+    """Changed is red on pictures, where white would not be seen on roofs."""
+    spec = get_spec("levir")
+    assert _swatch(spec, 1) == f'<span class="swatch" style="background:rgb{picture.CHANGED}"></span>'
+    assert _swatch(spec, 0) == '<span class="swatch" style="background:rgb(0, 0, 0)"></span>'
 
 
 def test_warnings_of_a_log(tmp_path: Path) -> None:
@@ -208,7 +250,7 @@ COLUMN = "return [...document.querySelectorAll('table.sortable tbody tr')].map(r
 def test_page_in_a_browser(run: Path, browser: Browser, width: int) -> None:
     browser.open(run / "report.html", width)
     images = browser.script("return [...document.images].map(i => [i.complete, i.naturalWidth])")
-    assert len(images) == 1 + 3 * 6  # the confusion matrix; six panels of three images
+    assert len(images) == 3 * 6  # six panels of three images
     assert all(complete and size > 0 for complete, size in images)
     assert browser.script("return document.documentElement.scrollWidth <= window.innerWidth")  # wide parts scroll on their own
     assert browser.script("return document.querySelectorAll('svg polyline').length") == 2 + 3 + 1 + 1
@@ -225,4 +267,15 @@ def test_page_in_a_browser(run: Path, browser: Browser, width: int) -> None:
     assert sorted(browser.script(COLUMN.format(0))) == sorted(names)
     ratio = "const c = (s) => getComputedStyle(document.body)[s]; return [c('color'), c('backgroundColor')]"
     assert len(set(browser.script(ratio))) == 2
+    browser.script("document.querySelectorAll('.samples button')[1].click()")
+    enlarged = browser.script("const d = document.querySelector('dialog'); return [d.open, d.querySelector('img').width, d.innerText]")
+    assert enlarged[0]
+    assert enlarged[1] > 0.85 * width - 60
+    assert enlarged[2].startswith("images/18.jpg: truth\n")
+    assert "not scored" in enlarged[2]
+    browser.script("document.querySelector('dialog').click()")
+    assert not browser.script("return document.querySelector('dialog').open")
+    hinted = browser.script("return [...document.querySelectorAll('.wide')].map(w => [w.scrollWidth > w.clientWidth, w.className])")
+    assert all(wide == ("scrolls" in names) for wide, names in hinted)
+    assert any(wide for wide, _ in hinted) == (width < 500)
     assert browser.errors() == []
