@@ -48,7 +48,6 @@ _METHODS = {  # of public logs and tables, that this program has not
     "fixmatch_addfeataug": "One view (feature dropout, 4a)",
     "fixmatch_dualstream": "Two views (no dropout, 4b)",
     "fixmatch_addfeataug_dualstream": "Two views (independent dropout, 4c)",
-    "allspark": "AllSpark",
 }
 _ENCODERS = {
     "dinov3_convnext": "DINOv3-ConvNeXt",

@@ -43,7 +43,7 @@ def table_grid(table: Table) -> Grid:
                 ("difference", [_number(cell.difference(origin), sign=True) for cell in cells]),
                 ("epochs", [_epochs(cell, origin) for cell in cells]),
             ]
-        grid += _labelled(row, [(what, texts) for what, texts in lines if any(texts)] or lines[:1])
+        grid += _labelled(row, [(what, texts) for what, texts in lines if any(texts)] or [("none yet", [""] * len(cells))])
     return grid
 
 

@@ -12,8 +12,8 @@ from scripts.report.recipe import Recipe, differences
 from scripts.report.tables import KINDS, RULES, Cell, Row, Table, column_label, is_like, makes
 
 _UNRECORDED = (
-    "published values are recorded here for Tables 1 to 4, 13 and 14, as far as the authors' README has them; other rows are those of the "
-    "authors' public logs, and an empty one has its value in the paper"
+    "published values are recorded for the cells of the authors' README (Tables 1 to 4, 13 and 14); what the paper prints in other "
+    "cells is not. Rows without a value are those of the authors' public logs"
 )
 
 
