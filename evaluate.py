@@ -132,6 +132,7 @@ def draw_worst(
     model: Segmenter, source: Source, prediction: Prediction, worst: list[tuple[float, int, str]], folder: Path, world: World
 ) -> None:
     """Writes image, truth and prediction of each of the `worst` images below `folder`, numbered from the worst on."""
+    figure = "changed IoU" if source.spec.task == "change" else "mean IoU of its classes"
     for rank, (value, index, name) in enumerate(worst, 1):
         entry = source.ids[index]
         images = source.images(entry)
@@ -139,11 +140,14 @@ def draw_worst(
         img = normalize(to_predict(images, source.spec)[None].to(world.device), model.backbone)
         pred = prediction.scores(model, img, truth.shape).argmax(dim=1)[0].cpu().numpy().astype(np.uint8)
         pred[truth == IGNORE] = IGNORE
-        titles = (["A", "B"] if len(images) > 1 else ["image"]) + ["truth", f"prediction, IoU {value:.1f}"]
-        panels = [*images, *(picture.tint(images[-1], ids, source.spec) for ids in (truth, pred))]
+        titles = (["A", "B"] if len(images) > 1 else ["image"]) + ["truth", "prediction"]
+        ignored = truth == IGNORE
+        panels = [*images, *(picture.strike(picture.tint(images[-1], ids, source.spec), ignored) for ids in (truth, pred))]
         shown = picture.row([picture.enlarge(panel) for panel in panels], titles)
-        key = picture.legend(np.concatenate((truth, pred), 1), source.spec, shown.width, shares=False)
-        picture.save(picture.stack([shown, key]), folder / f"{rank:03d}_{Path(name).stem}.jpg")
+        more = [(picture.STRIPES, "ignored")] if ignored.any() else []
+        key = picture.legend(np.concatenate((truth, pred), 1), source.spec, shown.width, shares=False, more=more)
+        head = picture.caption(f"{name}: {figure} {value:.1f} %", shown.width)
+        picture.save(picture.stack([head, shown, key]), folder / f"{rank:03d}_{Path(name).stem}.jpg")
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:

@@ -13,6 +13,9 @@ from util.files import write_atomic
 
 UNTINTED = ("background", "void", "unchanged")  # classes that an overlay leaves as they are
 CHANGED = (230, 30, 60)  # white, as in the mask, would not be seen on roofs and sand
+BOX = (255, 40, 200)  # outline of a CutMix box
+STRIPES, OUTLINE = "stripes", "outline"
+Key = tuple[int | str, str]  # an entry of a legend: STRIPES, OUTLINE, or the class id (IGNORE too) whose colour it has; its text
 GAP = 6
 
 
@@ -78,25 +81,49 @@ def enlarge(image: Image.Image) -> Image.Image:
     return image if times <= 1 else image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
 
 
-def legend(ids: np.ndarray, spec: DatasetSpec, width: int, shares: bool = True) -> Image.Image:
-    """Colour and name of each class in `ids`, the largest first, with its share in percent, in lines of at most `width` pixels."""
+def legend(ids: np.ndarray, spec: DatasetSpec, width: int, shares: bool = True, more: Sequence[Key] = ()) -> Image.Image:
+    """Colour and name of each class in `ids`, the largest first, with its share in percent, in lines of at most `width` pixels.
+
+    more: entries behind the classes.
+    """
     counts = np.bincount(ids[ids != IGNORE].ravel(), minlength=spec.nclass)
+    named: list[Key] = []
+    for label in np.argsort(-counts, kind="stable")[: int((counts > 0).sum())]:
+        named.append((int(label), spec.classes[label] + (f" {100 * counts[label] / counts.sum():.1f}%" if shares else "")))
     size = 13
     font, line, x, y = _font(size), size + 7, GAP, GAP
-    entries: list[tuple[int, int, int, str]] = []
-    for label in np.argsort(-counts, kind="stable")[: int((counts > 0).sum())]:
-        text = spec.classes[label] + (f" {100 * counts[label] / counts.sum():.1f}%" if shares else "")
+    entries: list[tuple[int, int, int | str, str]] = []
+    for kind, text in (*named, *more):
         needed = size + 4 + int(font.getlength(text)) + 14
         if x + needed > width and x > GAP:
             x, y = GAP, y + line
-        entries.append((x, y, int(label), text))
+        entries.append((x, y, kind, text))
         x += needed
     image = Image.new("RGB", (width, y + line), "white")
     draw = ImageDraw.Draw(image)
-    for x, y, label, text in entries:
-        draw.rectangle((x, y + 1, x + size, y + 1 + size), tuple(int(v) for v in colors(spec)[label]), "black")
+    for x, y, kind, text in entries:
+        if kind == STRIPES:
+            image.paste(stripes(size, size), (x + 1, y + 2))
+        fill = tuple(int(v) for v in colors(spec)[kind]) if isinstance(kind, int) else None
+        outline = BOX if kind == OUTLINE else "black"
+        draw.rectangle((x, y + 1, x + size, y + 1 + size), fill, outline, 2 if kind == OUTLINE else 1)
         draw.text((x + size + 4, y), text, "black", font)
     return image
+
+
+def caption(text: str, width: int) -> Image.Image:
+    """A line of text, cut at its beginning where it is too long."""
+    font = _font(13)
+    while len(text) > 1 and font.getlength(text) > width - 2 * GAP:
+        text = "\u2026" + text[2:]
+    image = Image.new("RGB", (width, 22), "white")
+    ImageDraw.Draw(image).text((GAP, 3), text, "black", font)
+    return image
+
+
+def strike(image: Image.Image, ignored: np.ndarray) -> Image.Image:
+    """The image with stripes where it is ignored, (H, W) bool."""
+    return Image.composite(stripes(*image.size), image.convert("RGB"), Image.fromarray(ignored))
 
 
 def overlay(images: Sequence[Image.Image], ids: np.ndarray, spec: DatasetSpec) -> Image.Image:

@@ -4,9 +4,9 @@
     python -m dataset.preview --config C --labeled-id-path L --unlabeled-id-path U [U ...] --out DIR --count 8 --set crop_size=280
 
 writes DIR/labeled.jpg and DIR/unlabeled.jpg from the first mini-batches of a training run with this config (its seed, its order, its
-crops), turned back from the tensors that the model gets. Stripes are ignored pixels: void and padding. Of change detection pairs,
-date A is above date B. Without unlabelled lists: the labelled picture of supervised training. Training writes the same pictures of its
-first step to TensorBoard.
+crops), turned back from the tensors that the model gets. Stripes are ignored pixels: void and padding. A pink box is what CutMix pastes,
+from the image that stands above it. Of change detection pairs, date A is above date B. Without unlabelled lists: the labelled picture of
+supervised training. Training writes the same pictures of its first step to TensorBoard.
 """
 
 import argparse
@@ -38,17 +38,25 @@ from util.error import UserError, run
 from util.files import output
 
 SIDE = 320  # pixels of a panel: larger crops are shown smaller, far smaller ones larger
-BOX = (255, 40, 200)  # outline of a CutMix box
 NAME = 36  # letters of a file name that fit above a panel
+IGNORED = (picture.STRIPES, "ignored: void or padding")
+PADDING = (picture.STRIPES, "ignored: padding")
+PASTED = (picture.OUTLINE, "CutMix: what is inside the box comes from the image that the title names, its ignored pixels too")
 
 
 def sheets(mini_batches: Sequence[Batch], spec: DatasetSpec, encoder: Encoder, count: int | None = None) -> dict[str, Image.Image]:
     """Pictures of the first `count` samples (None: all) of mini-batches: "labeled" and, semi-supervised, "unlabeled"."""
     rows = [row for batch in mini_batches for row in _labeled_rows(batch, spec, encoder)][:count]
     masks = torch.cat([batch.mask_x for batch in mini_batches])[:count].cpu().numpy().astype(np.uint8)
-    out = {"labeled": picture.stack([*rows, picture.legend(masks, spec, rows[0].width, shares=False)])}
+    more = [IGNORED] if (masks == IGNORE).any() else []
+    out = {"labeled": picture.stack([*rows, picture.legend(masks, spec, rows[0].width, shares=False, more=more)])}
     rows = [row for batch in mini_batches if len(batch.img_u_w) for row in _unlabeled_rows(batch, encoder)][:count]
-    return out | {"unlabeled": picture.stack(rows)} if rows else out
+    if not rows:
+        return out
+    more = [PADDING] if any((batch.ignore_u == IGNORE).any() for batch in mini_batches) else []
+    more += [PASTED] if any(box.any() for batch in mini_batches for box in (batch.box1, batch.box2)) else []
+    key = [picture.legend(np.empty(0, np.uint8), spec, rows[0].width, more=more)] if more else []
+    return out | {"unlabeled": picture.stack([*rows, *key])}
 
 
 def _labeled_rows(batch: Batch, spec: DatasetSpec, encoder: Encoder) -> Iterator[Image.Image]:
@@ -64,14 +72,16 @@ def _unlabeled_rows(batch: Batch, encoder: Encoder) -> Iterator[Image.Image]:
     """The views of each unlabelled image, those after CutMix with the boxes and the mixed ignore map."""
     absent = torch.zeros_like(batch.ignore_u)
     strong = [(img, box) for img, box in ((batch.img_u_s1, batch.box1), (batch.img_u_s2, batch.box2)) if len(img)]
-    titles = [f"{name} {i}" for name in ("strong view", "CutMixed") for i in range(1, len(strong) + 1)]
+    titles = [f"strong view {i}" for i in range(1, len(strong) + 1)]
     views = [(img, batch.ignore_u, absent) for img in (batch.img_u_w, *(img for img, _ in strong))]
     for img, box in strong:
         mixed = cutmix(img, absent, absent, batch.ignore_u, box)
         views.append((mixed.img, mixed.ignore, box))
     for i, name in enumerate(batch.name_u):
         panels = [_panel(_dates(img[i], encoder), ignore[i].cpu().numpy() == 255, box[i]) for img, ignore, box in views]
-        yield picture.row(panels, (name[-NAME:], *titles))
+        partner = f"box of {batch.name_u[-1 - i][-NAME:]}"
+        mixed_titles = [f"CutMixed {k}, {partner if box[i].any() else 'no box'}" for k, (_, box) in enumerate(strong, 1)]
+        yield picture.row(panels, (f"{name[-NAME:]}, weak", *titles, *mixed_titles))
 
 
 def _dates(img: Tensor, encoder: Encoder) -> list[Image.Image]:
@@ -83,9 +93,7 @@ def _panel(dates: Sequence[Image.Image], ignored: np.ndarray | None = None, box:
     """The dates one above the other, striped where ignored, with the outline of a box (S, S), at the size of a panel."""
     shown = []
     for date in dates:
-        if ignored is not None:
-            date = Image.composite(picture.stripes(*date.size), date, Image.fromarray(ignored))
-        shown.append(_sized(date, box))
+        shown.append(_sized(date if ignored is None else picture.strike(date, ignored), box))
     return picture.stack(shown)
 
 
@@ -96,7 +104,7 @@ def _sized(date: Image.Image, box: Tensor | None) -> Image.Image:
     if box is not None and box.any():
         ys, xs = (torch.nonzero(box.any(dim)).flatten() for dim in (1, 0))
         corners = [float(edge) * scale for edge in (xs[0], ys[0], xs[-1] + 1, ys[-1] + 1)]
-        ImageDraw.Draw(image).rectangle((corners[0], corners[1], corners[2] - 1, corners[3] - 1), outline=BOX, width=2)
+        ImageDraw.Draw(image).rectangle((corners[0], corners[1], corners[2] - 1, corners[3] - 1), outline=picture.BOX, width=2)
     return image
 
 

@@ -15,7 +15,7 @@ from dataset import picture
 from dataset.batch import normalize
 from dataset.loader import validation_source
 from dataset.semi import ValSet, tensor_images
-from dataset.spec import DatasetSpec, get_spec
+from dataset.spec import IGNORE, DatasetSpec, get_spec
 from engine import metric
 from engine.evaluation import Prediction
 from engine.trained_model import load_trained
@@ -104,10 +104,10 @@ def main(argv: list[str]) -> None:
         if isinstance(sample, UserError):
             raise sample
         rows.append(picture_row(sample["img"], sample["mask"], models, cfg, spec))
-    legend = picture.legend(np.arange(spec.nclass), spec, rows[0].width, shares=False)
+    legend = picture.legend(np.arange(spec.nclass), spec, rows[0].width, shares=False, more=[(IGNORE, "not scored")])
     with output("--out", args.out):
         picture.save(picture.stack([*rows, legend]), args.out)
-    print(f"\npictures: {args.out} (grey: not scored)")
+    print(f"\npictures: {args.out}")
 
 
 if __name__ == "__main__":

@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 import supervised
 import unimatch_v2
+from dataset import picture
 from dataset.batch import Batch, denormalize, normalize
-from dataset.preview import BOX, first_mini_batches, main, sheets
+from dataset.preview import first_mini_batches, main, sheets
 from dataset.spec import SPECS
 from model.encoder import Encoder
 from tests.conftest import Tiny
@@ -20,7 +21,7 @@ from util.config import parse_command
 from util.error import run
 
 S = 40  # crop; a panel is 8 times as large: 320
-SCALE, GAP, HEAD = 8, 6, 20
+SCALE, GAP, HEAD, LEGEND = 8, 6, 20, 26
 
 
 def test_denormalize_is_exact() -> None:
@@ -63,7 +64,7 @@ def pixel(image: Image.Image, sample: int, panel: int, row: int, column: int, da
 @pytest.mark.parametrize("dates", [1, 2])
 def test_views_are_the_batch_itself(dates: int) -> None:
     image = sheets([batch(dates)], SPECS["levir" if dates == 2 else "camvid"], Encoder())["unlabeled"]
-    assert image.size == (5 * S * SCALE + 4 * GAP, 2 * (HEAD + dates * S * SCALE))
+    assert image.size == (5 * S * SCALE + 4 * GAP, 2 * (HEAD + dates * S * SCALE) + LEGEND)
     for date in range(dates):
         for panel, value in enumerate((80, 110, 140, 110, 140)):
             assert pixel(image, 0, panel, 30, 10, dates, date) == value + 5 * date
@@ -73,7 +74,43 @@ def test_views_are_the_batch_itself(dates: int) -> None:
         assert pixel(image, 0, 3, 12, 33, dates, date) in (205, 250)  # and the partner's padding
         assert pixel(image, 0, 4, 12, 27, dates, date) == 140 + 5 * date  # the other view has no box
         y, x = HEAD + (date * S + 4) * SCALE, 3 * (S * SCALE + GAP) + 24 * SCALE
-        assert tuple(np.asarray(image)[y, x]) == BOX
+        assert tuple(np.asarray(image)[y, x]) == picture.BOX
+
+
+def texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What is written on pictures from now on."""
+    written: list[str] = []
+    write = ImageDraw.ImageDraw.text
+
+    def text(draw: ImageDraw.ImageDraw, xy: tuple[float, float], text: str, *more: object, **options: object) -> None:
+        written.append(text)
+        write(draw, xy, text, *more, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", text)
+    return written
+
+
+def test_boxes_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = texts(monkeypatch)
+    sheets([batch(1)], SPECS["camvid"], Encoder())
+    assert "CutMixed 1, box of b.png" in written, "of the first image"
+    assert written.count("CutMixed 2, no box") == 2
+    assert any(text.startswith("CutMix: what is inside the box") for text in written)
+
+
+def test_a_legend_has_what_is_there_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = texts(monkeypatch)
+    whole = batch(1)
+    sheets([whole], SPECS["camvid"], Encoder())
+    names = SPECS["camvid"].classes
+    assert [text for text in written if text in names] == [names[0], names[1]]
+    assert {"ignored: void or padding", "ignored: padding"} <= set(written)
+    whole.mask_x.clamp_(max=1)
+    whole.ignore_u.zero_()
+    whole.box1.zero_()
+    written.clear()
+    sheets([whole], SPECS["camvid"], Encoder())
+    assert not [text for text in written if "ignored:" in text or "CutMix:" in text]
 
 
 def test_masks_have_their_colours_and_void_is_striped() -> None:
@@ -92,9 +129,9 @@ def test_the_command_shows_the_first_samples_of_a_run(tiny: Tiny, tmp_path: Path
     lists = ["--labeled-id-path", f"{tiny.root}/labeled.txt", "--unlabeled-id-path", f"{tiny.root}/unlabeled.txt"]
     main(["--config", str(tiny.config), *lists, "--out", str(tmp_path / "deep/out"), "--count", "3", "--set", "crop_size=42"])
     sizes = {path.name: Image.open(path).size for path in (tmp_path / "deep/out").iterdir()}
-    assert sizes["unlabeled.jpg"] == (5 * 294 + 4 * GAP, 3 * (294 + HEAD))
+    assert sizes["unlabeled.jpg"] == (5 * 294 + 4 * GAP, 3 * (294 + HEAD) + LEGEND)
     assert set(sizes) == {"labeled.jpg", "unlabeled.jpg"}
-    assert "unlabeled.jpg: 1494 x 942" in capsys.readouterr().out
+    assert "unlabeled.jpg: 1494 x 968" in capsys.readouterr().out
     main(["--config", str(tiny.config), *lists[:2], "--out", str(tmp_path / "supervised")])
     assert [path.name for path in (tmp_path / "supervised").iterdir()] == ["labeled.jpg"]
 
