@@ -3,6 +3,7 @@
 What runs is the method's own step and the run's own model, so nothing here knows which ones these are.
 """
 
+import math
 import weakref
 from collections import Counter
 from dataclasses import replace
@@ -28,12 +29,22 @@ from util.precision import SIXTEEN_BIT, autocast
 GIB = 2**30
 KINDS = ("linear layers", "attention", "convolutions")  # of products: what decides their rate on a card
 NOTHING = ("empty", "new_empty", "detach", "_unsafe_view")  # operations that move no bytes
-# fused attention on CPUs, which PyTorch's counter does not know
-FUSED_ATTENTION = {
+
+
+def _convolution_backward(grad: Any, x: Any, weight: Any, *rest: Any, **named: Any) -> int:
+    """Operations of a convolution's gradients, by the shapes: each is as much work as the forward pass, also where channels come in groups,
+    which PyTorch's own formula takes for one."""
+    transposed, mask = rest[4], rest[7]
+    return 2 * x[0] * math.prod((x if transposed else grad)[2:]) * math.prod(weight) * (mask[0] + mask[1])
+
+
+# what PyTorch's counter does not know, fused attention on CPUs, or counts otherwise
+OWN_FORMULAS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **named: sdpa_flop_count(q, k, v),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **named: sdpa_backward_flop_count(*shapes[:4]),
+    torch.ops.aten.convolution_backward: _convolution_backward,
 }
-FORMULAS = FlopCounterMode(display=False, custom_mapping=FUSED_ATTENTION).flop_registry
+FORMULAS = FlopCounterMode(display=False, custom_mapping=OWN_FORMULAS).flop_registry
 Work = Counter[str]  # floating-point operations of each kind, see `Meter`
 
 
@@ -103,7 +114,10 @@ def hollow_model(cfg: Config, mode: FakeTensorMode) -> Segmenter:
 
 
 def empty_batch(cfg: Config, method: Method, channels: tuple[int, ...]) -> Batch:
-    """A mini-batch of the shapes that a run has with an encoder whose maps have these channels; its numbers mean nothing."""
+    """A mini-batch of the last epoch, of the shapes that a run has with an encoder whose maps have these channels.
+
+    Its numbers mean nothing.
+    """
     size, count, reads = cfg.crop_size, cfg.batch_size, method.reads
 
     def images(number: int) -> Tensor:
@@ -118,7 +132,7 @@ def empty_batch(cfg: Config, method: Method, channels: tuple[int, ...]) -> Batch
     batch = Batch(images(labeled), torch.zeros(labeled, size, size, dtype=torch.long), **(unlabeled() if method.semi else {}))
     second = Batch(images(0), images(0), **unlabeled()) if reads.second_draw else None
     drop = method.draw(count, channels, torch.Generator(), cfg) if method.draw else batch.drop
-    return replace(batch, second=second, drop=drop)
+    return replace(batch, second=second, drop=drop, epoch=cfg.epochs - 1)
 
 
 def dry_step(cfg: Config, method: Method, student: Segmenter, teacher: nn.Module | None, batch: Batch) -> tuple[int, Meter]:
@@ -154,7 +168,8 @@ def footprint(cfg: Config, method: Method, shards: int = 1) -> tuple[dict[str, i
     size = sum(x.nbytes for one in (batch, batch.second) if one for x in vars(one).values() if isinstance(x, Tensor))
     own = set(student.parameters())
     beside = {p for model in (average, teacher) if model is not None for p in model.parameters()} - own
-    weights = 4 * sum(p.numel() for p in own)
+    remembered = sum(buffer.nbytes for buffer in student.memory().values())
+    weights = 4 * sum(p.numel() for p in own) + 2 * remembered  # and a copy for a step that does not count
     trained = 4 * sum(p.numel() for p in student.parameters() if p.requires_grad)
     memory = {
         "weights": weights,

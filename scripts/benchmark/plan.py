@@ -43,7 +43,7 @@ def image_size(text: str) -> tuple[int, int]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m scripts.benchmark plan`."""
     parser.add_argument("--config", required=True)
-    parser.add_argument("--method", default="unimatch_v2", choices=METHODS)
+    parser.add_argument("--method", choices=METHODS, help="default: the one that the config's folder is named after, else unimatch_v2")
     parser.add_argument("--split", help="take the lengths of this split's lists, here or as published")
     parser.add_argument("--labeled", type=count, metavar="N", help="images in the labelled list; likewise the next two")
     parser.add_argument("--unlabeled", type=count, metavar="N")
@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
     """Prints the plan. Raises UserError for options that do not say what to plan."""
     if not 0 < args.efficiency <= 1:
         raise UserError(f"--efficiency: found {args.efficiency}, expected a number above 0, at most 1")
-    method: Method = importlib.import_module(args.method).METHOD
+    method = chosen_method(args.config, args.method)
     cfg, card = load_config(args.config, args.set, method.config), CARDS[args.card]
     method = method.of(cfg)
     image = args.image_size or IMAGE_SIZES.get(spec_of(cfg).name, (cfg.crop_size,) * 2)
@@ -68,6 +68,13 @@ def main(args: argparse.Namespace) -> None:
     print("\n\n".join(text(plan, found)))
     if args.json:
         write_figures(args.json, found)
+
+
+def chosen_method(config: str, name: str | None) -> Method:
+    """The method of that name, else the one whose recipes the folder of the config holds, else UniMatch V2."""
+    folder = Path(config).resolve().parent.name
+    method: Method = importlib.import_module(name or (folder if folder in METHODS else "unimatch_v2")).METHOD
+    return method
 
 
 def find_lengths(cfg: Config, method: Method, args: argparse.Namespace) -> dict[str, int]:

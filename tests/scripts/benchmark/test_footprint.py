@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
+import allspark
 import fixmatch
+import semivl
 import supervised
 import unimatch_v1
 import unimatch_v2
@@ -17,7 +19,7 @@ from dataset.custom import spec_of
 from engine.ema import make_teacher
 from engine.method import Method
 from model import build_model, configured_model
-from scripts.benchmark.footprint import FUSED_ATTENTION, Meter, empty_batch, evaluation_work, footprint
+from scripts.benchmark.footprint import OWN_FORMULAS, Meter, empty_batch, evaluation_work, footprint
 from tests.conftest import TIMM
 from tests.scripts.benchmark.recipes import recipe
 from util.config import Config
@@ -43,7 +45,7 @@ def real_step(cfg: Config, method: Method) -> tuple[int, int]:
         return tensor
 
     teacher = student if method.teacher_of(cfg, spec.task) == "student" else make_teacher(student)
-    with FlopCounterMode(display=False, custom_mapping=FUSED_ATTENTION) as counter:
+    with FlopCounterMode(display=False, custom_mapping=OWN_FORMULAS) as counter:
         with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, enabled=cfg.precision == "bf16"):
             loss, _ = method.step(student, teacher, batch, cfg)
         held = sum(storage.nbytes() for storage in saved.values())
@@ -62,6 +64,7 @@ def real_step(cfg: Config, method: Method) -> tuple[int, int]:
         ("cityscapes", supervised, {"backbone": "dinov3_small", "batch_size": 1}),
         ("pascal", fixmatch, {"backbone": "resnet50", "model": "deeplabv3plus"}),
         ("camvid", unimatch_v2, {"backbone": "mit_b0", "batch_size": 1}),
+        ("camvid", allspark, {"backbone": "mit_b0", "model": "allspark", "crop_size": 81}),
         pytest.param("camvid", unimatch_v2, {"backbone": "efficientnet_lite0"}, marks=TIMM),
         pytest.param("levir", supervised, {"backbone": "timm/test_efficientnet", "activation_checkpointing": True}, marks=TIMM),
         pytest.param("camvid", fixmatch, {"backbone": "timm/test_vit_relpos", "crop_size": 160, "eval_mode": "sliding_window"}, marks=TIMM),
@@ -75,6 +78,7 @@ def real_step(cfg: Config, method: Method) -> tuple[int, int]:
         "supervised-dinov3",
         "deeplabv3plus",
         "mit",
+        "allspark",
         "lite0",
         "change-timm-checkpointing",
         "timm-buffers",
@@ -106,6 +110,33 @@ def test_checkpointing_repeats_the_blocks_and_keeps_one_tensor_of_each() -> None
     assert less["activations"] < 0.4 * memory["activations"]
     assert sum(less.values()) < sum(memory.values())
     assert again.moved > plain.moved
+
+
+@pytest.mark.parametrize(
+    ("method", "changed"),
+    [
+        (allspark, {"backbone": "mit_b0", "model": "allspark", "crop_size": 81}),
+        (semivl, {"backbone": "clip_tiny", "model": "vlm", "crop_size": 64}),
+    ],
+    ids=["allspark", "semivl"],
+)
+def test_what_grows_with_the_number_of_classes(method: Any, changed: dict[str, Any]) -> None:
+    """AllSpark's attention to the memory of each class, which is read in the end; SemiVL's maps of each class."""
+    found = []
+    for count in (4, 8, 12):
+        values = {"dataset": "mine", "classes": [f"c{i}" for i in range(count)], "nclass": None, "batch_size": 2}
+        found.append(footprint(recipe("camvid", method.METHOD.config, **values, **changed), method.METHOD)[0]["activations"])
+    assert found[1] > 1.2 * found[0]
+    assert found[2] - found[1] == pytest.approx(found[1] - found[0], rel=0.1)
+    if method is allspark:  # products, weights, dropped weights and their mask, for each pair of 512 channels and 512 of a class
+        assert found[2] - found[1] == pytest.approx(4 * 2 * 512 * 512 * 4 * 4, rel=0.1)
+
+
+def test_channels_in_groups_do_not_meet_in_the_backward_pass_either() -> None:
+    conv, x = torch.nn.Conv2d(6, 6, 3, padding=1, groups=3), torch.zeros(2, 6, 8, 8, requires_grad=True)
+    with Meter() as meter:
+        conv(x).sum().backward()
+    assert meter.work["convolutions"] == 3 * (2 * 2 * 8 * 8 * 6 * 2 * 9)  # forward, and as much for image and weights
 
 
 def test_attention_saves_no_matrix_of_all_pairs() -> None:

@@ -13,7 +13,7 @@ import unimatch_v2
 from scripts.benchmark.__main__ import main
 from scripts.benchmark.estimate import CARDS, Plan
 from scripts.benchmark.footprint import Work
-from scripts.benchmark.plan import find_lengths
+from scripts.benchmark.plan import chosen_method, find_lengths
 from tests.conftest import ROOT
 from tests.scripts.benchmark.recipes import recipe
 from util.config import Config
@@ -44,6 +44,12 @@ def test_every_card_is_plausible() -> None:
         assert bool(card.tf32) == bool(card.bf16)
         assert 20 <= card.memory <= 200
         assert 500 <= card.bandwidth <= 5000
+
+
+def test_a_config_of_a_method_s_folder_is_planned_for_that_method() -> None:
+    cases = {"semivl/coco": "semivl", "allspark/pascal": "allspark", "unimatch_v1/coco": "unimatch_v1", "pascal": "unimatch_v2"}
+    assert {config: chosen_method(f"configs/{config}.yaml", None).name for config in cases} == cases
+    assert chosen_method("configs/semivl/coco.yaml", "fixmatch").name == "fixmatch"
 
 
 def test_rates_follow_the_precision() -> None:
