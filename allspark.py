@@ -1,5 +1,5 @@
 """AllSpark: the student labels unlabelled images for itself, and its decoder makes labelled images' features anew out of unlabelled ones'
-and of a memory of them for each class (METHOD.md 3.4, arXiv:2403.01818).
+and of a memory of them for each class (METHOD.md 3.5, arXiv:2403.01818).
 
     python -m model.pretrained mit_b5 --from mit_b5.pth
     python allspark.py --config configs/allspark/pascal.yaml --labeled-id-path splits/pascal/92/labeled.txt \\

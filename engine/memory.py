@@ -1,4 +1,4 @@
-"""What a model remembers from one step to the next, besides weights and running statistics (METHOD.md 3.4)."""
+"""What a model remembers from one step to the next, besides weights and running statistics (METHOD.md 3.5)."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ class MiT(Encoder):
     """
 
     multiple = 1
-    least = 32  # the first stage's keys need a map of 8 x 8
+    least = 29  # the first stage's keys need a map of 8 x 8
     strides = (4, 8, 16, 32)
     draws = True
 

@@ -105,6 +105,8 @@ def test_images_smaller_than_it_takes() -> None:
     """8 x 8 positions are needed for the first stage's keys; a smaller image is enlarged."""
     model = build_model("mit_b0", 3).eval()
     assert predict_whole(model, torch.randn(1, 3, 5, 40)).shape == (1, 3, 5, 40)
+    img = torch.randn(1, 3, 29, 30)
+    assert torch.equal(predict_whole(model, img), model(img)), "large enough"
 
 
 def test_weights_of_the_authors_and_of_hugging_face(
