@@ -14,6 +14,7 @@ from dataset.spec import DatasetSpec
 from engine.method import WEIGHTS, judged
 from model import OPTIONS, configured_model
 from model.segmenter import Segmenter
+from model.spec import check_facts
 from model.text import give_text_
 from util import checkpoint
 from util.config import Config, load_config, make_config
@@ -85,6 +86,7 @@ def load_trained(cfg: Config, path: str, which: str | None = None, device: torch
         raise UserError(f"{path}: has no EMA weights (model_ema), as of a supervised run; use --which student")
     weights = checkpoint.weights(state, WEIGHTS["EMA" if which == "ema" else "student"], path)
     model = configured_model(cfg, spec.nclass, spec.task)
+    check_facts(state, cfg.backbone, model.backbone, path)
     _check_classes(weights.get(f"{model.last_layer}.weight", weights.get(model.last_layer)), spec, path)
     if "text" not in weights:  # a checkpoint of the authors, whose language-guided model keeps them elsewhere
         give_text_(model, cfg, spec.classes)

@@ -29,7 +29,7 @@ from engine.provenance import add_start, changed_versions, versions
 from engine.records import Averages, Record
 from engine.update import Learner
 from model.loss import balanced_weights, check_criterion
-from model.spec import check_crop, get_encoder
+from model.spec import check_crop, check_facts, encoder_facts, get_encoder
 from util import checkpoint
 from util.config import Config, may_change, parse_command
 from util.dist import World, deterministic, processes
@@ -143,15 +143,16 @@ class Trainer:
             return None
         path, state, _ = found
         if path.name == resume.PREVIOUS and self.world.main:
-            resume.set_aside(self.folder / resume.LATEST)  # or the next save would put it in the place of the one that is good
+            resume.set_aside(self.folder / resume.LATEST)  # or the next save would put it where the good one is
         failed = resume.is_start(state) and resume.differences(
             state, self.config, self.data.lists, may_change(self.method.config)
         )  # before its first step
         return None if failed else found
 
     def _load(self, path: Path, state: dict[str, Any], problems: list[str]) -> list[str]:
-        """Takes over a checkpoint. Returns what to tell about it."""
-        notes = [f"{problem}; going on from {path.name}" for problem in problems]
+        """Takes over a checkpoint. Returns the lines about it for the log."""
+        notes = [f"{problem}; resuming from {path.name}" for problem in problems]
+        check_facts(state, self.cfg.backbone, self.learner.student.backbone, str(path))
         changed = resume.check_same_run(
             path, state, self.config, self.data.lists, may_change(self.method.config), self.cfg.resume == "force"
         )
@@ -280,7 +281,7 @@ class Trainer:
         raise UserError(
             f"{self.folder / resume.LATEST}: stopped after {learner.skipped_in_row} steps in a row whose loss or gradient is not finite "
             f"(max_bad_steps); the checkpoint is good, the last mini-batch was {', '.join(name for names in worst for name in names)}; "
-            f"look at these images, or go on with a lower lr and --set resume=force"
+            f"look at these images, or resume with a lower lr and --set resume=force"
         )
 
     def _evaluation_due(self, epoch: int) -> bool:
@@ -311,7 +312,7 @@ class Trainer:
         self.world.wait()  # a process that ends makes the launcher end the others
         where = f"epoch {self.epoch + 1}, step {self.step} of {self.steps}"
         how = f"saved in {self.folder / resume.LATEST}" if saved else f"could not be saved: {self.folder} has an older checkpoint"
-        raise StoppedError(f"{where}, {how}; the same command goes on from there", self.signals.code)
+        raise StoppedError(f"{where}, {how}; the same command resumes from there", self.signals.code)
 
     def _save_due(self) -> bool:
         seconds = max(300.0, 100 * self.save_seconds) if self.cfg.save_every is None else 60 * self.cfg.save_every
@@ -321,11 +322,12 @@ class Trainer:
         state = self.learner.state() | self.record.state() | {"epoch": self.epoch, "step": self.step}
         state |= {"averages": {"sums": self.averages.sums, "count": self.averages.count}}
         state |= {"config": self.config, "lists": self.data.lists, "versions": versions(), "bad_images": self.bad_images}
+        state["encoder"] = encoder_facts(self.cfg.backbone, self.learner.student.backbone)
         self.record.board.flush()
         return state | {"files": resume.file_lengths(self.folder)}
 
     def _save(self, best: bool = False, required: bool = False) -> bool:
-        """Writes latest.pth, which is best.pth too where this is the best. A disk that does not take it is told; training goes on."""
+        """Writes latest.pth, which is best.pth too where this is the best. An error of the disk is logged; training continues."""
         if not self.world.main:
             return True
         begin, saved = time.monotonic(), True

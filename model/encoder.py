@@ -19,7 +19,8 @@ class Encoder(nn.Module):
 
     Maps run from fine to coarse, or all have one grid (a plain vision transformer), earliest block first. Their sides are rounded up.
     multiple: what the sides of an image must be multiples of; fixed_size: they must be `multiple` itself; least: the smallest side.
-    mean, std: of the images it was pretrained on, RGB in 0..1.
+    mean, std: of the images it was pretrained on, RGB in 0..1. out_indices: the blocks or stages, counted from 0, whose maps are
+    returned; empty for all stages.
     blocks: the parts that `torch.compile` and activation checkpointing take one by one.
     draws: whether a training pass draws random numbers (stochastic depth, dropout).
     """
@@ -31,6 +32,7 @@ class Encoder(nn.Module):
     strides: tuple[int, ...]
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    out_indices: tuple[int, ...] = ()
     blocks: nn.ModuleList
     draws = False
     checkpointing = False

@@ -160,3 +160,21 @@ def check_crop(crop_size: int, encoder: Encoder) -> None:
     if crop_size % multiple:
         near = max(multiple, round(crop_size / multiple) * multiple)
         raise UserError(f"crop_size: found {crop_size}, expected a multiple of {multiple} for this backbone; the nearest is {near}")
+
+
+def encoder_facts(name: str, encoder: Encoder) -> dict[str, Any]:
+    """What a checkpoint records of an encoder and of the decoder that goes with it, as plain lists (see Encoder and EncoderSpec)."""
+    spec, facts = get_encoder(name), ("multiple", "mean", "std", "out_indices", "channels", "strides")
+    made = {key: getattr(encoder, key) for key in facts} | {"fusion": spec.fusion, "widths": spec.widths}
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in made.items()}
+
+
+def check_facts(state: dict[str, Any], name: str, encoder: Encoder, path: str) -> None:
+    """Raises UserError for a checkpoint whose encoder was another one under the same name: its weights may fit, and mean something else."""
+    recorded = state.get("encoder")
+    for key, value in encoder_facts(name, encoder).items() if isinstance(recorded, dict) else ():
+        if recorded.get(key, value) != value:
+            raise UserError(
+                f"{path}: its encoder has {key} {recorded[key]!r}, but {name} here has {value!r}; "
+                f"use the versions of this program and of timm that it was made with"
+            )

@@ -59,6 +59,11 @@ def test_every_command(name: str, tiny: Tiny, tmp_path: Path) -> None:
     for which in ("model", "model_ema"):
         assert all(torch.equal(value, parts[which][key]) for key, value in whole[which].items())
 
+    built = ENCODERS[name].build()
+    facts = ("mean", "std", "out_indices", "channels", "strides")
+    recorded = {"multiple": built.multiple} | {fact: list(getattr(built, fact)) for fact in facts}
+    assert recorded.items() <= whole["encoder"].items()
+
     config = ["--config", str(tiny.config), *(word for setting in settings for word in ("--set", setting))]
     weights = ["--checkpoint", str(tmp_path / "whole/latest.pth")]
     evaluate.main([*config, *weights, "--json", str(tmp_path / "scores.json")])
@@ -106,6 +111,19 @@ def test_a_plain_vision_transformer_of_timm_is_no_onnx_file(tmp_path: Path) -> N
     with pytest.raises(UserError, match=r"onnx: timm/test_vit resizes its positions.*; give --format torch or safetensors"):
         export.main(["--checkpoint", str(tmp_path / "k.pth"), "--format", "onnx"])
     assert not (tmp_path / "k.onnx").exists()
+
+
+def test_a_checkpoint_of_another_encoder_under_the_same_name(tiny: Tiny, tmp_path: Path) -> None:
+    """Its weights fit, but it saw images in other units."""
+    supervised.main(tiny.args(tmp_path, "supervised_length=4", "epochs=1", unlabeled=False))
+    state = checkpoint.load(tmp_path / "latest.pth")
+    state["encoder"]["mean"] = [0.5, 0.5, 0.5]
+    torch.save(state, tmp_path / "latest.pth")
+    words = r"latest\.pth: its encoder has mean \[0\.5, 0\.5, 0\.5\], but dinov2_tiny here has \[0\.485, .*; use the versions"
+    with pytest.raises(UserError, match=words):
+        supervised.main(tiny.args(tmp_path, "supervised_length=4", "epochs=2", unlabeled=False))
+    with pytest.raises(UserError, match=words):
+        evaluate.main(["--config", str(tiny.config), "--checkpoint", str(tmp_path / "latest.pth")])
 
 
 @TIMM

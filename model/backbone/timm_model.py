@@ -57,7 +57,7 @@ class TimmEncoder(Encoder):
         self._name = name
         facts = self._facts = find_facts(name, tuple(options.items()))
         self.multiple, self.fixed_size = facts.multiple, facts.fixed_size
-        self.least = max(facts.strides)
+        self.least, self.out_indices = max(facts.strides), facts.taps
         self.channels, self.strides, self.pruned = facts.channels, facts.strides, facts.pruned
         self.net = _create(name, facts.options)
         _prune_(self.net, facts.taps, facts.norm)

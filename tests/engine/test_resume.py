@@ -163,7 +163,7 @@ def test_a_torn_or_corrupt_checkpoint_falls_back_and_says_so(tiny: Tiny, whole: 
         unimatch_v2.main(args)
         log = (folder / "train.log").read_text()
         assert "latest.pth: " in log
-        assert "going on from previous.pth" in log
+        assert "resuming from previous.pth" in log
         assert (folder / "latest.pth.damaged").exists() == (damage != "missing"), "it does not take the place of the good one"
         checkpoint.load(folder / "previous.pth")
         assert crash.compare(whole, folder) == []

@@ -65,7 +65,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     assert end.value.code == code
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("stopped: epoch ")
-    assert f"saved in {stopped}/latest.pth; the same command goes on from there" in line
+    assert f"saved in {stopped}/latest.pth; the same command resumes from there" in line
     assert signal.getsignal(number) == handler, "the handlers are as before"
     unimatch_v2.main(tiny.args(stopped, *QUICK))
     assert crash.compare(whole, stopped) == []
