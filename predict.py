@@ -8,7 +8,7 @@ Checkpoints of ours say which data set and model they are of; --config names ano
 Inputs are images, folders, globs, or lists (.txt: the lines of a training list, relative to the data root). For each image <name>:
 <name>.png, with the values of the data set's own labels, and <name>_overlay.jpg; --confidence adds <name>_confidence.png (grey,
 255 is certain), --probabilities adds <name>.npz (probabilities (K, H, W) float16, classes). Of a folder the tree is kept below --out.
-What is left out of it is counted. Files that cannot be read are told at the end, with exit code 2; the others are predicted.
+What is left out of it is counted. Files that cannot be read are listed at the end, with exit code 2; the others are predicted.
 
     from predict import load
     predictor = load("best.pth")  # or load("configs/camvid.yaml", "best.pth")
@@ -127,7 +127,7 @@ def load(
 
 
 class Scenes(Dataset):
-    """The images or pairs to predict, decoded in workers. A user's mistake comes back as the UserError itself."""
+    """The images or pairs to predict, decoded in workers. A UserError comes back as it is."""
 
     def __init__(self, scenes: Sequence[Scene]) -> None:
         self.scenes = scenes

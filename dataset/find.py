@@ -160,7 +160,7 @@ def output_names(
 ) -> list[str]:
     """A name for the results of each scene in `out`: its stem; of one that was found in a folder, its path there without the ending.
 
-    Where names are equal, the folders above that it takes to tell them apart come in front: as folders where the path is kept, else
+    Where names are equal, the folders above that distinguish them come in front: as folders where the path is kept, else
     with underscores. a.jpg and a.png of one folder are called a_jpg and a_png. Raises UserError where that does not suffice, or where
     a result would replace an input. confidence: whether confidence maps are among the results. folders: see `Chosen`.
     """

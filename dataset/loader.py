@@ -47,14 +47,14 @@ class Data:
     lists: dict[str, str]
 
     def shared_lists(self) -> list[str]:
-        """What to tell where one list serves two purposes."""
+        """Lines for the log where one list serves two purposes."""
         effect = "the scores are of images that it was trained with"
-        told = {("x", "u"): "there is nothing more to learn from than the labels", ("x", "val"): effect, ("u", "val"): effect}
-        same = [pair for pair in told if self.lists.get(pair[0], "") == self.lists.get(pair[1])]
-        return [f"the {LISTS[a]} and the {LISTS[b]} list are the same: {told[a, b]}" for a, b in same]
+        effects = {("x", "u"): "there is nothing more to learn from than the labels", ("x", "val"): effect, ("u", "val"): effect}
+        same = [pair for pair in effects if self.lists.get(pair[0], "") == self.lists.get(pair[1])]
+        return [f"the {LISTS[a]} and the {LISTS[b]} list are the same: {effects[a, b]}" for a, b in same]
 
     def short_epoch(self) -> list[str]:
-        """What to tell where nothing says how long a supervised epoch is to be."""
+        """Lines for the log where nothing says how long a supervised epoch is to be."""
         if "u" in self.sampler.streams or self.spec.supervised_length:
             return []
         return [
@@ -69,8 +69,8 @@ def supervised(cfg: Config) -> Config:
     Without that, a sweep over methods would compare few steps with many. `supervised_length` gives another number; built-in data sets
     have their published one.
     """
-    places = unlabeled_places(cfg) if cfg.unlabeled_id_path and not spec_of(cfg).supervised_length else []
-    length = sum(len(ImageList(path, cfg.task or "segmentation", masks=False)) for path, _ in places if os.path.exists(path))
+    lists = unlabeled_places(cfg) if cfg.unlabeled_id_path and not spec_of(cfg).supervised_length else []
+    length = sum(len(ImageList(path, cfg.task or "segmentation", masks=False)) for path, _ in lists if os.path.exists(path))
     return replace(cfg, unlabeled_id_path=None, supervised_length=length or cfg.supervised_length)
 
 

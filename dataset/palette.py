@@ -1,4 +1,4 @@
-"""Colours for classes that have none: distinct, also to those who do not tell red from green, and no black, white or grey."""
+"""Colours for classes that have none: distinct, also to those who cannot distinguish red from green, and no black, white or grey."""
 
 from functools import cache
 

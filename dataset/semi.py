@@ -73,9 +73,9 @@ class Sources:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int) -> tuple[Source, Entry]:
-        place = int(np.searchsorted(self._ends, index, side="right"))
-        part = self.parts[place]
-        return part, part.ids[index - int(self._ends[place]) + len(part.ids)]
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        part = self.parts[number]
+        return part, part.ids[index - int(self._ends[number]) + len(part.ids)]
 
     @property
     def sha256(self) -> str:
@@ -310,7 +310,7 @@ def collate(samples: list[dict[str, Any] | UserError]) -> RawBatch | UserError:
             return sample
         good.append(sample)
     second = collate([sample.pop("second") for sample in good]) if "second" in good[0] else None
-    assert not isinstance(second, UserError)  # it would be in the place of its whole sample
+    assert not isinstance(second, UserError)  # its whole sample would be this error
     sized = {name: _stack([sample.pop(name) for sample in good]) for name in ("part_x", "taps_x", "part_u", "taps_u") if name in good[0]}
     return RawBatch(second=second, **(default_collate(good) | sized))
 
@@ -322,8 +322,8 @@ def collate_whole(samples: list[dict[str, Any] | UserError]) -> dict[str, Any] |
 
 def _stack(tensors: list[Tensor]) -> Tensor:
     out = tensors[0].new_zeros(len(tensors), *np.max([tensor.shape for tensor in tensors], axis=0))
-    for place, tensor in zip(out, tensors, strict=True):
-        place[tuple(slice(size) for size in tensor.shape)] = tensor
+    for target, tensor in zip(out, tensors, strict=True):
+        target[tuple(slice(size) for size in tensor.shape)] = tensor
     return out
 
 

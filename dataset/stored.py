@@ -158,7 +158,7 @@ def _mask_bits(image: Image.Image, path: str) -> int:
     if image.format == "TIFF":
         bits = _tag(image, BITS, 1)
         if bits == 1 and _tag(image, PHOTOMETRIC, 1) == 0:
-            raise UserError(f"{path}: found a TIFF of 1 bit whose 0 is white: which is class 1 cannot be told, {expected}")
+            raise UserError(f"{path}: found a TIFF of 1 bit whose 0 is white: the file does not say which value is class 1, {expected}")
         return bits
     if image.format == "PNG":
         with open(path, "rb") as file:
@@ -176,7 +176,7 @@ def _pnm_bits(path: str, expected: str) -> int:
     """Of a PGM or PBM file. Readers rescale what has another largest value than 8 or 16 bits have."""
     head = re.sub(rb"#[^\n]*", b"", Path(path).read_bytes()[:4096]).split()
     if head[0] in (b"P1", b"P4"):
-        raise UserError(f"{path}: found a PBM of 1 bit, whose 1 is black: which is class 1 cannot be told, {expected}")
+        raise UserError(f"{path}: found a PBM of 1 bit, whose 1 is black: the file does not say which value is class 1, {expected}")
     if head[3] not in (b"255", b"65535"):
         raise UserError(f"{path}: found a PGM with a largest value of {head[3].decode()}, by which readers rescale, {expected}")
     return 8 if head[3] == b"255" else 16

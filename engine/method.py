@@ -108,7 +108,7 @@ def judged(models: tuple[str, ...], task: str) -> int:
 def shard_seed(seed: int, step: int, shard: int, *stream: int) -> int:
     """The seed of what a shard draws in a step (counted over all epochs), so that any number of processes draws the same.
 
-    stream: tells apart what is drawn for different purposes.
+    stream: distinguishes what is drawn for different purposes.
     """
     state = np.random.SeedSequence((seed, step, shard, *stream)).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))

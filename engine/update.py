@@ -163,7 +163,7 @@ class Learner:
         return state if self.teacher is None else state | {"model_ema": self.teacher.state_dict()}
 
     def load_state(self, state: dict[str, Any], source: str) -> None:
-        """Goes on from `state` or a checkpoint of the authors. Raises UserError where it does not fit."""
+        """Resumes from `state` or from a checkpoint of the authors. Raises UserError where it does not fit."""
         hint = "was it made with another backbone, data set or method? Resume with the same command or use another --save-path"
         checkpoint.load_strictly(self.student, self.student.accept_(checkpoint.weights(state, "model", source)), source, hint)
         if self.teacher is not None:

@@ -106,9 +106,9 @@ def lovasz(pred: Tensor, mask: Tensor, ce: float = 0.0, ignore_index: int = 255,
 
 
 def _lovasz_class(errors: Tensor, truth: Tensor) -> Tensor:
-    ordered, places = errors.sort(descending=True, stable=True)
+    ordered, order = errors.sort(descending=True, stable=True)
     # counts, not float sums: CUDA has no order for those
-    found = truth[places].cumsum(0)
+    found = truth[order].cumsum(0)
     loss = 1 - (found[-1] - found) / (found[-1] + torch.arange(1, len(found) + 1, device=found.device) - found)  # 1 - IoU
     return (ordered * loss.diff(prepend=loss.new_zeros(1))).sum()
 

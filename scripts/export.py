@@ -122,7 +122,7 @@ def write_onnx(trained: Trained, about: dict[str, Any], path: Path) -> float:
 
 
 def export(cfg: Config, trained: Trained, form: str, path: Path) -> str:
-    """Writes a model in a format. Returns what to tell about it."""
+    """Writes a model in a format. Returns a description of the file."""
     about = meta(cfg, trained)
     weights = {name: value.contiguous() for name, value in trained.model.state_dict().items()}
     if form == "onnx":
@@ -151,8 +151,8 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{path}: is the checkpoint itself; give another --out")
     check_output("--out", path)
     with output("--out", path):
-        told = export(cfg, trained, args.format, path)
-    print(f"{path}: {trained}, {trained.spec.nclass} classes of {trained.spec.name}, {told}")
+        about = export(cfg, trained, args.format, path)
+    print(f"{path}: {trained}, {trained.spec.nclass} classes of {trained.spec.name}, {about}")
 
 
 if __name__ == "__main__":

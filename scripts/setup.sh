@@ -15,7 +15,7 @@ cd -- "$root" || exit 2
 # threads that wait should sleep: spinning costs several times the run time when other work shares the CPUs
 export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-PASSIVE}"
 
-# fail MESSAGE: one line on stderr, exit code 2 (a mistake in what was given or installed)
+# fail MESSAGE: one line on stderr, exit code 2 (an error in what was given or installed)
 fail() {
     echo "error: $1" >&2
     exit 2

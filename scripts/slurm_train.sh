@@ -126,7 +126,7 @@ if several; then
     # shellcheck disable=SC2086 # one folder a line
     [ "$dry_run" = yes ] || echo "their table: python -m scripts.report $(quote $folders)"
 else
-    # a list that is missing is told now, not when the job has waited; a login node may have no Python for it
+    # a list that is missing is an error now, not when the job has waited; a login node may have no Python for it
     case "$dry_run $*" in
     yes* | *--labeled-id-path*) ;;
     *) ! find_python requirements.txt || check_runs ;;

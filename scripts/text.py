@@ -77,8 +77,8 @@ def find_encoder(source: str | None) -> tuple[Encode, str]:
     try:
         encode = (_transformers if found == "transformers" else _open_clip)(package, source)
     except Exception as error:  # whatever a missing network or a wrong file leads to
-        place = source or "the weights, which it downloads"
-        raise UserError(f"--from: {found} cannot load {place} ({reason(error)}); give a file or folder that it can") from error
+        origin = source or "the weights, which it downloads"
+        raise UserError(f"--from: {found} cannot load {origin} ({reason(error)}); give a file or folder that it can") from error
     return encode, f"{found} {package.__version__}: {source or (HUGGING_FACE if found == 'transformers' else f'{ARCHITECTURE}, openai')}"
 
 

@@ -109,7 +109,7 @@ class Config:
     save_every: float | None = key(None, may_change=True)
     # auto: refuses a checkpoint of other settings, lists or encoder | force: resumes from it all the same
     resume: str = key("auto", choices=("auto", "force"), may_change=True)
-    # a file that cannot be read while training: stop | skip: the next one of the list takes its place
+    # a file that cannot be read while training: stop | skip: the next one of the list replaces it
     bad_images: str = key("stop", choices=("stop", "skip"), may_change=True)
     # steps without a finite loss or gradient, in a row, that end the run; each of them is skipped
     max_bad_steps: int = key(10, positive=True, may_change=True)

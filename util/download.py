@@ -80,7 +80,7 @@ def _receive_all(url: str, part: Path, advice: str) -> None:
                 failures = 1 if _size(part) > furthest else failures + 1
                 furthest = max(furthest, _size(part))
                 if failures >= ATTEMPTS:
-                    kept = f"; {_size(part)} bytes are kept, the same command goes on from there" if _size(part) else f"; {advice}"
+                    kept = f"; {_size(part)} bytes are kept, the same command resumes from there" if _size(part) else f"; {advice}"
                     raise UserError(f"{url}: {stop} ({ATTEMPTS} attempts in a row without progress){kept}") from stop
                 time.sleep(max(stop.pause, PAUSE * 2 ** (failures - 1)))
 

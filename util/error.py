@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 TRAIN_WITH_LESS = (
-    "go on with --set activation_checkpointing=true or precision=bf16, or start again with a smaller batch_size and as many more shards"
+    "resume with --set activation_checkpointing=true or precision=bf16, or start again with a smaller batch_size and as many more shards"
 )
 
 

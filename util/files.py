@@ -80,9 +80,9 @@ def check_output(option: str, path: Path, folder: bool = False) -> None:
     with output(option, path):
         if path.is_dir() and not folder:
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        place = path if folder else path.parent
-        place.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=place):
+        parent = path if folder else path.parent
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=parent):
             pass
 
 

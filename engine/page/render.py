@@ -187,7 +187,7 @@ def _confusion(data: PageData) -> str:
     matrix, classes = np.array(data.confusion), data.spec.classes
     share = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     off = matrix * (1 - np.eye(len(matrix), dtype=matrix.dtype))
-    pairs = [np.unravel_index(place, off.shape) for place in np.argsort(-off, axis=None)[:5]]
+    pairs = [np.unravel_index(index, off.shape) for index in np.argsort(-off, axis=None)[:5]]
     texts = [f"{classes[i]} taken for {classes[j]} ({share[i, j]:.1f} % of {classes[i]})" for i, j in pairs if off[i, j]]
     most = f"<p>Most pixels are lost by: {escape('; '.join(texts))}.</p>" if texts else ""
     head = f"<h2>Confusion matrix ({escape(data.judged)}, last evaluation)</h2>{most}"

@@ -52,7 +52,7 @@ def latest_warnings(log: Path, begin: int = 0) -> list[str]:
 
 
 def peak_memory(device: torch.device) -> float | None:
-    """The largest memory so far in MiB: of the GPU's tensors, or of this process; None where the system does not tell."""
+    """The largest memory so far in MiB: of the GPU's tensors, or of this process; None where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if resource is None:

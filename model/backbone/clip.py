@@ -87,7 +87,7 @@ class CLIP(Encoder):
     """The encoder. forward: (B, 3, H, W) of any size -> maps (B, channels[i], ceil(H / 16), ceil(W / 16)).
 
     The maps are the values (`Layer.values`) of the layers `skips`, and at last the dense embedding: the values of the last layer in the
-    space that images and texts share, of length 1 at each place. Only attention and positions are trained; the rest is frozen.
+    space that images and texts share, of length 1 at each position. Only attention and positions are trained; the rest is frozen.
     grid: patches per side that the positions are for.
     """
 

@@ -1,4 +1,4 @@
-"""ResNet-50, -101 and -152 with a deep stem: three 3x3 convolutions in place of one 7x7 (METHOD.md 1.6).
+"""ResNet-50, -101 and -152 with a deep stem: three 3x3 convolutions instead of one 7x7 (METHOD.md 1.6).
 
 Parameter names are those of UniMatch V1's checkpoints. torchvision's models of these names have another stem.
 """
@@ -43,7 +43,7 @@ class Bottleneck(nn.Module):
 class ResNet(Encoder):
     """The encoder. forward: (B, 3, H, W) of any size -> maps (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
 
-    depths: blocks of the four stages. dilate: for stages 2, 3 and 4, whether dilation takes the place of their stride.
+    depths: blocks of the four stages. dilate: for stages 2, 3 and 4, whether dilation replaces their stride.
     out_indices: the stages, counted from 0, whose outputs are returned.
     """
 

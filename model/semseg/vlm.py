@@ -61,7 +61,7 @@ class SpatialReasoning(nn.Module):
 
 
 class SemanticReasoning(nn.Module):
-    """At each place of a pooled grid the classes attend to each other, each with its text beside it.
+    """At each position of a pooled grid the classes attend to each other, each with its text beside it.
 
     forward: maps (B * K, 128, h, w) and texts (K, 128) -> what is added to the maps.
     """
@@ -72,7 +72,7 @@ class SemanticReasoning(nn.Module):
 
     def forward(self, x: Tensor, text: Tensor) -> Tensor:
         height, width = x.shape[-2:]
-        # a map with a side of fewer than four places is pooled as a whole
+        # a map with a side of fewer than four positions is pooled as a whole
         pooled = F.avg_pool2d(x, (min(POOL, height), min(POOL, width)))
         rows, cols = pooled.shape[-2:]
         tokens = pooled.unflatten(0, (-1, len(text))).permute(0, 3, 4, 1, 2).flatten(0, 2)  # (B * rows * cols, K, 128)

@@ -69,7 +69,7 @@ def test_download(server: Server, weights: bytes, faults: list[str], capsys: pyt
 
 def test_interrupted_download_goes_on(server: Server, weights: bytes) -> None:
     server.pages[PLACE] = Page(weights, ["cut", *["busy"] * 3])
-    with pytest.raises(UserError, match="goes on from there"):
+    with pytest.raises(UserError, match="resumes from there"):
         main(["dinov2_small", "--url", f"{server.url}/w"])
     assert left() == ["dinov2_small.pth.part", "dinov2_small.pth.part.tag"]
     main(["dinov2_small", "--url", f"{server.url}/w"])

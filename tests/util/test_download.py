@@ -55,7 +55,7 @@ def test_goes_on_where_it_stopped(server: Server, tmp_path: Path) -> None:
 def test_second_call_goes_on_after_the_first_gave_up(server: Server, tmp_path: Path) -> None:
     path = tmp_path / "file.bin"
     server.pages["/file"] = Page(CONTENT, ["cut", "busy", "busy", "busy", "busy"])
-    with pytest.raises(UserError, match="the same command goes on from there"):
+    with pytest.raises(UserError, match="the same command resumes from there"):
         download(f"{server.url}/file", path, same, "some advice")
     assert not path.exists()
     assert (tmp_path / "file.bin.part").read_bytes() == CONTENT[: len(CONTENT) // 2]
