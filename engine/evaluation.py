@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from dataset.batch import normalize
 from dataset.loader import WHOLE, with_room
 from dataset.semi import Source, ValSet, batches, collate_whole
-from dataset.spec import DatasetSpec
+from dataset.spec import IGNORE, DatasetSpec
 from engine import metric
 from model.encoder import Encoder
 from model.segmenter import Segmenter
@@ -196,6 +196,23 @@ def validation_loader(source: Source, world: World, workers: int) -> DataLoader:
     return DataLoader(ValSet(source), batch_size=1, sampler=list(own), num_workers=workers, collate_fn=collate_whole, **options)
 
 
+class Labeler(NamedTuple):
+    """The model that gives the pseudo labels, by its place among those that are evaluated, and the confidence from which they count."""
+
+    place: int
+    thresh: float
+
+
+class Counts(NamedTuple):
+    """What an evaluation counts, exact over all processes, on the CPU.
+
+    matrices: confusion counts (K, K) int64 of each model. confident: those of the labeler, of confident pixels alone; None without one.
+    """
+
+    matrices: list[Tensor]
+    confident: Tensor | None = None
+
+
 @torch.no_grad()
 def evaluate(
     models: Sequence[Segmenter],
@@ -203,17 +220,24 @@ def evaluate(
     prediction: Prediction,
     nclass: int,
     world: World,
+    labeler: Labeler | None = None,
     progress: Progress | None = None,
-) -> list[Tensor]:
-    """Confusion matrix (K, K) int64, exact over all processes, of each model."""
-    totals = torch.zeros(len(models), nclass, nclass, dtype=torch.int64, device=world.device)
+) -> Counts:
+    """Predicts every image with each model, and counts."""
+    totals = torch.zeros(len(models) + 1, nclass, nclass, dtype=torch.int64, device=world.device)
     with progress or Progress(0, "image", shown=False) as progress:
         for batch in on_device(loader, world.device, models[0].backbone):
+            mask = batch["mask"]
             for i, model in enumerate(models):
-                pred = prediction.scores(model, batch["img"], batch["mask"].shape[-2:]).argmax(dim=1)
-                totals[i] += metric.confusion(pred, batch["mask"], nclass)
+                scores = prediction.scores(model, batch["img"], mask.shape[-2:])
+                pred = scores.argmax(dim=1)
+                totals[i] += metric.confusion(pred, mask, nclass)
+                if labeler is not None and i == labeler.place:
+                    conf = prediction.probabilities(scores).amax(dim=1)
+                    totals[-1] += metric.confusion(pred, torch.where(conf >= labeler.thresh, mask, IGNORE), nclass)
             progress.update()
-    return list(world.sum_(totals).cpu())
+    *matrices, confident = world.sum_(totals).cpu()
+    return Counts(matrices, confident if labeler is not None else None)
 
 
 def on_device(loader: Iterable[Any], device: torch.device, encoder: Encoder) -> Iterator[dict[str, Any]]:

@@ -48,8 +48,8 @@ def final_test(cfg: Config, data: Data, source: Source, models: dict[str, Segmen
             checkpoint.load_strictly(model, model.accept_(checkpoint.weights(best, key, path)), path, "it is of another run")
         loader = validation_loader(source, world, data.workers)
         progress = evaluation(world, len(loader), "test")
-        matrices = evaluate([model.eval() for model in models.values()], loader, prediction, spec.nclass, world, progress)
-        scores = {name: metric.scores(matrix, spec) for name, matrix in zip(models, matrices, strict=True)}
+        counts = evaluate([model.eval() for model in models.values()], loader, prediction, spec.nclass, world, progress=progress)
+        scores = {name: metric.scores(matrix, spec) for name, matrix in zip(models, counts.matrices, strict=True)}
         result = made_for | {"images": len(source.ids), "scores": scores}
         if world.main:
             write_atomic(folder / FILE, lambda file: file.write(json.dumps(result, indent=1).encode()))

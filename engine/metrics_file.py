@@ -11,7 +11,7 @@ import math
 import operator
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ class Epoch:
     None where the system does not say. images_per_second: of training, None where a run was resumed after the epoch's last step.
     means: of its stats; None where no step counted. pseudo_labels: of all unlabelled pixels of its last step the share in percent whose
     pseudo label is confident and of the class; empty without a teacher. scores: {model: what `metric.scores` returns}, empty where it
-    was not evaluated.
+    was not evaluated. pseudo_quality: what `quality` (engine/pseudo_quality.py) returns, empty where it was not evaluated, and without a
+    teacher. labeled_images: how many it trained on, repetitions counted; None in files of earlier versions.
     """
 
     epoch: int
@@ -37,6 +38,8 @@ class Epoch:
     means: Means
     pseudo_labels: dict[str, float]
     scores: dict[str, dict[str, Any]]
+    pseudo_quality: dict[str, Any] = field(default_factory=dict)
+    labeled_images: int | None = None
 
 
 def finite(means: Mapping[str, float]) -> Means:

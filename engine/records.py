@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from dataset.spec import DatasetSpec
-from engine import metric, metrics_file
+from engine import metric, metrics_file, pseudo_quality
 from engine.method import Method, judged
 from engine.metrics_file import Epoch
 from engine.resume import EVENTS_SUFFIX, METRICS
@@ -210,6 +210,17 @@ class Record:
             metrics_file.append(self.metrics, kind, row)
         except OSError as error:
             self.log.error(f"{self.metrics}: a line is lost ({reason(error)})")
+
+    def pseudo_labels(self, epoch: int, found: dict[str, Any], thresh: float) -> None:
+        """Lines and scalars of what the pseudo labels are worth: `pseudo_quality.quality`, empty where there are none."""
+        if not found:
+            return
+        for line in pseudo_quality.log_lines(found, thresh):
+            self.log.info(line)
+        for name, own in {"all": found, **found["classes"]}.items():
+            for key in ("share", "right"):
+                if own[key] is not None:
+                    self.board.add(f"pseudo_label_{key}/{name}", own[key], epoch)
 
     def evaluation(self, epoch: int, mode: str, matrices: list[Tensor]) -> bool:
         """Lines and scalars of an evaluation. matrices: of the method's models.

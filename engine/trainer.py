@@ -20,12 +20,13 @@ from dataset.loader import label_pixels, open_data, shard_count, supervised, tes
 from dataset.preview import sheets
 from dataset.semi import batches
 from engine import resume, screen
-from engine.evaluation import Prediction, evaluate, validation_loader
+from engine.evaluation import Counts, Labeler, Prediction, evaluate, validation_loader
 from engine.final_test import final_test, selection
 from engine.initial_model import start_model
 from engine.method import Method, shard_seed
 from engine.page.writer import Watch
 from engine.provenance import add_start, changed_versions, versions
+from engine.pseudo_quality import quality_of
 from engine.records import Averages, Record
 from engine.update import Learner
 from model.loss import balanced_weights, check_criterion
@@ -66,7 +67,7 @@ class Trainer:
         self.averages = Averages(world)
         self.epoch, self.step = -1, 0
         self.last: list[Batch] = []  # mini-batches of the last step
-        self.matrices: list[Tensor] | None = None  # of the epoch's evaluation, where it has one
+        self.counts: Counts | None = None  # of the epoch's evaluation, where it has one
         self.bad_images: list[str] = []  # of this epoch, on all processes
         self.new_bad_images: list[str] = []  # of this process since the last read
         notes += self._load(*found) if found else []
@@ -187,11 +188,11 @@ class Trainer:
             self.watch.trained()
             self.record.bad_images(epoch, self.bad_images)
             self.bad_images = []
-            self.matrices = None
+            self.counts = None
             best = self._evaluate(epoch) if self._evaluation_due(epoch) else False
             self.last = self.last or next(self._mini_batches(epoch, self.steps - 1))[0]  # resumed after the last step
             with self.learner.scoring():
-                self.watch.epoch(epoch, self.averages.means(), self.matrices, self.learner, self.last)
+                self.watch.epoch(epoch, self.averages.means(), self.counts, self.learner, self.last)
             self.averages.reset()
             self.epoch, self.step, self.new_bad_images = epoch, 0, []
             saved = self._save(best)
@@ -289,14 +290,17 @@ class Trainer:
 
     def _evaluate(self, epoch: int) -> bool:
         models = [model.eval() for model in self.learner.models.values()]
+        labels_by = self.learner.labels_by
+        labeler = None if labels_by is None else Labeler(models.index(labels_by), self.cfg.conf_thresh)
         loader = validation_loader(self.data.validation, self.world, self.data.workers)
         until_asked = takewhile(lambda _: not self.signals.caught, loader)
         with self.learner.scoring():
             progress = screen.evaluation(self.world, len(loader))
-            self.matrices = evaluate(models, until_asked, self.prediction, self.data.spec.nclass, self.world, progress)
+            self.counts = evaluate(models, until_asked, self.prediction, self.data.spec.nclass, self.world, labeler, progress)
         if self.world.any(self.signals.caught):
             self._stop()  # what is evaluated so far is dropped: the checkpoint says that the evaluation is to come
-        return self.record.evaluation(epoch, self.prediction.mode, self.matrices)
+        self.record.pseudo_labels(epoch, quality_of(self.counts, self.data.spec.classes), self.cfg.conf_thresh)
+        return self.record.evaluation(epoch, self.prediction.mode, self.counts.matrices)
 
     def _test(self) -> None:
         """Scores best.pth on the test list where another list selected it. The models keep its weights: nothing comes after."""

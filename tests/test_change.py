@@ -81,7 +81,7 @@ def shapes(log: Path) -> list[str]:
 
 
 def ours_only(line: str) -> bool:
-    return line.startswith(("Changed class: ", "Selection: "))
+    return line.startswith(("Changed class: ", "Selection: ", "Pseudo labels "))
 
 
 @pytest.mark.parametrize("name", PUBLIC)

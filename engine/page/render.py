@@ -53,6 +53,11 @@ class PageData:
         return [row for row in self.epochs if row.scores]
 
     @property
+    def measured(self) -> list[Epoch]:
+        """Those in which it was measured what the pseudo labels are worth."""
+        return [row for row in self.epochs if row.pseudo_quality]
+
+    @property
     def judged(self) -> str:
         """The model that the published rule looks at."""
         return self.method.models[judged(self.method.models, self.spec.task)]
@@ -112,6 +117,8 @@ def _tiles(data: PageData) -> str:
         ratio = row.means.get("mask_ratio")
         if ratio is not None:
             tiles.append(_tile(f"{100 * ratio:.1f} %", "of unlabelled pixels have a confident pseudo label (mask ratio)"))
+        if data.measured and (right := data.measured[-1].pseudo_quality["right"]) is not None:
+            tiles.append(_tile(f"{right:.1f} %", "of the confident pixels of the validation images are right"))
         if row.images_per_second is not None:
             tiles.append(_tile(f"{row.images_per_second:.1f}", "training images a second"))
         if row.memory is not None:
@@ -140,9 +147,27 @@ def _charts(data: PageData) -> str:
     for key, label in labels.items():
         if not key.startswith("loss"):
             figures.append(chart(f"{label}, mean of the epoch", {label: means[key]}, last, y=label.lower()))
+    figures += _worth(data)
     speed = {"images a second": line(row.images_per_second for row in data.epochs)}
     figures.append(chart("Speed", speed, last, y="images a second"))
     return f'<h2>Curves</h2><div class="charts">{"".join(figures)}</div>'
+
+
+def _worth(data: PageData) -> list[str]:
+    """The chart of what the pseudo labels are worth."""
+    if not data.measured:
+        return []
+    series = {
+        label: [(row.epoch, row.pseudo_quality[key]) for row in data.measured if row.pseudo_quality[key] is not None]
+        for key, label in (("share", "confident"), ("right", "of these right"))
+    }
+    return [chart("Pseudo labels on the validation images, %", series, data.total_epochs - 1)]
+
+
+def _worth_cell(data: PageData, name: str) -> str:
+    """Of the validation images' pixels that are confident of a class the share that is right; where there are none, it sorts last."""
+    right = data.measured[-1].pseudo_quality["classes"][name]["right"]
+    return _cell(-1, "none") if right is None else _cell(right)
 
 
 def _cell(value: float, text: str = "") -> str:
@@ -162,6 +187,7 @@ def _classes(data: PageData) -> str:
     heads = ["class", *(f"{name} IoU" for name in data.method.models), f"best epoch ({best.epoch})"]
     kept = data.epochs[-1].pseudo_labels
     heads += ["pseudo labels, %"] if kept else []
+    heads += ["of them right, %"] if data.measured else []
     heads += ["stays at 0"] if data.at_zero else []
     lines = []
     for k, name in enumerate(data.spec.classes):
@@ -171,12 +197,14 @@ def _classes(data: PageData) -> str:
         if kept:
             share = kept[name]
             cells += _cell(share, f'<span class="share" style="width:{0.6 * share:.1f}px"></span>{share:.2f}')
+        cells += _worth_cell(data, name) if data.measured else ""
         if data.at_zero:
             why = escape(data.at_zero.get(name, ""))
             cells += f'<td class="why" data-value="{why}">{why}</td>'
         lines.append(f"<tr>{cells}</tr>")
     head = "".join(f"<th><button>{escape(name)}</button></th>" for name in heads)
     note = " Pseudo labels: share of all unlabelled pixels of the epoch's last step that count for the class." if kept else ""
+    note += " Of them right: on the validation images, whose truth is known." if data.measured else ""
     table = f'<div class="card wide"><table class="sortable"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
     return f'<h2>Classes, epoch {row.epoch}</h2><p class="quiet">A click on a head sorts.{note}</p>{table}'
 

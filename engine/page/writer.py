@@ -17,10 +17,11 @@ from dataset import picture
 from dataset.batch import Batch
 from dataset.loader import Data
 from engine import metric
-from engine.evaluation import Prediction
+from engine.evaluation import Counts, Prediction
 from engine.metrics_file import Epoch, finite, read_epochs
 from engine.page.render import PageData, data_uri, render
 from engine.page.samples import sample_panels
+from engine.pseudo_quality import quality_of, warnings
 from engine.records import Record
 from engine.resume import LOG, METRICS, PAGE
 from engine.update import Learner
@@ -108,7 +109,8 @@ class Watch:
         path, page = self.folder / METRICS, self.page
 
         def fits(row: Epoch) -> bool:  # resume=force may change models and classes
-            return tuple(row.scores) == page.method.models and all(tuple(own["iou"]) == page.spec.classes for own in row.scores.values())
+            named = [own["iou"] for own in row.scores.values()] + ([row.pseudo_quality["classes"]] if row.pseudo_quality else [])
+            return tuple(row.scores) == page.method.models and all(tuple(own) == page.spec.classes for own in named)
 
         with suppress(OSError):
             page.epochs = [row for row in read_epochs(path) if row.epoch < first and (not row.scores or fits(row))]
@@ -127,13 +129,13 @@ class Watch:
         self,
         epoch: int,
         means: dict[str, float],
-        matrices: list[Tensor] | None,
+        counts: Counts | None,
         learner: Learner,
         batches: Sequence[Batch],
     ) -> None:
         """Adds an epoch.
 
-        means: of its training scalars; matrices: confusion counts, None where it was not evaluated; batches: of its last step.
+        means: of its training scalars; counts: of its evaluation, if it has one; batches: of its last step.
         """
         page, board = self.page, self.record.board
         models = {name: model.eval() for name, model in learner.models.items()}
@@ -142,15 +144,19 @@ class Watch:
             kept = kept_shares(learner.labels_by, batches, page.spec.classes, self.cfg.conf_thresh, self.world)
         if not self.world.main:
             return
-        row = self._row(epoch, means, matrices, learner.it, kept)
+        row = self._row(epoch, means, counts, learner.it, kept)
         self.record.finished(row)
         page.epochs.append(row)
+        if learner.labels_by is not None:
+            last = epoch + 1 == self.cfg.epochs
+            for text in warnings(page.epochs, self._labeled, page.spec.classes, self.cfg.conf_thresh, last):
+                self.record.log.warning(text)
         if row.images_per_second is not None:
             board.add("train/images_per_second", row.images_per_second, epoch)
         for name, share in row.pseudo_labels.items():
             board.add(f"pseudo_labels/{name}", share, epoch)
-        if matrices is not None:
-            matrix = matrices[self.record.judged]
+        if counts is not None:
+            matrix = counts.matrices[self.record.judged]
             page.confusion = matrix.tolist()
             page.at_zero = self._at_zero(matrix)
             self._draw_samples(epoch, models, learner.labels_by)
@@ -162,12 +168,16 @@ class Watch:
         stay = {k: name for k, name in enumerate(classes) if not any(row.scores[page.judged]["iou"][name] for row in page.evaluated)}
         if not stay:
             return {}
-        if self.labeled is None:
-            self.labeled = labeled_classes(self.data.labeled)
         seen = [row.pseudo_labels for row in page.epochs if row.pseudo_labels]
         kept = [sum(shares.get(name, 0) for shares in seen) for name in classes] if seen else None
-        found = reasons(matrix, self.labeled, kept)
+        found = reasons(matrix, self._labeled(), kept)
         return {name: found[k] for k, name in stay.items()}
+
+    def _labeled(self) -> Mapping[int, int] | None:
+        """Labelled pixels of each class id, counted when somebody asks for the first time."""
+        if self.labeled is None:
+            self.labeled = labeled_classes(self.data.labeled)
+        return self.labeled
 
     def _draw_samples(self, epoch: int, models: dict[str, Segmenter], labels_by: Segmenter | None) -> None:
         cfg, page = self.cfg, self.page
@@ -181,10 +191,11 @@ class Watch:
             drawn = picture.row([image for _, image in panels], [caption for caption, _ in panels])
             self.record.board.draw(f"samples/{i}", drawn, epoch)
 
-    def _row(self, epoch: int, means: dict[str, float], matrices: list[Tensor] | None, step: int, kept: dict[str, float]) -> Epoch:
-        sampler = self.data.sampler
-        images = (sampler.steps - self.first_step) * sampler.batch * sampler.shards * len(sampler.streams)
-        scores = [metric.scores(matrix, self.data.spec) for matrix in matrices or []]
+    def _row(self, epoch: int, means: dict[str, float], counts: Counts | None, step: int, kept: dict[str, float]) -> Epoch:
+        sampler, spec = self.data.sampler, self.data.spec
+        a_step = sampler.batch * sampler.shards
+        images = (sampler.steps - self.first_step) * a_step * len(sampler.streams)
+        scores = [metric.scores(matrix, spec) for matrix in (counts.matrices if counts else [])]
         return Epoch(
             epoch=epoch,
             step=step,
@@ -195,6 +206,8 @@ class Watch:
             means=finite(means),
             pseudo_labels=kept,
             scores=dict(zip(self.record.method.models, scores, strict=False)),
+            pseudo_quality=quality_of(counts, spec.classes) if counts else {},
+            labeled_images=sampler.steps * a_step,
         )
 
     def _write(self) -> None:

@@ -28,9 +28,12 @@ _EVALUATION = re.compile(rf"\*+ Evaluation[ \w]{{0,40}}\*+ >+ ([^:]{{1,200}}): {
 _CLASSIFY_EVALUATION = re.compile(rf"<=+ Evaluation =+> Epoch: (\d{{1,7}}), (Acc|EMA)@1 {_FIGURE}(?: [\w@]+ {_FIGURE})*")
 _LOADED = re.compile(r"\*+ Load from checkpoint at epoch (-1|\d{1,7})(?!\d)(?:, (\d{1,9}) steps of the next)?")
 _PARAMS = re.compile(r"\w+ params: [\d.]+[KMGB]?")
-# ours beside the published shapes: precision, recall and F1 of change detection; which list selects; the final test of best.pth
+# ours beside the published shapes: precision, recall and F1 of change detection; which list selects; what the pseudo labels are worth
 _CHANGED_CLASS = re.compile(rf"Changed class: precision {_FIGURE}.*")
-_SELECTION = re.compile(r"Selection: the best epoch by .{1,900}")
+_SELECTION = re.compile(r"Selection: the best epoch by .*")
+_PSEUDO_LABELS = re.compile(r"Pseudo labels (?:on the validation images: \d|right, % \(share of pixels\): ).*")
+_OWN = (_CHANGED_CLASS, _SELECTION, _PSEUDO_LABELS)
+# the final test of best.pth
 _TEST = re.compile(rf"Test of best\.pth \(epoch \d{{1,7}}\b.{{1,800}}, (?:student|EMA): \w[\w ]{{0,40}} {_FIGURE}.*")
 _CLASS = re.compile(r"Class \[.*\] IoU")
 _FIGURE_NAMES = {figure.log: key for figures in metric.FIGURES.values() for key, figure in figures.items() if figure.log}
@@ -128,7 +131,7 @@ def _read_message(message: str) -> Line:
         line = Line("loaded", number=int(found[1]), index=int(found[2] or 0))
     elif found := _TEST.fullmatch(message):
         line = Line("test", test=found[0])
-    elif found := _PARAMS.match(message) or _CHANGED_CLASS.fullmatch(message) or _SELECTION.fullmatch(message):
+    elif found := _PARAMS.match(message) or next(filter(None, (shape.match(message) for shape in _OWN)), None):
         line = Line("info")
     else:
         return Line("unread")

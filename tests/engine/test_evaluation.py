@@ -254,7 +254,9 @@ def count_here(root: Path) -> list[list[list[int]]]:
     with processes("cpu") as world:
         out = []
         for mode in ("original", "sliding_window"):
-            matrix, twice = evaluate([Patches(11), Patches(11)], validation_loader(source, world, 0), Prediction(mode, 28), 11, world)
+            matrix, twice = evaluate(
+                [Patches(11), Patches(11)], validation_loader(source, world, 0), Prediction(mode, 28), 11, world
+            ).matrices
             assert torch.equal(matrix, twice)
             out.append(matrix.tolist())
     return out
@@ -271,7 +273,7 @@ def test_any_number_of_processes_counts_every_image_once(tmp_path: Path, size: i
         pred = literal_whole(Patches(11), img.double()).argmax(1)[0].numpy()
         expected += brute_counts(pred, np.asarray(Image.open(tmp_path / f"{i}_mask.png")), 11)
     ways = [Prediction(mode, 28) for mode in ("original", "sliding_window")]
-    alone = [evaluate([Patches(11)], validation_loader(source, World(), 0), way, 11, World())[0] for way in ways]
+    alone = [evaluate([Patches(11)], validation_loader(source, World(), 0), way, 11, World()).matrices[0] for way in ways]
     assert np.abs(alone[0].numpy() - expected).sum() <= 4  # float32 against float64: two of the 12 000 pixels may be at a tie
     assert int(alone[0].sum()) == expected.sum()
     done = command("-m", "tests.engine.test_evaluation", tmp_path, processes=size, PYTHONPATH=str(ROOT))

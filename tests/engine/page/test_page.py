@@ -59,12 +59,19 @@ def test_page_shows_what_the_log_says(run: Path) -> None:
     best = max((ema, epoch) for epoch, (_, ema) in enumerate(scores))
     assert f"<b>{best[0]:.2f}</b><span>best mIoU (EMA), epoch {best[1]}</span>" in page
     assert re.search(r"epoch 2 of 2, finished in \d+ s", page)
-    assert page.count("<circle") == 2 * (2 + 4 + 1)  # two epochs of both models' scores, the four stats and the speed
+    # two epochs of both models' scores, the four stats, share and worth of the pseudo labels, and the speed
+    assert page.count("<circle") == 2 * (2 + 4 + 2 + 1)
+    found = re.findall(r"validation images: ([\d.]+) % of pixels from confidence 0.17 on, ([\d.]+) % of them right", log)
+    worth = [(row.pseudo_quality["share"], row.pseudo_quality["right"]) for row in rows]
+    assert worth == [pytest.approx((float(share), float(right)), abs=0.0051) for share, right in found]
+    assert f"<b>{worth[-1][1]:.1f} %</b><span>of the confident pixels of the validation images are right</span>" in page
     assert re.search(r"<p>[\d-]{10} [\d:]{8} 2 &lt;b&gt;images&lt;/b&gt; lost:\n  a.jpg\n  b.jpg</p>", page)  # text, not markup
     for name, ema in re.findall(r"Class \[\d+ (\w+)\] IoU: [\d.]+, EMA: ([\d.]+)", log)[-6:]:
         cells = re.search(rf'<tr><td data-value="{name}">.*?</tr>', page)
         assert cells
         assert f">{ema}</td>" in cells[0]
+        right = rows[-1].pseudo_quality["classes"][name]["right"]
+        assert (">none</td>" if right is None else f">{right:.2f}</td>") in cells[0]
     last = [line for line in log.splitlines() if "Mask ratio" in line][-1]
     ratio = rows[-1].means["mask_ratio"]
     assert ratio == pytest.approx(float(last.rsplit(" ", 1)[1]), abs=0.0006)
@@ -253,7 +260,7 @@ def test_page_in_a_browser(run: Path, browser: Browser, width: int) -> None:
     assert len(images) == 3 * 6  # six panels of three images
     assert all(complete and size > 0 for complete, size in images)
     assert browser.script("return document.documentElement.scrollWidth <= window.innerWidth")  # wide parts scroll on their own
-    assert browser.script("return document.querySelectorAll('svg polyline').length") == 2 + 3 + 1 + 1
+    assert browser.script("return document.querySelectorAll('svg polyline').length") == 2 + 3 + 1 + 2 + 1
     names = browser.script(COLUMN.format(0))
     for column, turned in ((0, False), (2, True), (4, True)):
         click = f"document.querySelectorAll('table.sortable th button')[{column}].click()"
