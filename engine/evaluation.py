@@ -206,11 +206,13 @@ class Labeler(NamedTuple):
 class Counts(NamedTuple):
     """What an evaluation counts, exact over all processes, on the CPU.
 
-    matrices: confusion counts (K, K) int64 of each model. confident: those of the labeler, of confident pixels alone; None without one.
+    matrices: confusion counts (K, K) int64 of each model. images: `metric.sums` of each image, (models, N, 3, K) int64, in the order of
+    the list. confident: confusion counts of the labeler, of confident pixels alone; None without one.
     """
 
     matrices: list[Tensor]
-    confident: Tensor | None = None
+    images: Tensor
+    confident: Tensor | None
 
 
 @torch.no_grad()
@@ -223,21 +225,42 @@ def evaluate(
     labeler: Labeler | None = None,
     progress: Progress | None = None,
 ) -> Counts:
-    """Predicts every image with each model, and counts."""
+    """Predicts every image with each model, and counts. loader: of this process's images, as `validation_loader` spreads them."""
+    images = []
     totals = torch.zeros(len(models) + 1, nclass, nclass, dtype=torch.int64, device=world.device)
     with progress or Progress(0, "image", shown=False) as progress:
         for batch in on_device(loader, world.device, models[0].backbone):
-            mask = batch["mask"]
-            for i, model in enumerate(models):
-                scores = prediction.scores(model, batch["img"], mask.shape[-2:])
-                pred = scores.argmax(dim=1)
-                totals[i] += metric.confusion(pred, mask, nclass)
-                if labeler is not None and i == labeler.place:
-                    conf = prediction.probabilities(scores).amax(dim=1)
-                    totals[-1] += metric.confusion(pred, torch.where(conf >= labeler.thresh, mask, IGNORE), nclass)
+            images.append(_count_(totals, models, batch, prediction, labeler))
             progress.update()
     *matrices, confident = world.sum_(totals).cpu()
-    return Counts(matrices, confident if labeler is not None else None)
+    parts = world.gather([torch.stack(images).cpu() if images else totals.new_zeros(0, len(models), 3, nclass).cpu()])
+    return Counts(matrices, _in_order(parts), confident if labeler is not None else None)
+
+
+def _count_(totals: Tensor, models: Sequence[Segmenter], batch: dict[str, Any], prediction: Prediction, labeler: Labeler | None) -> Tensor:
+    """Adds the confusion counts of an image to `totals`, of each model and of the labeler's confident pixels; returns its `metric.sums`."""
+    mask, nclass = batch["mask"], totals.shape[-1]
+    sums = []
+    for i, model in enumerate(models):
+        scores = prediction.scores(model, batch["img"], mask.shape[-2:])
+        pred = scores.argmax(dim=1)
+        matrix = metric.confusion(pred, mask, nclass)
+        totals[i] += matrix
+        sums.append(metric.sums(matrix))
+        if labeler is not None and i == labeler.place:
+            conf = prediction.probabilities(scores).amax(dim=1)
+            totals[-1] += metric.confusion(pred, torch.where(conf >= labeler.thresh, mask, IGNORE), nclass)
+    return torch.stack(sums)
+
+
+def _in_order(parts: list[Tensor]) -> Tensor:
+    """Counts of all images (models, N, 3, K), of which process r of R has those at r, r + R and so on, each (n, models, 3, K)."""
+    whole = parts[0].new_zeros(sum(map(len, parts)), *parts[0].shape[1:])
+    for rank, part in enumerate(parts):
+        own = whole[rank :: len(parts)]
+        count = min(len(own), len(part))  # they are equal, unless the run was stopped in between
+        own[:count] = part[:count]
+    return whole.transpose(0, 1)
 
 
 def on_device(loader: Iterable[Any], device: torch.device, encoder: Encoder) -> Iterator[dict[str, Any]]:

@@ -8,9 +8,9 @@ from typing import Any
 
 from dataset.loader import Data
 from dataset.semi import Source
-from engine import metric
+from engine import image_counts, metric
 from engine.evaluation import Prediction, evaluate, validation_loader
-from engine.method import WEIGHTS
+from engine.method import WEIGHTS, judged
 from engine.resume import BEST
 from engine.screen import evaluation
 from model.segmenter import Segmenter
@@ -31,9 +31,9 @@ def selection(validation: Source, test: Source | None) -> str:
 
 
 def final_test(cfg: Config, data: Data, source: Source, models: dict[str, Segmenter], prediction: Prediction, world: World) -> list[str]:
-    """Loads best.pth into the models and scores them on `source`, over all processes; writes test.json. Returns the lines for the log.
+    """Loads best.pth into the models and scores them on `source`, over all processes; writes test.json and the counts of its images.
 
-    Where test.json already has the scores of this best.pth on this list, they are taken from it.
+    Returns the lines for the log. Where test.json already has the scores of this best.pth on this list, they are taken from it.
     """
     folder, path, spec = Path(cfg.save_path), str(Path(cfg.save_path) / BEST), data.spec
     shown = metric.FIGURES[spec.task]
@@ -52,6 +52,8 @@ def final_test(cfg: Config, data: Data, source: Source, models: dict[str, Segmen
         scores = {name: metric.scores(matrix, spec) for name, matrix in zip(models, counts.matrices, strict=True)}
         result = made_for | {"images": len(source.ids), "scores": scores}
         if world.main:
+            own = counts.images[judged(tuple(models), spec.task)]
+            image_counts.save(folder / image_counts.FILES["test"], own, int(best["epoch"]), source.ids.sha256)
             write_atomic(folder / FILE, lambda file: file.write(json.dumps(result, indent=1).encode()))
     return [
         f"Test of best.pth (epoch {result['epoch']}, selected on {result['selected_on']}) on {result['list']}, {name}: "

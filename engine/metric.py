@@ -57,6 +57,11 @@ def overlap(matrix: Tensor) -> Tensor:
     return torch.stack((intersection, matrix.sum(0) + matrix.sum(1) - intersection))
 
 
+def sums(matrix: Tensor) -> Tensor:
+    """Pixels of each class that are right, true and predicted, (3, K), from confusion counts (K, K): enough for its IoU."""
+    return torch.stack((matrix.diagonal(), matrix.sum(1), matrix.sum(0)))
+
+
 def iou(matrix: Tensor) -> Tensor:
     """IoU of each class in percent, float64 (K,). A class that is absent everywhere scores 0."""
     intersection, union = overlap(matrix).double()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from dataset.spec import DatasetSpec
-from engine import metric, metrics_file, pseudo_quality
+from engine import image_counts, metric, metrics_file, pseudo_quality
 from engine.method import Method, judged
 from engine.metrics_file import Epoch
 from engine.resume import EVENTS_SUFFIX, METRICS
@@ -133,6 +133,7 @@ class Record:
     ) -> None:
         self.log = log
         self.board = Board(folder, start, log)
+        self.folder = folder
         self.metrics = folder and folder / METRICS
         self.spec = spec
         self.method = method
@@ -240,6 +241,17 @@ class Record:
             if better:
                 self.best[i] = Best(chosen[i], scores[i]["pixel_accuracy"], epoch)
         return improved[self.judged]
+
+    def images(self, epoch: int, counts: Tensor, sha256: str, best: bool) -> None:
+        """Keeps the counts of the evaluation's images, `Counts.images`. A disk that is full costs them, never the run."""
+        if self.folder is None:
+            return
+        for name in ("best", "last") if best else ("last",):
+            path = self.folder / image_counts.FILES[name]
+            try:
+                image_counts.save(path, counts[self.judged], epoch, sha256)
+            except OSError as error:
+                self.log.error(f"{path}: cannot be written ({reason(error)})")
 
     def _pair(self, name: str, values: list[float], between: str = ",") -> str:
         return f"{name}: {values[0]:.2f}" + (f"{between} {self.ema}: {values[1]:.2f}" if self.averaged else "")

@@ -300,7 +300,9 @@ class Trainer:
         if self.world.any(self.signals.caught):
             self._stop()  # what is evaluated so far is dropped: the checkpoint says that the evaluation is to come
         self.record.pseudo_labels(epoch, quality_of(self.counts, self.data.spec.classes), self.cfg.conf_thresh)
-        return self.record.evaluation(epoch, self.prediction.mode, self.counts.matrices)
+        best = self.record.evaluation(epoch, self.prediction.mode, self.counts.matrices)
+        self.record.images(epoch, self.counts.images, self.data.validation.ids.sha256, best)
+        return best
 
     def _test(self) -> None:
         """Scores best.pth on the test list where another list selected it. The models keep its weights: nothing comes after."""

@@ -248,17 +248,16 @@ def camvid_like(root: Path, images: int) -> Source:
     return Source(get_spec("camvid"), str(root), ImageList(str(root / "val.txt"), "segmentation", masks=True))
 
 
-def count_here(root: Path) -> list[list[list[int]]]:
+def count_here(root: Path) -> list[Any]:
     """Both modes, on the processes of this run."""
     source = Source(get_spec("camvid"), str(root), ImageList(str(root / "val.txt"), "segmentation", masks=True))
     with processes("cpu") as world:
         out = []
         for mode in ("original", "sliding_window"):
-            matrix, twice = evaluate(
-                [Patches(11), Patches(11)], validation_loader(source, world, 0), Prediction(mode, 28), 11, world
-            ).matrices
-            assert torch.equal(matrix, twice)
-            out.append(matrix.tolist())
+            found = evaluate([Patches(11), Patches(11)], validation_loader(source, world, 0), Prediction(mode, 28), 11, world)
+            assert torch.equal(*found.matrices)
+            assert torch.equal(*found.images)
+            out.append([found.matrices[0].tolist(), found.images[0].tolist()])
     return out
 
 
@@ -273,13 +272,22 @@ def test_any_number_of_processes_counts_every_image_once(tmp_path: Path, size: i
         pred = literal_whole(Patches(11), img.double()).argmax(1)[0].numpy()
         expected += brute_counts(pred, np.asarray(Image.open(tmp_path / f"{i}_mask.png")), 11)
     ways = [Prediction(mode, 28) for mode in ("original", "sliding_window")]
-    alone = [evaluate([Patches(11)], validation_loader(source, World(), 0), way, 11, World()).matrices[0] for way in ways]
+    found = [evaluate([Patches(11)], validation_loader(source, World(), 0), way, 11, World()) for way in ways]
+    alone = [one.matrices[0] for one in found]
+    for one in found:
+        right, true, predicted = one.images[0].sum(0)
+        assert one.images.shape == (1, 7, 3, 11)
+        assert torch.equal(right, one.matrices[0].diagonal())
+        assert torch.equal(true, one.matrices[0].sum(1))
+        assert torch.equal(predicted, one.matrices[0].sum(0))
+    sizes = [int((np.asarray(Image.open(tmp_path / f"{i}_mask.png")) != 255).sum()) for i in range(7)]
+    assert found[0].images[0, :, 1].sum(1).tolist() == sizes, "in the order of the list"
     assert np.abs(alone[0].numpy() - expected).sum() <= 4  # float32 against float64: two of the 12 000 pixels may be at a tie
     assert int(alone[0].sum()) == expected.sum()
     done = command("-m", "tests.engine.test_evaluation", tmp_path, processes=size, PYTHONPATH=str(ROOT))
     lines = [line for line in done.stdout.splitlines() if line.startswith("[[[")]
     assert len(lines) == size, done.stderr
-    assert all(json.loads(line) == [matrix.tolist() for matrix in alone] for line in lines)
+    assert all(json.loads(line) == [[one.matrices[0].tolist(), one.images[0].tolist()] for one in found] for line in lines)
 
 
 if __name__ == "__main__":
