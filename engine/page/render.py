@@ -248,10 +248,14 @@ def _settings(data: PageData) -> str:
 def render(data: PageData) -> str:
     """The whole page as HTML."""
     parts = (_head, _tiles, _warnings, _charts, _classes, _confusion, _samples, _settings)
-    body = "\n".join(part(data) for part in parts)
+    return document(data.title, "\n".join(part(data) for part in parts))
+
+
+def document(title: str, body: str) -> str:
+    """A whole page of this look."""
     style, script = ((HERE / f"page.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
     icon = '<link rel="icon" href="data:,">'  # else browsers ask for one
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(data.title)}</title>{icon}<style>\n{style}</style></head>\n<body>\n{body}\n<script>\n{script}</script></body></html>\n"
+        f"<title>{escape(title)}</title>{icon}<style>\n{style}</style></head>\n<body>\n{body}\n<script>\n{script}</script></body></html>\n"
     )

@@ -3,6 +3,7 @@
 python -m scripts.report [PATH...]                            every run, a table for each data set
 python -m scripts.report table 6 [PATH...]                    a table of the paper, and commands for its missing cells
 python -m scripts.report figure 5 [PATH...] --svg FILE        a figure of the paper as a table, and as a picture
+python -m scripts.report compare [PATH...]                    methods over their seeds, and their differences with an interval
 """
 
 import json
@@ -12,7 +13,7 @@ from argparse import Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from engine.resume import LOG
-from scripts.report import paper
+from scripts.report import compare, compare_render, paper
 from scripts.report.figure import draw
 from scripts.report.parse import Run, read_log
 from scripts.report.render import Skipped, latex, markdown, paper_markdown
@@ -21,7 +22,7 @@ from scripts.report.tables import build_tables
 from util.cli import Parser
 from util.error import UserError, reason
 from util.error import run as run_command
-from util.files import write_atomic
+from util.files import check_output, output, write_atomic
 
 DEFAULT_PATHS = ("exp", "training-logs")
 
@@ -63,8 +64,43 @@ def read_all(paths: list[str]) -> tuple[list[Run], list[Skipped]]:
     return runs, skipped
 
 
+def default_paths(required: bool = True) -> list[str]:
+    """Where logs are, unless somebody says otherwise. Raises UserError where there is no such folder, and one is `required`."""
+    paths = [path for path in DEFAULT_PATHS if Path(path).is_dir()]
+    if required and not paths:
+        raise UserError(f"found neither {' nor '.join(DEFAULT_PATHS)} here, expected folders with training logs; give a PATH")
+    return paths
+
+
+def print_comparison(argv: list[str]) -> None:
+    """`compare`: prints the methods over their seeds, with their differences; writes them to files where these are asked for."""
+    parser = Parser(prog="scripts.report compare", description=compare.__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="as without `compare`")
+    parser.add_argument("--json", metavar="FILE", help="also write all figures to FILE")
+    parser.add_argument("--html", metavar="FILE", help="also write a page to FILE")
+    args = parser.parse_args(argv)
+    for option, name in (("--json", args.json), ("--html", args.html)):
+        if name:
+            check_output(option, Path(name))
+    runs, skipped = read_all(args.paths or default_paths())
+    found = compare.compare(runs)
+    found.remarks += [f"{file.path}: not in the report: {file.reason}" for file in skipped]
+    print(compare_render.markdown(found))
+    _write("--json", args.json, json.dumps(found.to_json(), indent=1))
+    _write("--html", args.html, compare_render.page(found))
+
+
+def _write(option: str, name: str | None, text: str) -> None:
+    """Writes the file that an option of the command line names, if it names one. Raises UserError."""
+    if name:
+        with output(option, Path(name)):
+            write_atomic(Path(name), lambda file: file.write(text.encode()))
+
+
 def main(argv: list[str]) -> None:
-    """Reads the logs and prints the report, or a table or figure of the paper."""
+    """Reads the logs and prints the report, a table or figure of the paper, or a comparison of methods."""
+    if argv[:1] == ["compare"]:
+        return print_comparison(argv[1:])
     kind = argv[0] if argv and argv[0] in ("table", "figure") else ""
     parser = Parser(prog=f"scripts.report {kind}".strip(), description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     numbers = [name.removeprefix(kind).strip() for name in paper.tables() if name.startswith("figure") == (kind == "figure")]
@@ -77,9 +113,7 @@ def main(argv: list[str]) -> None:
     )
     parser.add_argument("--format", choices=("markdown", "json", "latex"), default="markdown", help="json: lists of runs or cells")
     args = parser.parse_args(argv[1:] if kind else argv)
-    paths = args.paths or [path for path in DEFAULT_PATHS if Path(path).is_dir()]
-    if not paths and not kind:
-        raise UserError(f"found neither {' nor '.join(DEFAULT_PATHS)} here, expected folders with training logs; give a PATH")
+    paths = args.paths or default_paths(required=not kind)
     runs, skipped = read_all(paths) if paths else ([], [])
     if args.format == "json":
         for file in skipped:

@@ -6,6 +6,7 @@ A resumed session continues the run: epochs that it repeats replace the
 earlier ones. A session that starts again at epoch 0 replaces the run, or begins another one when its header names another experiment.
 """
 
+import re
 import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -44,6 +45,7 @@ class Run:
     overall accuracy of the same epochs. scores: the same of the student and of the EMA, each {best, epoch, last}.
     origin: who made the log (identity.py). row: the label of its row, once a table has it.
     nan_iterations: iteration lines with a nan; sec_per_iter: median between neighbouring iteration lines of an epoch.
+    test: the same figure of best.pth on the list that had no say in its choice; labeled_images: how many an epoch trains on.
     unread_lines: lines of the file that are no log line, with samples; notes: what a reader should know before using the figures.
     """
 
@@ -74,10 +76,12 @@ class Run:
     origin: str = OWN
     settings: dict[str, str] = field(default_factory=dict)
     row: str = ""
+    test: float | None = None
+    labeled_images: int | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """The stable keys and the counts, as plain values."""
-        return {key: value for key, value in asdict(self).items() if key not in ("settings", "row")}
+        """The stable keys and the counts, as plain values: all that the log itself says."""
+        return {key: value for key, value in asdict(self).items() if key not in ("settings", "row", "labeled_images")}
 
     def figure(self, kind: str, last: bool = False, statistic: str | None = None) -> float | int | None:
         """Its number in a table's cell, of the best or the last epoch. kind: a table's; statistic: another figure than the run's own."""
@@ -104,7 +108,9 @@ def read_log(path: Path) -> list[Run]:
         found = f"{count(len(unread), 'line')}, none of them of a training log" if unread else "an empty file"
         raise UserError(f"{path}: found {found}, expected a log of a training run; leave it out")
     *earlier, last = _group(sessions, path)
-    runs = [_summarise(group, path, {}) for group in earlier] + [_summarise(last, path, _measured(path))]
+    rows = _rows(path)
+    runs = [_summarise(group, path, {}) for group in earlier] + [_summarise(last, path, _measured(rows))]
+    runs[-1].labeled_images = rows[-1].labeled_images if rows else None
     for run in runs:
         run.unread_lines, run.unread_samples = len(unread), _samples(unread)
         if nul := text.count("\0"):
@@ -135,13 +141,20 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _measured(log: Path) -> dict[int, dict[str, float]]:
-    """The figures of each epoch from the metrics beside a log of ours; none where that file is missing or nothing in it can be read."""
+def _rows(log: Path) -> list[Epoch]:
+    """The epochs of the metrics beside a log of ours; none where that file is missing or nothing in it can be read."""
     path = log.with_name(METRICS)
     try:
-        readable = log.name == LOG and path.is_file() and path.stat().st_size <= MAX_BYTES
-        return {row.epoch: _printed(row) for row in read_epochs(path)} if readable else {}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return read_epochs(path) if log.name == LOG and path.is_file() and path.stat().st_size <= MAX_BYTES else []
+    except OSError:
+        return []
+
+
+def _measured(rows: list[Epoch]) -> dict[int, dict[str, float]]:
+    """The figures of each epoch; none where one of them is no figure."""
+    try:
+        return {row.epoch: _printed(row) for row in rows}
+    except (ValueError, LookupError, TypeError, AttributeError):
         return {}
 
 
@@ -204,6 +217,7 @@ def _summarise(sessions: list[Session], path: Path, measured: dict[int, dict[str
         last_accuracy=_figure(measured, last, "overall_accuracy") if task == "change" else None,
         scores=scores,
         origin=origin(headers[0], path),
+        test=_tested(sessions[-1].tests, statistic, task),
         settings={key: value for key, value in headers[-1].items() if key not in _NOT_SETTINGS},
     )
 
@@ -232,6 +246,15 @@ def _notes(sessions: list[Session], done: int, last: int | None) -> list[str]:
     if not any(session.header for session in sessions):
         notes.append("no header: what the run is was taken from the file's name and folders")
     return notes
+
+
+def _tested(lines: list[str], statistic: str, task: str) -> float | None:
+    """The figure of the final test, of the model that the statistic is of."""
+    if task not in metric.FIGURES:
+        return None
+    model, label = "EMA" if statistic.startswith("ema_") else "student", metric.FIGURES[task][metric.chosen_by(task)].label
+    found = [re.search(rf", {model}: {label} (\d{{1,3}}\.\d\d)(?!\d)", line) for line in lines]
+    return next((float(one[1]) for one in reversed(found) if one), None)
 
 
 def _task(stated: str | None, identity: Identity, epochs: dict[int, dict[str, float]]) -> str:

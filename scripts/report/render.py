@@ -7,6 +7,7 @@ from scripts.report.identity import AUTHORS, OWN, SHIPPED
 from scripts.report.parse import Run, count
 from scripts.report.reproduce import Reproduction
 from scripts.report.tables import Cell, Row, Table, round_half_up
+from scripts.report.uneven import uneven
 
 Grid = list[list[str]]  # rows of cells, the heading first
 
@@ -100,6 +101,7 @@ def remarks(runs: list[Run], skipped: list[Skipped]) -> list[str]:
         if run.unread_lines:
             samples = " | ".join(f"`{_plain(sample).replace('`', chr(39))}`" for sample in run.unread_samples)
             lines.append(f"{_plain(run.log)}: {count(run.unread_lines, 'line')} not read, such as: {samples}")
+    lines += [_plain(remark) for remark in uneven(runs)]
     return lines + [f"{_plain(file.path)}: not in the report: {_plain(file.reason)}" for file in skipped]
 
 
@@ -107,8 +109,8 @@ def markdown(tables: Iterable[Table], runs: list[Run], skipped: list[Skipped]) -
     """The whole report in Markdown."""
     parts = []
     for table in tables:
-        parts += [f"## {_plain(table.title)}", table.rule, _markdown_grid(table_grid(table), NAMES)]
-    parts += [LEGEND, "## Runs", _markdown_grid(runs_grid(runs), len(runs_grid([])[0]))]
+        parts += [f"## {_plain(table.title)}", table.rule, markdown_grid(table_grid(table), NAMES)]
+    parts += [LEGEND, "## Runs", markdown_grid(runs_grid(runs), len(runs_grid([])[0]))]
     notes = remarks(runs, skipped)
     if notes:
         parts += ["## Remarks", _listed(notes)]
@@ -120,7 +122,7 @@ def paper_markdown(found: Reproduction, skipped: list[Skipped]) -> str:
     parts = [f"# {found.title}"]
     for i, table in enumerate(found.parts):
         new_rule = i == 0 or table.rule != found.parts[i - 1].rule
-        parts += [f"## {_plain(table.title)}", *([table.rule] if new_rule else []), _markdown_grid(table_grid(table), NAMES)]
+        parts += [f"## {_plain(table.title)}", *([table.rule] if new_rule else []), markdown_grid(table_grid(table), NAMES)]
     if found.runs:
         parts.append(LEGEND)
     if notes := found.remarks + remarks(found.runs, skipped):
@@ -134,7 +136,7 @@ def _listed(notes: list[str]) -> str:
     return "\n".join("- " + _plain(note) for note in notes)
 
 
-def _markdown_grid(grid: Grid, names: int) -> str:
+def markdown_grid(grid: Grid, names: int) -> str:
     """Columns padded to one width: the first `names` to the left, figures to the right."""
     escaped = [[cell.replace("|", "\\|").replace("*", "\\*") for cell in row] for row in grid]
     widths = [max(3, *(len(row[i]) for row in escaped)) for i in range(len(grid[0]))]

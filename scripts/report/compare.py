@@ -1,0 +1,193 @@
+"""Methods side by side, over their seeds: mean, deviation, and paired differences with 95 % intervals (METHOD.md 4).
+
+    python -m scripts.report compare [PATH...] [--json FILE] [--html FILE]
+
+The seeds of a method are the runs that differ in nothing but the seed. Finished runs of one data set, split and encoder are compared.
+"""
+
+import itertools
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from engine import image_counts
+from engine.image_counts import ImageCounts
+from engine.resume import LOG
+from scripts.report.bootstrap import DRAWS, LEVEL, SEED, Interval, changed_iou, mean_iou, over_images, over_seeds, t_interval
+from scripts.report.identity import method_name, own_method
+from scripts.report.parse import Run
+from scripts.report.uneven import uneven
+
+FIGURES = ("best", "last", "test")  # the best epoch's, as published; the last one's; best.pth's on the list that had no say in its choice
+
+
+@dataclass
+class Group:
+    """The runs of one method, by their seeds."""
+
+    label: str
+    runs: dict[int, Run]
+
+    def figures(self, which: str) -> dict[int, float]:
+        """The figure of each seed in percent, where its log has it."""
+        found = {seed: getattr(run, which) for seed, run in sorted(self.runs.items())}
+        return {seed: value for seed, value in found.items() if value is not None}
+
+    def spread(self, which: str) -> dict[str, float | None]:
+        """Mean over the seeds, and standard deviation (n - 1) of two or more."""
+        values = list(self.figures(which).values())
+        return {
+            "mean": statistics.mean(values) if values else None,
+            "deviation": statistics.stdev(values) if len(values) > 1 else None,
+        }
+
+
+@dataclass
+class Difference:
+    """First minus second in points, over equal seeds. An interval is None where it cannot be computed: t and seeds with one seed, the
+    others without counts of the images."""
+
+    first: str
+    second: str
+    figure: str
+    seeds: list[int]
+    mean: float
+    t: Interval | None = None
+    over_seeds: Interval | None = None
+    over_images: Interval | None = None
+    over_both: Interval | None = None
+
+    @property
+    def verdict(self) -> str:
+        """A difference is shown by two or more seeds where no interval holds 0."""
+        if len(self.seeds) < 2:
+            return "one seed: says nothing of others"
+        intervals = [one for one in (self.t, self.over_seeds, self.over_images, self.over_both) if one is not None]
+        if any(low <= 0 <= high for low, high in intervals):
+            return "no difference shown"
+        return "higher" if self.mean > 0 else "lower"
+
+
+@dataclass
+class Comparison:
+    """What is known of one data set, split and encoder."""
+
+    title: str
+    groups: list[Group]
+    differences: list[Difference]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        groups = [
+            {"label": group.label, "logs": {seed: run.log for seed, run in sorted(group.runs.items())}}
+            | {which: group.spread(which) | {"seeds": group.figures(which)} for which in FIGURES}
+            for group in self.groups
+        ]
+        return {"title": self.title, "groups": groups, "differences": [asdict(one) | {"verdict": one.verdict} for one in self.differences]}
+
+
+@dataclass
+class Compared:
+    """All comparisons, and what a reader should know of them."""
+
+    comparisons: list[Comparison] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """With the bootstrap's draws and seed, so that the intervals can be computed again."""
+        how = {"level": LEVEL, "draws": DRAWS, "seed": SEED}
+        return {"comparisons": [one.to_json() for one in self.comparisons], "intervals": how, "remarks": self.remarks}
+
+
+def compare(runs: Iterable[Run]) -> Compared:
+    """Groups the runs by what they share, and compares every two methods of a group. What is left out is in the remarks."""
+    out = Compared()
+    sweeps: dict[tuple[str, ...], list[Run]] = defaultdict(list)
+    for run in runs:
+        if run.seed is None or not run.complete:
+            out.remarks.append(f"{run.log}: not compared: {'it is not finished' if run.seed is not None else 'its seed is not known'}")
+        else:
+            sweeps[tuple(text or "?" for text in (run.dataset, run.split, run.backbone))].append(run)
+    for where, members in sweeps.items():
+        groups = _groups(members, out.remarks)
+        pairs = itertools.combinations(groups, 2)
+        differences = [found for low, high in pairs for which in FIGURES if (found := _difference(high, low, which, out.remarks))]
+        out.comparisons.append(Comparison(" ".join(where), groups, differences))
+    out.remarks += uneven(run for members in sweeps.values() for run in members)
+    return out
+
+
+def _groups(runs: list[Run], remarks: list[str]) -> list[Group]:
+    """Runs with equal settings but the seed, labelled-only ones first. Of a seed that is there twice the first run counts."""
+    groups: list[Group] = []
+    for run in runs:
+        first = ((group, next(iter(group.runs.values()))) for group in groups)
+        fitting = next((group for group, one in first if (one.method, one.settings) == (run.method, run.settings)), None)
+        if fitting is None:
+            groups.append(Group(_label(run, groups), {run.seed or 0: run}))
+        elif run.seed in fitting.runs:
+            remarks.append(f"{run.log}: not compared: {fitting.runs[run.seed].log} has the same seed and settings")
+        else:
+            fitting.runs[run.seed or 0] = run
+    return sorted(groups, key=lambda group: _semi(next(iter(group.runs.values()))))
+
+
+def _semi(run: Run) -> bool:
+    own = own_method(run.method)
+    return own is None or own.semi
+
+
+def _label(run: Run, groups: list[Group]) -> str:
+    """The method, and what differs from the first group of the same method."""
+    name = method_name(run.method) if run.method else "unknown method"
+    same = [one for one in (next(iter(group.runs.values())) for group in groups) if one.method == run.method]
+    if not same:
+        return name
+    keys = sorted(key for key in run.settings | same[0].settings if run.settings.get(key) != same[0].settings.get(key))
+    return f"{name} ({', '.join(f'{key} {run.settings.get(key)}' for key in keys)})"
+
+
+def _difference(first: Group, second: Group, which: str, remarks: list[str]) -> Difference | None:
+    ours, theirs = first.figures(which), second.figures(which)
+    seeds = sorted(ours.keys() & theirs.keys())
+    if not seeds:
+        return None
+    values = np.array([ours[seed] - theirs[seed] for seed in seeds])
+    found = Difference(first.label, second.label, which, seeds, float(values.mean()))
+    if len(seeds) > 1:
+        found.t, found.over_seeds = t_interval(values), over_seeds(values)
+    runs = [group.runs[seed] for group in (first, second) for seed in seeds]
+    counts = [_counts(run, which, remarks) for run in runs]
+    known = [one for one in counts if one is not None]
+    if len(known) < len(runs):
+        return found
+    if len({(one.sha256, one.counts.shape) for one in known}) > 1:
+        remarks.append(f"{first.label}, {second.label}: no interval over images: {which} is of different lists")
+        return found
+    stacked = np.stack([one.counts for one in known])
+    score = changed_iou if runs[0].task == "change" else mean_iou
+    found.over_images, both = over_images(stacked[: len(seeds)], stacked[len(seeds) :], score)
+    found.over_both = both if len(seeds) > 1 else None
+    return found
+
+
+def _counts(run: Run, which: str, remarks: list[str]) -> ImageCounts | None:
+    """The counts beside a run's log, where they are of its figure."""
+    log = Path(run.log)
+    path = log.with_name(image_counts.FILES[which])
+    found = image_counts.load(path) if log.name == LOG else None
+    if found is None:
+        return None
+    score = changed_iou if run.task == "change" else mean_iou
+    value, figure = float(score(found.counts.sum(0))), getattr(run, which)
+    if abs(value - figure) > 0.0051:  # the log rounds
+        remark = f"{path}: not used: it gives {value:.2f}, the log says {figure:.2f}"
+        if remark not in remarks:
+            remarks.append(remark)
+        return None
+    return found

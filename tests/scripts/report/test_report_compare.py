@@ -1,0 +1,199 @@
+"""Methods compared over their seeds: intervals against second writings, and what is compared with what."""
+
+import itertools
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import supervised
+import unimatch_v2
+from engine import image_counts, metric
+from engine.image_counts import FILES
+from engine.metrics_file import Epoch, append
+from scripts.report import read_log
+from scripts.report.__main__ import main
+from scripts.report.bootstrap import changed_iou, mean_iou, over_images, over_seeds, t_interval, t_quantile
+from scripts.report.compare import Difference, compare
+from scripts.report.uneven import uneven
+from tests.conftest import Tiny
+from tests.scripts.report.report_logs import whole_log
+
+
+def test_students_t_is_that_of_the_tables() -> None:
+    table = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 9: 2.262, 30: 2.042}
+    assert {n: round(t_quantile(n), 3) for n in table} == table
+    low, high = t_interval(np.array([1.0, 2.0, 4.0]))
+    half = 4.302653 * math.sqrt((16 + 1 + 25) / 9 / 2) / math.sqrt(3)
+    assert (low, high) == pytest.approx((7 / 3 - half, 7 / 3 + half), abs=1e-4)
+
+
+def test_bootstrap_over_seeds_is_that_of_all_resamples() -> None:
+    """Of four seeds there are 4^4 resamples: their quantiles, all counted."""
+    values = np.array([0.5, -1.0, 2.0, 3.5])
+    means = [np.mean(draw) for draw in itertools.product(values, repeat=4)]
+    expected = np.percentile(means, (2.5, 97.5))
+    assert over_seeds(values) == pytest.approx(expected, abs=0.13)
+    assert over_seeds(values) == over_seeds(values), "the same again"
+    assert over_seeds(np.array([1.0, 2.0])) == (1, 2), "two seeds: their range"
+    assert over_seeds(np.array([1.0, 5.0, 2.0])) == (1, 5), "three seeds, too"
+
+
+def random_counts(rng: np.random.Generator, seeds: int, images: int, classes: int) -> tuple[np.ndarray, list[list[torch.Tensor]]]:
+    """Counts of images (S, N, 3, K), and the confusion matrices that they are of."""
+    matrices = [[torch.from_numpy(rng.integers(0, 40, (classes, classes))) for _ in range(images)] for _ in range(seeds)]
+    return np.array([[metric.sums(one).numpy() for one in run] for run in matrices]), matrices
+
+
+def test_bootstrap_over_images_resamples_confusion_matrices() -> None:
+    """Against resampled lists of images, whose matrices are added up and scored as an evaluation is."""
+    rng = np.random.default_rng(3)
+    (first, a), (second, b) = (random_counts(rng, 2, 6, 3) for _ in range(2))
+    images, both = over_images(first, second, mean_iou)
+
+    def miou(matrices: list[torch.Tensor], chosen: np.ndarray) -> float:
+        return float(metric.iou(sum(matrices[i] for i in chosen)).mean())
+
+    draws = [[miou(run, chosen) for run in (*a, *b)] for chosen in rng.integers(0, 6, (3000, 6))]
+    by_seed = np.array(draws)[:, :2] - np.array(draws)[:, 2:]
+    assert images == pytest.approx(np.percentile(by_seed.mean(1), (2.5, 97.5)), abs=0.35)
+    seeds = rng.integers(0, 2, (3000, 2))
+    assert both == pytest.approx(np.percentile(np.take_along_axis(by_seed, seeds, 1).mean(1), (2.5, 97.5)), abs=0.35)
+    assert both[1] - both[0] > images[1] - images[0]
+    same, _ = over_images(first, first, mean_iou)
+    assert same == (0, 0), "paired: the same images for both"
+
+
+def test_scores_of_summed_counts_are_those_of_an_evaluation() -> None:
+    matrix = torch.tensor([[5, 2, 0], [1, 7, 0], [0, 0, 0]])
+    assert mean_iou(metric.sums(matrix).numpy()) == pytest.approx(float(metric.iou(matrix).mean()))
+    assert changed_iou(metric.sums(matrix).numpy()) == pytest.approx(float(metric.iou(matrix)[1]))
+
+
+@pytest.mark.parametrize(
+    ("mean", "seeds", "intervals", "verdict"),
+    [
+        (1.0, [0], {"over_images": (0.5, 1.5)}, "one seed: says nothing of others"),
+        (1.0, [0, 1], {"t": (-5.0, 7.0), "over_seeds": (0.5, 1.5)}, "no difference shown"),
+        (1.0, [0, 1], {"t": (0.1, 1.9), "over_seeds": (0.5, 1.5), "over_both": (-0.1, 2)}, "no difference shown"),
+        (1.0, [0, 1], {"t": (0.1, 1.9), "over_seeds": (0.5, 1.5)}, "higher"),
+        (-1.0, [0, 1], {"t": (-1.9, -0.1), "over_seeds": (-1.5, -0.5), "over_images": (-1.2, -0.3)}, "lower"),
+        (0.0, [0, 1], {"t": (0.0, 0.0), "over_seeds": (0.0, 0.0)}, "no difference shown"),
+    ],
+)
+def test_verdicts(mean: float, seeds: list[int], intervals: dict, verdict: str) -> None:
+    assert Difference("a", "b", "best", seeds, mean, **intervals).verdict == verdict
+
+
+def write(folder: Path, method: str, seed: int, ema: float, **header: Any) -> Path:
+    """The log of a finished run whose EMA is at `ema` in its middle epoch and one point below in the last one."""
+    path = folder / f"{method}{seed}{''.join(header)}/train.log"
+    path.parent.mkdir(parents=True)
+    values = (ema - 2, ema, ema - 1)
+    path.write_text(whole_log(ema=lambda i: f"{values[i]:.2f}", method=method, seed=seed, **header))
+    return path
+
+
+def test_seeds_are_runs_of_equal_settings_and_differences_are_of_equal_seeds(tmp_path: Path) -> None:
+    for seed, (v2, fix) in enumerate([(80.0, 79.5), (81.0, 79.0), (80.5, 80.0)]):
+        write(tmp_path, "unimatch_v2", seed, v2)
+        write(tmp_path, "fixmatch", seed, fix)
+    write(tmp_path, "unimatch_v2", 3, 99.0)  # a seed that FixMatch lacks
+    write(tmp_path, "unimatch_v2", 0, 70.0, conf_thresh=0.9)  # another experiment
+    runs = [run for path in sorted(tmp_path.rglob("train.log")) for run in read_log(path)]
+    (found,) = compare(runs).comparisons
+    assert found.title == "pascal 92 dinov2_base"
+    groups = {group.label: group for group in found.groups}
+    assert {label: sorted(group.runs) for label, group in groups.items()} == {
+        "FixMatch": [0, 1, 2],
+        "UniMatch V2": [0, 1, 2, 3],
+        "UniMatch V2 (conf_thresh 0.9)": [0],
+    }
+    assert groups["FixMatch"].spread("best") == {"mean": pytest.approx(79.5), "deviation": pytest.approx(0.5)}
+    (best,) = [one for one in found.differences if (one.first, one.second, one.figure) == ("UniMatch V2", "FixMatch", "best")]
+    assert (best.seeds, best.mean) == ([0, 1, 2], pytest.approx(1.0))
+    assert best.over_seeds == pytest.approx((0.5, 2.0))
+    assert best.t == pytest.approx((1 - 4.302653 * math.sqrt(0.75 / 3), 1 + 4.302653 * math.sqrt(0.75 / 3)), abs=1e-4)
+    assert best.verdict == "no difference shown"
+    (last,) = [one for one in found.differences if (one.first, one.second, one.figure) == ("UniMatch V2", "FixMatch", "last")]
+    assert last.mean == pytest.approx(1.0)
+
+
+def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
+    path = write(tmp_path, "fixmatch", 0, 80.0)
+    again = write(tmp_path / "again", "fixmatch", 0, 81.0)
+    unfinished, unknown = tmp_path / "short/train.log", tmp_path / "unknown.log"
+    unfinished.parent.mkdir()
+    begun = path.read_text().partition("===========> Epoch: 2")[0].rpartition("\n")[0]
+    unfinished.write_text(begun.replace("'seed': 0", "'seed': 5"))
+    unknown.write_text(re.sub(r"'seed': 0,\n ", "", path.read_text()))
+    runs = [run for log in (path, again, unfinished, unknown) for run in read_log(log)]
+    found = compare(runs)
+    assert [one.differences for one in found.comparisons] == [[]]
+    assert found.remarks == [
+        f"{unfinished}: not compared: it is not finished",
+        f"{unknown}: not compared: its seed is not known",
+        f"{again}: not compared: {path} has the same seed and settings",
+    ]
+
+
+def test_counts_of_images_are_used_where_they_are_of_the_figure(tmp_path: Path) -> None:
+    rng, scores = np.random.default_rng(0), {}
+    for seed, method in itertools.product((0, 1), ("fixmatch", "unimatch_v2")):
+        counts, _ = random_counts(rng, 1, 5, 4)
+        scores[method, seed] = counts[0]
+        log = write(tmp_path, method, seed, round(float(mean_iou(counts[0].sum(0))), 2))
+        image_counts.save(log.with_name(FILES["best"]), torch.from_numpy(counts[0]), 1, "abc")
+        image_counts.save(log.with_name(FILES["last"]), torch.from_numpy(counts[0]), 2, "abc")  # of another figure
+    found = compare([run for path in sorted(tmp_path.rglob("train.log")) for run in read_log(path)])
+    best, last = found.comparisons[0].differences
+    v2, fix = (np.stack([scores[method, seed] for seed in (0, 1)]) for method in ("unimatch_v2", "fixmatch"))
+    assert (best.over_images, best.over_both) == over_images(v2, fix, mean_iou)
+    assert last.over_images is None
+    assert len([remark for remark in found.remarks if "images_last.npz: not used: it gives" in remark]) == 4
+    image_counts.save(tmp_path / "fixmatch0" / FILES["best"], torch.from_numpy(scores["fixmatch", 0]), 1, "other")
+    found = compare([run for path in sorted(tmp_path.rglob("train.log")) for run in read_log(path)])
+    assert found.comparisons[0].differences[0].over_images is None
+    assert [remark for remark in found.remarks if "best is of different lists" in remark]
+    (tmp_path / "fixmatch0" / FILES["best"]).write_bytes(b"torn")
+    assert image_counts.load(tmp_path / "fixmatch0" / FILES["best"]) is None
+
+
+def test_labelled_images_of_an_epoch_that_differ_are_told(tmp_path: Path) -> None:
+    for method, images in (("fixmatch", 320), ("unimatch_v2", 320), ("supervised", 368)):
+        log = write(tmp_path, method, 0, 80.0)
+        row = Epoch(0, 40, 1.0, None, None, {}, {}, {}, {}, images)
+        append(log.with_name("metrics.jsonl"), "epoch", vars(row))
+    runs = [run for path in sorted(tmp_path.rglob("train.log")) for run in read_log(path)]
+    expected = "pascal 92 dinov2_base: labelled images seen in an epoch differ: 320 (fixmatch, unimatch_v2), 368 (supervised)"
+    assert uneven(runs) == [expected]
+    assert expected in compare(runs).remarks
+    assert uneven([run for run in runs if run.method != "supervised"]) == []
+
+
+def test_two_methods_from_their_runs_to_the_page(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (0, 1):
+        words = (f"seed={seed}", "epochs=1", "crop_size=14", "supervised_length=24", f"test_id_path={tiny.root}/labeled.txt")
+        unimatch_v2.main(tiny.args(tmp_path / f"exp/unimatch_v2/{seed}", *words))
+        supervised.main(tiny.args(tmp_path / f"exp/supervised/{seed}", *words, unlabeled=False))
+    capsys.readouterr()
+    main(["compare", str(tmp_path / "exp"), "--json", str(tmp_path / "c.json"), "--html", str(tmp_path / "c.html")])
+    said, page = capsys.readouterr().out, (tmp_path / "c.html").read_text()
+    found = json.loads((tmp_path / "c.json").read_text())
+    (one,) = found["comparisons"]
+    assert [len(group["logs"]) for group in one["groups"]] == [2, 2]
+    assert [row["figure"] for row in one["differences"]] == ["best", "last", "test"]
+    for row in one["differences"]:
+        assert all(row[key] is not None for key in ("t", "over_seeds", "over_images", "over_both"))
+        assert row["verdict"] in said
+        assert f"<td>{row['mean']:+.2f}</td>" in page
+    tested = json.loads((tmp_path / "exp/unimatch_v2/1/test.json").read_text())["scores"]["EMA"]["miou"]
+    group = next(group for group in one["groups"] if group["label"].startswith("UniMatch V2"))
+    assert group["test"]["seeds"]["1"] == pytest.approx(tested, abs=0.0051)
+    assert "labelled images seen in an epoch differ: 12 (unimatch_v2), 24 (supervised)" in said
+    assert not re.search(r'(src|href)="(?!data:)', page)
