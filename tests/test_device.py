@@ -29,6 +29,7 @@ OHEM = "criterion={name: OHEM, kwargs: {ignore_index: 255, thresh: 0.7, min_kept
 LOVASZ = "criterion={name: Lovasz, kwargs: {ce: 1, class_weights: [1, 2, 0.5, 1, 1, 3]}}"
 DICE = "criterion={name: Dice, kwargs: {class_weights: auto}}"
 SEMIVL = ("backbone=clip_tiny", "crop_size=64", "img_scale=[128, 64]", "eval_mode=slide", "guidance_thresh=0.2", "lr=1e-6")
+ALLSPARK = ("backbone=mit_b0", "model=allspark", "crop_size=48", "memory_epoch=0")
 Commands = dict[str, tuple[str, list[str]]]
 
 
@@ -50,6 +51,7 @@ def commands(tiny: Tiny, pairs: Tiny, out: Path) -> Commands:
         ),
         "text": ("scripts.text", ["--config", str(tiny.config), "--random", "--out", f"{out}/text.pth"]),
         "semivl": ("semivl", train(out / "semivl", "views=device", "epochs=1", f"text={out}/text.pth", *SEMIVL)),
+        "allspark": ("allspark", train(out / "allspark", "views=device", "epochs=1", *ALLSPARK)),
         "change": ("unimatch_v2", change(out / "change", "views=device")),
         "evaluate": ("evaluate", [*models, "--json", f"{out}/plain.json", "--worst", "2", "--out", f"{out}/worst"]),
         "evaluate 2": ("evaluate", [*models, "--scales", "0.75", "1", "--flip", "--tile", "28", "--json", f"{out}/augmented.json"]),
@@ -78,7 +80,7 @@ def figures(log: Path, word: str) -> list[float]:
     return [float(number) for line in lines for number in re.findall(r"\d+\.\d+", line)]
 
 
-@pytest.mark.parametrize("name", ["unimatch_v2", "fixmatch", "supervised", "semivl", "change"])
+@pytest.mark.parametrize("name", ["unimatch_v2", "fixmatch", "supervised", "semivl", "allspark", "change"])
 # The device computes with the CPU's kernels: nothing but one pixel at a tie could turn, 0.3 % of a small class. Losses have three decimals.
 @pytest.mark.parametrize(("word", "tolerance"), [("Iters", 0.002), (">>>>", 0.3)])
 def test_a_run_has_the_figures_of_a_cpu(name: str, word: str, tolerance: float, ran: tuple) -> None:
@@ -105,7 +107,14 @@ def test_predictions_are_those_of_a_cpu(ran: tuple) -> None:
 
 @pytest.mark.parametrize(
     ("name", "steps", "epochs"),
-    [("unimatch_v2", STEPS, 1), ("unimatch_v2 2", STEPS, 1), ("fixmatch", 2 * STEPS, 2), ("semivl", STEPS, 1), ("supervised", 12, 2)],
+    [
+        ("unimatch_v2", STEPS, 1),
+        ("unimatch_v2 2", STEPS, 1),
+        ("fixmatch", 2 * STEPS, 2),
+        ("semivl", STEPS, 1),
+        ("allspark", STEPS, 1),
+        ("supervised", 12, 2),
+    ],
 )
 def test_the_host_reads_once_a_step_and_at_each_line_of_the_log(name: str, steps: int, epochs: int, ran: tuple) -> None:
     reads = {place: count for place, count in ran[2][name].items() if not place.startswith(SHOWN)}
