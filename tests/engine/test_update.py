@@ -279,10 +279,12 @@ def test_student_as_teacher() -> None:
     assert learner.teacher is not None
 
 
-def test_change_detection_updates() -> None:
-    learner = tiny_trainer(unimatch_v2.METHOD, TOTAL, task="change")
+@pytest.mark.parametrize("place", ["encoder", "classifier"])
+def test_change_detection_updates(place: str) -> None:
+    learner = tiny_trainer(unimatch_v2.METHOD, TOTAL, task="change", dropout_at=place)
     twin = tiny_trainer(unimatch_v2.METHOD, TOTAL, task="change").student
-    expected = literal_loss("unimatch_v2", twin, twin, batch(0, 6), CE, 0.5)
-    stats = learner.update([batch(0, 6)])
+    b = batch(0, 6) if place == "encoder" else ablated(batch(0, 6), 2, "complementary", place)
+    expected = literal_loss("unimatch_v2", twin, twin, b, CE, 0.5, place)
+    stats = learner.update([b])
     for name in ("loss_all", "loss_x", "loss_s"):
         assert float(stats[name]) == pytest.approx(float(expected[name].detach()), rel=1e-10)
