@@ -172,7 +172,9 @@ def encoder_facts(name: str, encoder: Encoder) -> dict[str, Any]:
 def check_facts(state: dict[str, Any], name: str, encoder: Encoder, path: str) -> None:
     """Raises UserError for a checkpoint whose encoder was another one under the same name: its weights may fit, and mean something else."""
     recorded = state.get("encoder")
-    for key, value in encoder_facts(name, encoder).items() if isinstance(recorded, dict) else ():
+    if not isinstance(recorded, dict):  # of a checkpoint without such facts
+        return
+    for key, value in encoder_facts(name, encoder).items():
         if recorded.get(key, value) != value:
             raise UserError(
                 f"{path}: its encoder has {key} {recorded[key]!r}, but {name} here has {value!r}; "

@@ -60,8 +60,8 @@ def test_every_command(name: str, tiny: Tiny, tmp_path: Path) -> None:
         assert all(torch.equal(value, parts[which][key]) for key, value in whole[which].items())
 
     built = ENCODERS[name].build()
-    facts = ("mean", "std", "out_indices", "channels", "strides")
-    recorded = {"multiple": built.multiple} | {fact: list(getattr(built, fact)) for fact in facts}
+    keys = ("mean", "std", "out_indices", "channels", "strides")
+    recorded = {"multiple": built.multiple} | {key: list(getattr(built, key)) for key in keys}
     assert recorded.items() <= whole["encoder"].items()
 
     config = ["--config", str(tiny.config), *(word for setting in settings for word in ("--set", setting))]
