@@ -14,6 +14,7 @@ from scripts.report.lines import read_lines
 from util.config import Config, load_config
 
 PORT = 29500
+ABSENT = "not in its header"
 # `ignore_index` is a key of the config and of its criterion, and a header that is read has one of them
 _NOT_COMPARED = ("data_root", "data_root_u", "labeled_id_path", "unlabeled_id_path", "save_path", "config", "ignore_index")
 
@@ -73,10 +74,13 @@ def _header(recipe: Recipe) -> Mapping[str, str]:
 
 
 def differences(recipe: Recipe, settings: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """The settings of a log that are not the recipe's, of those that both have: {key: (found, expected)}."""
+    """The settings of a log that are not the recipe's: {key: (found, expected)}. A log of another program need not have all keys, but those
+    that the recipe changes; and a log whose header is lost has none."""
     header = recipe.header()
+    changed = {setting.partition("=")[0] for setting in recipe.settings} if settings else {"config"}
+    lacking = {key: (ABSENT, header.get(key, recipe.config)) for key in sorted(changed - settings.keys())}
     both = sorted(header.keys() & settings.keys())
-    return {key: (settings[key], header[key]) for key in both if not same(settings[key], header[key])}
+    return lacking | {key: (settings[key], header[key]) for key in both if not same(settings[key], header[key])}
 
 
 def same(a: str, b: str) -> bool:

@@ -106,6 +106,19 @@ def test_a_nearly_right_run_is_left_out_with_the_reason(tmp_path: Path, capsys: 
     assert not any("| yours |" in line for line in lines)
 
 
+def test_settings_that_a_log_does_not_tell_are_no_match(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of a header that is lost, or of another program, which has no ablations."""
+    lost = tmp_path / "lost" / "pascal_unimatch_v2_366labels_dinov2_base.log"
+    lost.parent.mkdir()
+    lost.write_text(LogWriter().epoch(0, ema="80.00").text)
+    path = own_log(tmp_path / "a.log", entry("6", "UniMatch V2 (complementary dropout)", "pascal", "366"), ["85.00"])
+    path.write_text(re.sub(" '(dropout|dropout_at|strong_views)': .*\n", "", path.read_text()))
+    lines = text_of(capsys, "table", "6", tmp_path)
+    assert "| | | yours | | | 85.0\\* | | |" in lines
+    assert sum("| yours |" in line for line in lines) == 1
+    assert f"- {lost}: not in the table: config not in its header (expected configs/pascal.yaml)" in lines
+
+
 def test_seeds_share_a_cell_and_a_repeated_one_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     here = entry("1", "UniMatch V2", "pascal", "92")
     for name, seed, best in (("a", 0, "85.00"), ("b", 1, "86.00"), ("c", 1, "10.00")):
