@@ -48,7 +48,7 @@ def final_test(cfg: Config, data: Data, source: Source, models: dict[str, Segmen
             checkpoint.load_strictly(model, model.accept_(checkpoint.weights(best, key, path)), path, "it is of another run")
         loader = validation_loader(source, world, data.workers)
         progress = evaluation(world, len(loader), "test")
-        counts = evaluate([model.eval() for model in models.values()], loader, prediction, spec.nclass, world, progress=progress)
+        counts = evaluate([model.eval() for model in models.values()], loader, prediction, spec.nclass, world, None, progress)
         scores = {name: metric.scores(matrix, spec) for name, matrix in zip(models, counts.matrices, strict=True)}
         result = made_for | {"images": len(source.ids), "scores": scores}
         if world.main:

@@ -187,7 +187,7 @@ def _classes(data: PageData) -> str:
     heads = ["class", *(f"{name} IoU" for name in data.method.models), f"best epoch ({best.epoch})"]
     kept = data.epochs[-1].pseudo_labels
     heads += ["pseudo labels, %"] if kept else []
-    heads += ["of them right, %"] if data.measured else []
+    heads += ["right, %"] if data.measured else []
     heads += ["stays at 0"] if data.at_zero else []
     lines = []
     for k, name in enumerate(data.spec.classes):
@@ -204,7 +204,7 @@ def _classes(data: PageData) -> str:
         lines.append(f"<tr>{cells}</tr>")
     head = "".join(f"<th><button>{escape(name)}</button></th>" for name in heads)
     note = " Pseudo labels: share of all unlabelled pixels of the epoch's last step that count for the class." if kept else ""
-    note += " Of them right: on the validation images, whose truth is known." if data.measured else ""
+    note += " Right: share of the confident pixels of the validation images whose class is true." if data.measured else ""
     table = f'<div class="card wide"><table class="sortable"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
     return f'<h2>Classes, epoch {row.epoch}</h2><p class="quiet">A click on a head sorts.{note}</p>{table}'
 
