@@ -25,6 +25,7 @@ from util.cli import Parser
 from util.config import Config, load_config
 from util.error import UserError, run
 from util.files import output
+from util.table import markdown_table
 
 COUNT = 6  # images that are shown, from the beginning of the validation list
 CELL = (180, 180)  # px: every picture is fitted into such a cell, so that columns are straight
@@ -62,12 +63,8 @@ def read_result(name: str, folder: Path, figure: str) -> Result:
 def table(results: list[Result], title: str) -> str:
     """The results as aligned text that is a Markdown table too. title: what the figure is called."""
     rows = [("method", f"student {title}", f"EMA {title}", "seconds")]
-    for r in results:
-        rows.append((r.name, f"{r.student:.2f}", "" if r.ema is None else f"{r.ema:.2f}", f"{r.seconds:.0f}"))
-    widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    lines = ["| " + " | ".join(f"{row[0]:<{widths[0]}}" if i == 0 else f"{row[i]:>{widths[i]}}" for i in range(4)) + " |" for row in rows]
-    lines.insert(1, "|" + "|".join("-" * (w + 1) + ("-" if i == 0 else ":") for i, w in enumerate(widths)) + "|")
-    return "\n".join(lines)
+    rows += [(r.name, f"{r.student:.2f}", "" if r.ema is None else f"{r.ema:.2f}", f"{r.seconds:.0f}") for r in results]
+    return markdown_table(rows)
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """Hours of a run on 1 to 8 cards: from its operations, its lists and the cards' data sheets."""
 
+import sys
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import product
@@ -98,6 +99,7 @@ class Plan:
         """Memory and meter of a process that runs all shards, by precision (fp32 | bf16) and activation checkpointing."""
         found = {}
         for precision, again in product(("fp32", "bf16"), (False, True)):
+            print(f"  {precision}{', activation checkpointing' * again}", file=sys.stderr, flush=True)
             cfg = replace(self.cfg, precision=precision, activation_checkpointing=again)
             found[precision, again] = footprint(cfg, self.method, self.shards)
         return found

@@ -4,8 +4,11 @@ What runs is the method's own step and the run's own model, so nothing here know
 """
 
 import math
+import sys
 import weakref
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -21,6 +24,7 @@ from dataset.custom import spec_of
 from engine.evaluation import Prediction
 from engine.method import Method
 from model import configured_model
+from model.backbone import dinov2
 from model.segmenter import Segmenter
 from model.text import reserve_text_
 from util.config import Config
@@ -64,6 +68,8 @@ class Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if func is torch.ops.prim.device.default:  # where a tensor is; most of what comes here
+            return func(*args, **kwargs)
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         older = {x.untyped_storage()._cdata for x in given}
         out = func(*args, **kwargs)
@@ -135,13 +141,23 @@ def empty_batch(cfg: Config, method: Method, channels: tuple[int, ...]) -> Batch
     return replace(batch, second=second, drop=drop, epoch=cfg.epochs - 1)
 
 
+@contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Attention by the fused kernel, in whose place a CPU computes bfloat16 head by head (model/backbone/dinov2.py)."""
+    before, dinov2.LONG = dinov2.LONG, sys.maxsize
+    try:
+        yield
+    finally:
+        dinov2.LONG = before
+
+
 def dry_step(cfg: Config, method: Method, student: Segmenter, teacher: nn.Module | None, batch: Batch) -> tuple[int, Meter]:
     """(held, meter) of one shard: bytes alive when the forward pass is done, and the whole step's figures, besides weights, gradients
     and mini-batch. The student's parameters have gradients already, as from the second shard on. teacher: what the step gets as such."""
     student.backbone.checkpointing = cfg.activation_checkpointing
     for p in student.parameters():
         p.grad = torch.zeros_like(p) if p.requires_grad else None
-    with Meter() as meter:
+    with as_on_a_gpu(), Meter() as meter:
         with autocast("bf16" if cfg.precision in SIXTEEN_BIT else "fp32", torch.device("cpu")):
             loss, _ = method.step(student.train(), teacher, batch, cfg)
         held = meter.live

@@ -9,6 +9,7 @@ products at the card's peak rate) and an estimate at an assumed share of peak ra
 import argparse
 import importlib
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from scripts.benchmark.measure import count, write_figures
 from util.config import Config, load_config
 from util.error import UserError
 from util.files import ROOT
+from util.table import markdown_table
 
 METHODS = sorted(path.stem for path in ROOT.glob("*.py") if "\nMETHOD = " in path.read_text(encoding="utf-8"))
 # height, width of typical validation images in pixels; a data set that is not here counts with its crop
@@ -63,6 +65,7 @@ def main(args: argparse.Namespace) -> None:
     cfg, card = load_config(args.config, args.set, method.config), CARDS[args.card]
     method = method.of(cfg)
     image = args.image_size or IMAGE_SIZES.get(spec_of(cfg).name, (cfg.crop_size,) * 2)
+    print("counting the operations and the memory of a step and of an evaluation ...", file=sys.stderr, flush=True)
     plan = Plan(cfg, method, find_lengths(cfg, method, args), image, card, args.efficiency)
     found = plan.figures()
     print("\n\n".join(text(plan, found)))
@@ -115,7 +118,7 @@ def _short(value: float) -> str:
 
 def _table(rows: list[dict[str, str]]) -> str:
     """A Markdown table of {column: cell}."""
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (rows[0], ["---"] * len(rows[0]), *(row.values() for row in rows)))
+    return markdown_table([list(rows[0]), *(list(row.values()) for row in rows)])
 
 
 def text(plan: Plan, found: dict[str, Any]) -> Iterator[str]:

@@ -5,7 +5,8 @@ from html import escape
 from engine.page.render import document
 from scripts.report.bootstrap import DRAWS, SEED, Interval
 from scripts.report.compare import FIGURES, Compared, Comparison, Difference, Group
-from scripts.report.render import Grid, markdown_grid
+from scripts.report.render import Grid
+from util.table import markdown_table
 
 _HEADINGS = {"best": "best epoch", "last": "last epoch", "test": "best.pth on the test list"}
 NOTES = (
@@ -60,8 +61,8 @@ def markdown(found: Compared) -> str:
     """The whole comparison in Markdown."""
     parts = []
     for one in found.comparisons:
-        parts += [f"## {one.title}", markdown_grid(methods_grid(one), 2)]
-        parts += [markdown_grid(differences_grid(one), 3)] if one.differences else ["Nothing to compare: one method, or no seed in common."]
+        parts += [f"## {one.title}", markdown_table(methods_grid(one), 2)]
+        parts += [markdown_table(differences_grid(one), 3)] if one.differences else ["Nothing to compare: one method, or no seed in common."]
     parts += NOTES
     parts += ["\n".join(f"- {remark}" for remark in found.remarks)] if found.remarks else []
     return "\n\n".join(parts)

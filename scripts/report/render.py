@@ -8,6 +8,7 @@ from scripts.report.parse import Run, count
 from scripts.report.reproduce import Reproduction
 from scripts.report.tables import Cell, Row, Table, round_half_up
 from scripts.report.uneven import uneven
+from util.table import markdown_table
 
 Grid = list[list[str]]  # rows of cells, the heading first
 
@@ -109,8 +110,8 @@ def markdown(tables: Iterable[Table], runs: list[Run], skipped: list[Skipped]) -
     """The whole report in Markdown."""
     parts = []
     for table in tables:
-        parts += [f"## {_plain(table.title)}", table.rule, markdown_grid(table_grid(table), NAMES)]
-    parts += [LEGEND, "## Runs", markdown_grid(runs_grid(runs), len(runs_grid([])[0]))]
+        parts += [f"## {_plain(table.title)}", table.rule, markdown_table(table_grid(table), NAMES)]
+    parts += [LEGEND, "## Runs", markdown_table(runs_grid(runs), len(runs_grid([])[0]))]
     notes = remarks(runs, skipped)
     if notes:
         parts += ["## Remarks", _listed(notes)]
@@ -122,7 +123,7 @@ def paper_markdown(found: Reproduction, skipped: list[Skipped]) -> str:
     parts = [f"# {found.title}"]
     for i, table in enumerate(found.parts):
         new_rule = i == 0 or table.rule != found.parts[i - 1].rule
-        parts += [f"## {_plain(table.title)}", *([table.rule] if new_rule else []), markdown_grid(table_grid(table), NAMES)]
+        parts += [f"## {_plain(table.title)}", *([table.rule] if new_rule else []), markdown_table(table_grid(table), NAMES)]
     if found.runs:
         parts.append(LEGEND)
     if notes := found.remarks + remarks(found.runs, skipped):
@@ -134,18 +135,6 @@ def paper_markdown(found: Reproduction, skipped: list[Skipped]) -> str:
 
 def _listed(notes: list[str]) -> str:
     return "\n".join("- " + _plain(note) for note in notes)
-
-
-def markdown_grid(grid: Grid, names: int) -> str:
-    """Columns padded to one width: the first `names` to the left, figures to the right."""
-    escaped = [[cell.replace("|", "\\|").replace("*", "\\*") for cell in row] for row in grid]
-    widths = [max(3, *(len(row[i]) for row in escaped)) for i in range(len(grid[0]))]
-    lines = []
-    for row in escaped:
-        cells = [cell.ljust(width) if i < names else cell.rjust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))]
-        lines.append("| " + " | ".join(cells) + " |")
-    rule = [" " + "-" * width + " " if i < names else " " + "-" * width + ":" for i, width in enumerate(widths)]
-    return "\n".join([lines[0], "|" + "|".join(rule) + "|", *lines[1:]])
 
 
 def latex(tables: Iterable[Table], runs: list[Run], skipped: list[Skipped], comments: Iterable[str] = ()) -> str:
