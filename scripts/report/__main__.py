@@ -102,28 +102,36 @@ def main(argv: list[str]) -> None:
     if argv[:1] == ["compare"]:
         return print_comparison(argv[1:])
     kind = argv[0] if argv and argv[0] in ("table", "figure") else ""
-    parser = Parser(prog=f"scripts.report {kind}".strip(), description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    numbers = [name.removeprefix(kind).strip() for name in paper.tables() if name.startswith("figure") == (kind == "figure")]
-    if kind:
-        parser.add_argument("number", choices=numbers, metavar=f"{{{numbers[0]}..{numbers[-1]}}}", help=f"of the paper's {kind}")
+    prog = f"scripts.report {kind} NUMBER" if kind else "scripts.report"
+    parser = Parser(prog=prog, description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     if kind == "figure":
         parser.add_argument("--svg", metavar="FILE", help="draw it into this file")
     parser.add_argument(
         "paths", nargs="*", metavar="PATH", help=f"logs, or folders searched for *.log (default: {' '.join(DEFAULT_PATHS)})"
     )
     parser.add_argument("--format", choices=("markdown", "json", "latex"), default="markdown", help="json: lists of runs or cells")
-    args = parser.parse_args(argv[1:] if kind else argv)
+    name = paper_name(kind, argv[1:]) if kind and "--help" not in argv and "-h" not in argv else ""
+    args = parser.parse_args(argv[2:] if name else argv)
     paths = args.paths or default_paths(required=not kind)
     runs, skipped = read_all(paths) if paths else ([], [])
     if args.format == "json":
         for file in skipped:
             print(f"warning: {file.path}: not in the report: {file.reason}", file=sys.stderr)
     if kind:
-        print_paper(f"{kind} {args.number}".removeprefix("table "), runs, skipped, args)
+        print_paper(name, runs, skipped, args)
     elif args.format == "json":
         print(json.dumps([run.to_json() for run in runs], indent=1))
     else:
         print((markdown if args.format == "markdown" else latex)(build_tables(runs), runs, skipped))
+
+
+def paper_name(kind: str, words: list[str]) -> str:
+    """The name (paper.py) of the table or figure whose number is the first word. Raises UserError."""
+    names = {name.removeprefix(kind).strip(): name for name in paper.tables() if name.startswith("figure") == (kind == "figure")}
+    if not words or words[0] not in names:
+        found = repr(words[0]) if words else "nothing"
+        raise UserError(f"{kind}: found {found} behind it, expected a number: {', '.join(names)}; such as `{kind} {min(names)}`")
+    return names[words[0]]
 
 
 def print_paper(name: str, runs: list[Run], skipped: list[Skipped], args: Namespace) -> None:

@@ -120,6 +120,7 @@ def to_json(found: Reproduction) -> dict[str, Any]:
             for (split, kind), cell in row.cells.items():
                 values: dict[str, Any] = {"dataset": part.title, "row": row.method, "encoder": row.encoder, "split": split, "figure": kind}
                 values["published"] = None if cell.published is None else float(cell.published)
+                values["logged"] = None if cell.logged is None else float(cell.logged)
                 values["runs"] = [
                     {"log": run.log, "from": origin, "seed": run.seed, "best": run.figure(kind, False, cell.statistic),
                      "last": run.figure(kind, True, cell.statistic), "complete": run.complete}

@@ -75,7 +75,7 @@ def test_without_a_log_there_are_published_values_and_commands(
 def test_every_table_and_figure_prints(table: str, form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = own_log(tmp_path / "train.log", entry("1", "UniMatch V2", "pascal", "183"), ["86.00"])
     words = table.split() if " " in table else ["table", table]
-    main([*words, str(path), "--format", form])
+    main([*words, "--format", form, str(path)])
     out = capsys.readouterr().out
     if form == "json":
         cells = json.loads(out)["cells"]
@@ -164,9 +164,11 @@ def test_a_figure_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["table", "15"], "invalid choice: '15' .choose from '1', .*'14'"),
-        (["table"], "required: {1..14}"),
-        (["figure", "1"], "invalid choice: '1'"),
+        (["table", "15"], "table: found '15' behind it, expected a number: 1, 2, .*, 14; such as `table 1`"),
+        (["table"], "table: found nothing behind it"),
+        (["figure", "1"], "figure: found '1' behind it, expected a number: 5, 6"),
+        (["figure", "--svg", "a.svg"], "figure: found '--svg' behind it"),
+        (["table", "1", "--svg", "a.svg"], "unrecognized arguments: --svg"),
         (["table", "6", "no/such"], "no/such: not found"),
     ],
 )
