@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import supervised
 import unimatch_v2
 from scripts.report import read_log
 from scripts.report.identity import OWN
+from scripts.report.recipe import Recipe, differences
 from scripts.report.tables import build_tables
 from tests.conftest import Tiny
 from tests.pairs import make_pairs
@@ -121,3 +123,13 @@ def test_tables_call_methods_by_their_own_titles(copy: Any) -> None:
         (run,) = read_log(copy(name) / "train.log")
         (table,) = build_tables([run])
         assert [row.method for row in table.rows if row.has_runs] == [f"{title} (conf_thresh 0.2)"]
+
+
+def test_a_run_is_what_its_recipe_says(tiny: Tiny, copy: Any) -> None:
+    """The header of a real run against that which the map of the paper's tables makes of a recipe."""
+    for name, settings in (("semi", ("epochs=3",)), ("alone", ("batch_size=30", "epochs=3"))):
+        (run,) = read_log(copy(name) / "train.log")
+        recipe = Recipe(NAMES[name], "demo", "few", str(tiny.config), settings)
+        assert differences(recipe, run.settings) == {}
+        other = replace(recipe, settings=(*settings, "crop_size=56"))
+        assert differences(other, run.settings) == {"crop_size": ("28", "56")}
