@@ -14,7 +14,8 @@
 # Port 0: any free one. Relative paths start at the repository. The same command again continues an unfinished run. The exit code is
 # the training's.
 #
-# Several runs, one after the other (finished ones end at once), with their table (mean and deviation over seeds) at the end:
+# Several runs, one after the other (finished ones end at once), at the end with their table (mean and deviation over seeds), paired
+# differences, and a page of all, exp/$dataset/sweep.html:
 #   dataset=pascal split="92 183" method="supervised unimatch_v2" seeds="0 1 2" sh scripts/train.sh 4 29500
 # They go to exp/$dataset/METHOD/$exp/SPLIT, with seeds to seed0, seed1, ... below (or below save_path).
 
@@ -47,7 +48,12 @@ if several; then
     IFS='
 '
     # shellcheck disable=SC2086 # one folder a line
-    exec "$PYTHON" -m scripts.report $folders
+    "$PYTHON" -m scripts.report $folders || exit
+    echo
+    # shellcheck disable=SC2086
+    "$PYTHON" -m scripts.report compare --html "exp/$dataset/sweep.html" $folders || exit
+    echo "Curves, and links to the pages of the runs: exp/$dataset/sweep.html"
+    exit
 fi
 
 set -- --save-path "$save_path" --port "$port" "$@"

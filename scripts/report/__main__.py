@@ -13,7 +13,7 @@ from argparse import Namespace, RawDescriptionHelpFormatter
 from pathlib import Path
 
 from engine.resume import LOG
-from scripts.report import compare, compare_render, paper
+from scripts.report import compare, compare_page, compare_render, paper
 from scripts.report.figure import draw
 from scripts.report.parse import Run, read_log
 from scripts.report.render import Skipped, latex, markdown, paper_markdown
@@ -87,7 +87,7 @@ def print_comparison(argv: list[str]) -> None:
     found.remarks += [f"{file.path}: not in the report: {file.reason}" for file in skipped]
     print(compare_render.markdown(found))
     _write("--json", args.json, json.dumps(found.to_json(), indent=1))
-    _write("--html", args.html, compare_render.page(found))
+    _write("--html", args.html, compare_page.page(found, Path(args.html or ".").parent))
 
 
 def _write(option: str, name: str | None, text: str) -> None:

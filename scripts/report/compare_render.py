@@ -1,8 +1,5 @@
-"""A comparison of methods as text for a terminal and as one page without any outside resource."""
+"""A comparison of methods as text for a terminal."""
 
-from html import escape
-
-from engine.page.render import document
 from scripts.report.bootstrap import DRAWS, SEED, Interval
 from scripts.report.compare import FIGURES, Compared, Comparison, Difference, Group
 from scripts.report.render import Grid
@@ -62,25 +59,8 @@ def markdown(found: Compared) -> str:
     parts = []
     for one in found.comparisons:
         parts += [f"## {one.title}", markdown_table(methods_grid(one), 2)]
-        parts += [markdown_table(differences_grid(one), 3)] if one.differences else ["Nothing to compare: one method, or no seed in common."]
+        nothing = "Nothing to compare: one method, or no seed in common."
+        parts.append(markdown_table(differences_grid(one), 3) if one.differences else nothing)
     parts += NOTES
     parts += ["\n".join(f"- {remark}" for remark in found.remarks)] if found.remarks else []
     return "\n\n".join(parts)
-
-
-def page(found: Compared) -> str:
-    """The same as HTML, in the look of a run's page."""
-    body = ["<h1>Methods compared</h1>"]
-    for one in found.comparisons:
-        body += [f"<h2>{escape(one.title)}</h2>", _html(methods_grid(one))]
-        body += [_html(differences_grid(one))] if one.differences else []
-    body += [f'<p class="quiet">{escape(note)}</p>' for note in NOTES]
-    if found.remarks:
-        body.append(f'<div class="warnings"><b>Remarks</b>{"".join(f"<p>{escape(remark)}</p>" for remark in found.remarks)}</div>')
-    return document("Methods compared", "\n".join(body))
-
-
-def _html(grid: Grid) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in grid[0])
-    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in grid[1:])
-    return f'<div class="card wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'

@@ -400,6 +400,8 @@ def test_train_runs_seeds_splits_and_methods(repo: Path) -> None:
     assert again.returncode == 0, again.stderr
     assert (repo / "calls.txt").read_text().splitlines()[3:] == expected  # finished ones too: they know whether the settings are theirs
     assert re.search(r"\| 71\.0 ± 1\.4 \(2\)", again.stdout), again.stdout  # mean of 70 and 72, their deviation and number
+    assert again.stdout.endswith("Curves, and links to the pages of the runs: exp/pascal/sweep.html\n")
+    assert "Methods compared" in (repo / "exp/pascal/sweep.html").read_text()
     both = sh(train, "1", "0", split="92 183", save_path="exp/one")
     assert both.returncode == 2
     assert "save_path: found one folder for 2 runs" in both.stderr

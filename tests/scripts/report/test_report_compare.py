@@ -196,4 +196,7 @@ def test_two_methods_from_their_runs_to_the_page(tiny: Tiny, tmp_path: Path, cap
     group = next(group for group in one["groups"] if group["label"].startswith("UniMatch V2"))
     assert group["test"]["seeds"]["1"] == pytest.approx(tested, abs=0.0051)
     assert "labelled images seen in an epoch differ: 12 (unimatch_v2), 24 (supervised)" in said
-    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert set(re.findall(r'(?:src|href)="(?!data:)([^"]*)"', page)) == {
+        f"exp/{method}/{seed}/report.html" for method in ("unimatch_v2", "supervised") for seed in (0, 1)
+    }
+    assert page.count("<polyline") == 2 + 2 * 2, "both methods: their means, and each seed"

@@ -1,0 +1,82 @@
+"""A sweep as one page without any outside resource: the comparison of its methods, their curves, and links to the pages of the runs."""
+
+import os
+from collections import defaultdict
+from contextlib import suppress
+from html import escape
+from pathlib import Path
+from statistics import mean
+from urllib.parse import quote
+
+from engine import metric
+from engine.method import judged
+from engine.metrics_file import read_epochs
+from engine.page.chart import chart
+from engine.page.render import document
+from engine.resume import METRICS, PAGE
+from scripts.report.compare import Compared, Comparison, Group
+from scripts.report.compare_render import NOTES, differences_grid, methods_grid
+from scripts.report.parse import Run
+from scripts.report.render import Grid
+
+
+def page(found: Compared, folder: Path) -> str:
+    """The page's HTML. folder: where it will lie, from which its links start."""
+    body = ["<h1>Methods compared</h1>"]
+    for one in found.comparisons:
+        body += [f"<h2>{escape(one.title)}</h2>", _table(methods_grid(one)), _curves(one), _links(one, folder)]
+        body += [_table(differences_grid(one))] if one.differences else []
+    body += [f'<p class="quiet">{escape(note)}</p>' for note in NOTES]
+    if found.remarks:
+        body.append(f'<div class="warnings"><b>Remarks</b>{"".join(f"<p>{escape(remark)}</p>" for remark in found.remarks)}</div>')
+    return document("Methods compared", "\n".join(body))
+
+
+def _table(grid: Grid) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in grid[0])
+    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in grid[1:])
+    return f'<div class="card wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _scores(run: Run) -> dict[int, float]:
+    """The score that chooses the best epoch, in percent, of each epoch in the run's metrics.jsonl; nothing where it has none."""
+    figure, found = metric.chosen_by(run.task), {}
+    with suppress(OSError):
+        for row in read_epochs(Path(run.log).with_name(METRICS)):
+            if row.scores:
+                models = tuple(row.scores)
+                found[row.epoch] = row.scores[models[judged(models, run.task)]][figure]
+    return found
+
+
+def _mean_curve(group: Group) -> list[tuple[float, float]]:
+    """(epoch, mean) over the seeds, of epochs that all of them have evaluated."""
+    by_epoch: dict[int, list[float]] = defaultdict(list)
+    for run in group.runs.values():
+        for epoch, score in _scores(run).items():
+            by_epoch[epoch].append(score)
+    return [(epoch, mean(scores)) for epoch, scores in sorted(by_epoch.items()) if len(scores) == len(group.runs)]
+
+
+def _curves(one: Comparison) -> str:
+    """A line for each method, and for each of its seeds a chart of its own methods side by side."""
+    curves = {group.label: _mean_curve(group) for group in one.groups}
+    last = max((epoch for points in curves.values() for epoch, _ in points), default=0)
+    task = next(iter(one.groups[0].runs.values())).task
+    label = metric.FIGURES[task][metric.chosen_by(task)].label
+    figures = [chart(f"{label}, mean over the seeds, %", curves, last)]
+    seeds = sorted(set.intersection(*(set(group.runs) for group in one.groups)))
+    for seed in seeds if len(seeds) > 1 else ():
+        lines = {group.label: sorted(_scores(group.runs[seed]).items()) for group in one.groups}
+        figures.append(chart(f"{label}, seed {seed}, %", lines, last))
+    return f'<div class="charts">{"".join(figures)}</div>'
+
+
+def _links(one: Comparison, folder: Path) -> str:
+    """The pages of the runs, where they have one."""
+    lines = []
+    for group in one.groups:
+        pages = {seed: Path(run.log).with_name(PAGE) for seed, run in sorted(group.runs.items())}
+        links = [f'<a href="{quote(os.path.relpath(path, folder))}">seed {seed}</a>' for seed, path in pages.items() if path.is_file()]
+        lines += [f"<p>Pages of {escape(group.label)}: {', '.join(links)}</p>"] if links else []
+    return "".join(lines)
