@@ -20,7 +20,7 @@ from scripts.report.render import Skipped, latex, markdown, paper_markdown
 from scripts.report.reproduce import reproduce, to_json
 from scripts.report.tables import build_tables
 from util.cli import Parser
-from util.error import UserError, reason
+from util.error import UserError
 from util.error import run as run_command
 from util.files import check_output, output, write_atomic
 
@@ -112,6 +112,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--format", choices=("markdown", "json", "latex"), default="markdown", help="json: lists of runs or cells")
     name = paper_name(kind, argv[1:]) if kind and "--help" not in argv and "-h" not in argv else ""
     args = parser.parse_args(argv[2:] if name else argv)
+    if getattr(args, "svg", None):
+        check_output("--svg", Path(args.svg))
     paths = args.paths or default_paths(required=not kind)
     runs, skipped = read_all(paths) if paths else ([], [])
     if args.format == "json":
@@ -143,13 +145,7 @@ def print_paper(name: str, runs: list[Run], skipped: list[Skipped], args: Namesp
         print(latex(found.parts, found.runs, skipped, [*found.remarks, *found.commands]))
     else:
         print(paper_markdown(found, skipped))
-    if getattr(args, "svg", None):
-        picture = draw(found).encode()
-        try:
-            write_atomic(Path(args.svg), lambda file: file.write(picture))
-        except OSError as error:
-            raise UserError(f"--svg {args.svg}: cannot be written ({reason(error)}); give another file") from error
-        print(f"{args.svg}: drawn", file=sys.stderr)
+    _write("--svg", getattr(args, "svg", None), draw(found) if name.startswith("figure") else "")
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ def test_a_figure_is_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
     texts = [e.text for e in root.iter() if e.tag.endswith("text")]
     assert {"Pascal", "Cityscapes", "ADE20K", "COCO", "conf_thresh", "1/8 (183), yours", "0.7", "0.95"} <= set(texts)
     assert texts.count("no run yet") == 3
-    with pytest.raises(UserError, match=r"--svg .*cannot be written"):
+    with pytest.raises(UserError, match=r"no\.svg: cannot be written .* another --svg"):
         main(["figure", "5", str(tmp_path), "--svg", str(tmp_path / "0" / "train.log" / "no.svg")])
 
 
