@@ -24,7 +24,7 @@ PAGES = [README, *DOCS, *ROOT.glob("[A-Z]*.md"), *ROOT.glob("*/README.md")]
 STUBS = ("python", "python3", "torchrun", "docker", "apptainer", "module", "nvidia-smi", "sbatch", "sleep")
 STUB = """#!/bin/sh
 case "$1" in scripts/check_requirements.py | -c) exit 0 ;; esac
-{ basename "$0"; printf '%s\\n' "$@"; echo "--end of call--"; } >> "$CALLS"
+printf '%s\\n' "${0##*/}" "$@" "--end of call--" >> "$CALLS"  # one write: calls may run side by side
 """
 
 
