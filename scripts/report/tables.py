@@ -209,6 +209,8 @@ def variant(run: Run) -> str:
     own = own_method(run.method)
     if own and own.teacher == "ema":
         usual["teacher"] = "student" if run.task == "change" or run.settings.get("program") == "unimatch_v1" else "ema"
+    if own and not own.thresholded:
+        del usual["conf_thresh"]
     return ", ".join(f"{key} {value}" for key, value in run.settings.items() if key in usual and not _is(value, usual[key]))
 
 
