@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from scripts import docs
+from scripts.report import paper
 from tests.conftest import ROOT
 from util.cli import Parser
 from util.config import load_config
@@ -85,6 +87,35 @@ def test_commands_say_what_they_need() -> None:
             first = block.splitlines()[0]
             assert re.match(r"# (Needs|Takes) ", first) or any(words in block for words in short), f"{page.name}: {first}"
             assert not re.search(r"^(?![ \t]*#).*\S[ \t]+# ", block, re.M), f"{page.name}: comments stand above commands"
+
+
+def test_blocks_are_renewed_in_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(docs, "printed", lambda command: "| a |" if "table" in command else f"output of {command}")
+    page = "x\n<!-- python -m m --a 1 -->\nold\n<!-- end -->\ny\n<!-- python -m table -->\n<!-- end -->\n"
+    first = "<!-- python -m m --a 1 -->\n\n```\noutput of python -m m --a 1\n```\n\n<!-- end -->"
+    expected = f"x\n{first}\ny\n<!-- python -m table -->\n\n| a |\n\n<!-- end -->\n"
+    assert docs.fill(page) == expected
+    assert docs.fill(expected) == expected
+
+
+def test_published_numbers_are_those_that_the_report_shows() -> None:
+    """`python -m scripts.docs` has printed them."""
+    assert docs.published() in texts(ROOT / "docs/methods.md")
+    for row in ("UniMatch V2 \\* | DINOv2-Base |      86.3 |", "SemiVL         | CLIP-Base   |        50.1 |"):
+        assert row in docs.published()
+
+
+def test_the_published_rows_of_the_readme() -> None:
+    """The first and the last split of each main table."""
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in texts(README).splitlines() if line.startswith("|")]
+    rows = {name.removesuffix(" *"): cells for name, *cells in lines}
+    for table, column in zip(docs.MAIN, (0, 2, 4, 6), strict=True):
+        for entry in paper.entries(table):
+            ((_, splits),) = paper.columns(table).items()
+            found = [split for split in splits if any(split == one.split and one.published for one in paper.entries(table))]
+            if entry.split in (found[0], found[-1]) and "miou" in entry.published:
+                cell = rows[entry.label][1 + column + (entry.split == found[-1])]
+                assert cell == str(entry.published["miou"]), entry
 
 
 @pytest.fixture(scope="module")
