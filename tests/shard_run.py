@@ -58,7 +58,7 @@ def fit(name: str, world: World, args: list[str], stop_at: int) -> None:
     method = importlib.import_module(name).METHOD
     with StopSignals() as signals:
         try:
-            training.Trainer(parse_command(args, None, method.semi), method, world, signals).fit()
+            training.Trainer(parse_command(args, None, method.semi, method.config), method, world, signals).fit()
         except StoppedError:
             assert stop_at >= 0
 

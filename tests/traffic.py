@@ -44,7 +44,7 @@ def main(data: str, out: str) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             world.wait()
             args = Tiny(Path(data)).args(folder, "shards=4", "batch_size=1", "epochs=1", f"grad_compression={compression}")
-            run = training.Trainer(parse_command(args, None, True), unimatch_v2.METHOD, world, signals)
+            run = training.Trainer(parse_command(args, None, True, unimatch_v2.METHOD.config), unimatch_v2.METHOD, world, signals)
             run.learner.update = counted(f"update {compression}", run.learner.update, 3)  # type: ignore[method-assign]
             training.evaluate = counted(f"evaluate {compression}", evaluate, 1)
             run.fit()

@@ -25,6 +25,7 @@ from engine.provenance import versions
 from model.spec import get_encoder
 from scripts.benchmark import data, loop, plan, speed
 from scripts.benchmark.measure import Row, attempt, count, write_figures
+from unimatch_v2 import METHOD
 from util.cli import Parser
 from util.config import DEVICES, Config, load_config
 from util.dist import cpu_count, processes
@@ -43,7 +44,7 @@ KINDS: dict[str, tuple[str, Callable[[Config, torch.device, argparse.Namespace],
 def chosen(args: argparse.Namespace, kind: str) -> Config:
     """The config of a kind of figure: --config, or the one that the goal is about. Raises UserError for one that makes no model."""
     default = "configs/cityscapes.yaml" if kind == "memory" else "configs/pascal.yaml"
-    cfg = replace(load_config(args.config or default, args.set), pretrained=None)
+    cfg = replace(load_config(args.config or default, args.set, METHOD.config), pretrained=None)
     spec_of(cfg)
     get_encoder(cfg.backbone)
     return cfg
