@@ -153,10 +153,10 @@ class Trainer:
     def _load(self, path: Path, state: dict[str, Any], problems: list[str]) -> list[str]:
         """Takes over a checkpoint. Returns the lines about it for the log."""
         notes = [f"{problem}; resuming from {path.name}" for problem in problems]
-        check_facts(state, self.cfg.backbone, self.learner.student.backbone, str(path))
         changed = resume.check_same_run(
             path, state, self.config, self.data.lists, may_change(self.method.config), self.cfg.resume == "force"
         )
+        check_facts(state, self.cfg.backbone, self.learner.student.backbone, str(path))
         notes += [f"{change}: the bits may differ" for change in changed_versions(state.get("versions", {}))]
         notes += [f"resume=force: the run was started with {difference}" for difference in changed]
         judged_by_ema = self.learner.teacher is not None and self.data.spec.task != "change"
