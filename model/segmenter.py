@@ -106,5 +106,8 @@ class Segmenter(nn.Module):
 
     def compile_parts(self) -> None:
         """Has torch.compile replace what the encoder's blocks and the decoder do, in place: parameter names stay."""
+        # Blocks of one class share the forms that are compiled of it. Where stages differ, each needs its own, for passes with and
+        # without gradient and for each size of batch; beyond the limit, by default 8, PyTorch leaves a block as it is.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(self.backbone.blocks))
         for part in (*self.backbone.blocks, *self.decoder_parts()):
             part.compile(dynamic=False)

@@ -1,9 +1,10 @@
 """Every kind of encoder through the commands: trained, stopped, resumed, evaluated, used for predictions, exported."""
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,8 @@ from model.backbone.mit import MiT
 from model.encoder import Encoder
 from model.spec import ENCODERS, check_crop, get_encoder
 from scripts import export
-from tests.conftest import TIMM, Tiny
+from scripts.benchmark.__main__ import main as benchmark
+from tests.conftest import ROOT, TIMM, Tiny
 from tests.model.test_dinov3 import CONVNEXT, VITS, random_
 from tests.pairs import make_pairs
 from tests.test_train import stop_after
@@ -139,11 +141,42 @@ def test_an_encoder_of_one_size_is_refused_before_the_first_step(tiny: Tiny, tmp
         evaluate.main([*config, "--checkpoint", str(tmp_path / "best.pth"), "--mode", "original"])
 
 
-@TIMM
-def test_change_detection(tmp_path: Path) -> None:
-    """Two dates through an encoder with BatchNorm whose maps have widths of their own."""
+THREE = ["dinov3_small", pytest.param("efficientnet_lite0", marks=TIMM), pytest.param("timm/test_convnext", marks=TIMM)]
+
+
+@pytest.mark.parametrize("name", THREE, indirect=True)
+def test_change_detection(name: str, tmp_path: Path) -> None:
+    """Two dates through an encoder whose maps may have widths of their own, and BatchNorm."""
     pairs = make_pairs(tmp_path / "pairs")
-    unimatch_v2.main(pairs.args(tmp_path / "run", "backbone=timm/test_efficientnet", "crop_size=32", "epochs=1", "batch_norm=frozen"))
+    frozen = ["batch_norm=frozen"] if name.startswith("eff") else []
+    unimatch_v2.main(pairs.args(tmp_path / "run", f"backbone={name}", f"crop_size={KINDS[name][1]}", "epochs=1", *frozen))
     log = (tmp_path / "run/train.log").read_text()
     assert "Changed IoU: " in log
     assert all(torch.isfinite(value).all() for value in checkpoint.load(tmp_path / "run/latest.pth")["model"].values())
+
+
+@pytest.mark.parametrize("name", THREE, indirect=True)
+def test_planned_and_measured(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = (f"backbone={name}", f"crop_size={KINDS[name][1]}", "shards=1")
+    recipe = ["--config", str(ROOT / "configs/camvid.yaml"), *(word for setting in settings for word in ("--set", setting))]
+    benchmark(["plan", *recipe, "--split", "1_8"])
+    assert f"unimatch_v2, {name}, crop {KINDS[name][1]}" in capsys.readouterr().out
+    with contextlib.suppress(SystemExit):  # a goal that is missed
+        benchmark(["step", *recipe, "--only", "fp32", "--rounds", "1", "--device", "cpu"])
+    out = capsys.readouterr().out
+    assert f"| step, {name}, {KINDS[name][1]}, 4+4 images: fp32 | " in out
+    assert "x literal" in out
+
+
+@pytest.mark.parametrize("name", THREE, indirect=True)
+def test_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks are traced whole (fullgraph), and compute the same."""
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager", fullgraph=True))
+    torch.compiler.reset()
+    model = build_model(name, 6).eval()
+    img = torch.randn(1, 3, *[2 * model.multiple if model.multiple > 1 else 40] * 2)
+    with torch.no_grad():
+        expected = model(img)
+        model.compile_parts()
+        torch.testing.assert_close(model(img), expected, rtol=1e-5, atol=1e-5)
+    torch.compiler.reset()
