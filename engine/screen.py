@@ -34,7 +34,7 @@ def begin(cfg: Config, data: Data, title: str, world: World, epoch: int, step: i
     work = f"{_count(cfg.epochs, 'epoch')} of {_count(sampler.steps, 'step')}. A step sees {batch} {unit} {shards}"
     say(f"# {work}, by {by} on {_device(world)}, {cfg.precision}.")
     say(f"# Encoder {cfg.backbone}, model {cfg.model}, crop {cfg.crop_size}. {done}")
-    say(f"# Files in {cfg.save_path}: {LOG}, {METRICS}, {PAGE}, {LATEST}, {BEST}. All settings follow; epochs and steps count from 0.")
+    say(f"# Files in {cfg.save_path}: {LOG}, {METRICS}, {PAGE}, {LATEST}, {BEST}. All settings follow; the log counts epochs from 0.")
 
 
 def _count(number: int, noun: str) -> str:
