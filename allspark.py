@@ -52,7 +52,7 @@ def check_model(student: Segmenter, cfg: Settings, hollow: bool) -> Segmenter:
     if cfg.crop_size % STRIDE == 0:
         raise UserError(
             f"crop_size: found {cfg.crop_size}, expected no multiple of {STRIDE}: the memory holds maps of (crop_size // {STRIDE} + 1)^2 "
-            f"places; set crop_size={cfg.crop_size + 1}"
+            f"positions; set crop_size={cfg.crop_size + 1}"
         )
     return student
 

@@ -273,7 +273,7 @@ def test_a_checkpoint_of_the_authors(trained: Path, tiny: Tiny, tmp_path: Path) 
         evaluate.main(["--config", str(tiny.config), "--checkpoint", str(path), *settings, "--json", str(tmp_path / "s.json")])
         found.append(json.loads((tmp_path / "s.json").read_text())["miou"])
     assert found[0] == found[1] == found[2] > 0
-    with pytest.raises(UserError, match="crop_size: found crops with 9 places in the last map, expected 4"):
+    with pytest.raises(UserError, match="crop_size: found crops with 9 positions in the last map, expected 4"):
         allspark.main(tiny.args(tmp_path / "run", *SETTINGS, "crop_size=80", "epochs=3"))
     torch.save(theirs, tmp_path / "run/latest.pth")
     allspark.main(tiny.args(tmp_path / "run", *SETTINGS, "epochs=3"))

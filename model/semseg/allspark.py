@@ -23,19 +23,19 @@ EMBED = {"mit_b0": 256, "mit_b1": 256}  # channels in the head; of larger encode
 
 
 class ChannelAttention(nn.Module):
-    """Attention whose tokens are channels and whose features are the places of a map, and the memory of each class.
+    """Attention whose tokens are channels and whose features are the positions of a map, and the memory of each class.
 
-    Images are (M, N, C): N places of C channels. queue_ptr: where each class's ring is written next; kv_queue: rings (K, C, P) of C
-    channels' maps of P places, random at first.
+    Images are (M, N, C): N positions of C channels. queue_ptr: where each class's ring is written next; kv_queue: rings (K, C, P) of C
+    channels' maps of P positions, random at first.
     """
 
     queue_ptr: Tensor
     kv_queue: Tensor
 
-    def __init__(self, width: int, nclass: int, places: int) -> None:
+    def __init__(self, width: int, nclass: int, positions: int) -> None:
         super().__init__()
         self.register_buffer("queue_ptr", torch.zeros(nclass, dtype=torch.int64))
-        self.register_buffer("kv_queue", torch.randn(nclass, width, places))
+        self.register_buffer("kv_queue", torch.randn(nclass, width, positions))
         inner = HEADS * width
         self.q_u = nn.Linear(width, inner, bias=False)
         self.k_u = nn.Linear(width, inner, bias=False)
@@ -71,21 +71,21 @@ class ChannelAttention(nn.Module):
     def remember_(self, x: Tensor, guide: Tensor) -> None:
         """Writes the maps of all channels of images (M, N, C) into the memory, each into the ring of the class that it resembles most.
 
-        guide: logits (M, K, H, W) of these images, H = W. The last of the rows that are written to one place counts.
+        guide: logits (M, K, H, W) of these images, H = W. Where a ring comes round, the later image counts.
         """
-        nclass, width, places = self.kv_queue.shape
-        side = math.isqrt(places)
-        if x.shape[1] != places:
+        nclass, width, positions = self.kv_queue.shape
+        side = math.isqrt(positions)
+        if x.shape[1] != positions:
             raise UserError(
-                f"crop_size: found crops with {x.shape[1]} places in the last map, expected {places}, which the memory is for: a crop "
-                f"that is no multiple of {STRIDE}, and of a resumed run the one that its checkpoint was made with"
+                f"crop_size: found crops with {x.shape[1]} positions in the last map, expected {positions}, which the memory is for: a "
+                f"crop that is no multiple of {STRIDE}, and of a resumed run the one that its checkpoint was made with"
             )
         maps = x.to(self.kv_queue.dtype).transpose(1, 2)  # (M, C, N)
         with torch.autocast(x.device.type, enabled=False):
             shapes = F.interpolate(guide.to(maps.dtype), (side, side), mode="bilinear").flatten(2)  # (M, K, N)
             likeness = F.normalize(shapes, dim=2) @ F.normalize(maps, dim=2).transpose(1, 2)  # (M, K, C)
         owners = likeness.argmax(dim=1)  # (M, C): the class of each channel
-        rows = self.kv_queue.view(-1, places)
+        rows = self.kv_queue.view(-1, positions)
         for owner, own in zip(owners, maps, strict=True):
             member = owner[:, None] == torch.arange(nclass, device=owner.device)  # (C, K)
             count = member.cumsum(dim=0)
@@ -107,11 +107,11 @@ class SemanticAttention(nn.Module):
     memory holds once it has been written to. None: every image attends to all images of the batch.
     """
 
-    def __init__(self, width: int, nclass: int, places: int) -> None:
+    def __init__(self, width: int, nclass: int, positions: int) -> None:
         super().__init__()
         self.map_in = nn.Sequential(nn.Conv2d(width, width, 1), nn.GELU())
         self.attn_norm = nn.LayerNorm(width, eps=EPS)
-        self.attn = ChannelAttention(width, nclass, places)
+        self.attn = ChannelAttention(width, nclass, positions)
         self.encoder_norm = nn.LayerNorm(width, eps=EPS)
         self.map_out = nn.Sequential(nn.Conv2d(width, width, 1), nn.GELU())
         for layer in self.attn.children():
@@ -134,7 +134,7 @@ class SemanticAttention(nn.Module):
 
 
 class Projection(nn.Module):
-    """A map's channels, place by place, through a linear layer. (B, inputs, h, w) -> (B, outputs, h, w)."""
+    """A map's channels, position by position, through a linear layer. (B, inputs, h, w) -> (B, outputs, h, w)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -177,9 +177,9 @@ class SegFormerHead(nn.Module):
 
 
 class Decoder(nn.Module):
-    def __init__(self, channels: tuple[int, ...], embed: int, nclass: int, places: int) -> None:
+    def __init__(self, channels: tuple[int, ...], embed: int, nclass: int, positions: int) -> None:
         super().__init__()
-        self.allspark = SemanticAttention(channels[-1], nclass, places)
+        self.allspark = SemanticAttention(channels[-1], nclass, positions)
         self.decoder = SegFormerHead(channels, embed, nclass)
 
     def forward(self, maps: Maps, guide: Tensor | None = None, memory: bool = False) -> Tensor:

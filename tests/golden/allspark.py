@@ -54,9 +54,9 @@ def relative(found: Tensor, expected: np.ndarray) -> float:
 
 
 def check_keys(name: str, lines: list[str]) -> None:
-    nclass, _, places = next(map(int, re.findall(r"\d+", line.split(" ", 1)[1])) for line in lines if "kv_queue" in line)
+    nclass, _, positions = next(map(int, re.findall(r"\d+", line.split(" ", 1)[1])) for line in lines if "kv_queue" in line)
     with torch.device("meta"):
-        model = build_model(encoder_of(name), nclass, model="allspark", crop_size=STRIDE * (math.isqrt(places) - 1) + 1)
+        model = build_model(encoder_of(name), nclass, model="allspark", crop_size=STRIDE * (math.isqrt(positions) - 1) + 1)
     assert [f"{key} {tuple(value.shape)}" for key, value in model.state_dict().items()] == lines
 
 

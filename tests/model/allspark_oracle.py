@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 State = dict[str, Tensor]
-Rings = list[list[Tensor]]  # of each class, C maps of P places
+Rings = list[list[Tensor]]  # of each class, C maps of P positions
 
 
 def norm(x: Tensor, state: State, name: str) -> Tensor:

@@ -119,8 +119,8 @@ def test_dropout() -> None:
     assert torch.equal(small(x, guide=guide), first)
 
 
-@pytest.mark.parametrize(("crop", "places"), [(513, 289), (801, 676), (97, 16)])
-def test_sizes_of_the_published_models(crop: int, places: int) -> None:
+@pytest.mark.parametrize(("crop", "positions"), [(513, 289), (801, 676), (97, 16)])
+def test_sizes_of_the_published_models(crop: int, positions: int) -> None:
     with torch.device("meta"):
         model = build_model("mit_b5", 21, model="allspark", crop_size=crop)
         small = build_model("mit_b0", 21, model="allspark", crop_size=crop)
@@ -128,7 +128,7 @@ def test_sizes_of_the_published_models(crop: int, places: int) -> None:
     assert sum(p.numel() for p in model.backbone.parameters()) == 81_443_008
     decoder = [p for part in model.decoder_parts() for p in part.parameters()]
     assert sum(p.numel() for p in decoder) == 7_888_149
-    assert model.memory()["decoder.allspark.attn.kv_queue"].shape == (21, 512, places)
+    assert model.memory()["decoder.allspark.attn.kv_queue"].shape == (21, 512, positions)
     assert small.get_parameter("decoder.decoder.linear_pred.weight").shape[1] == 256
     assert len(list(model.backbone.parameters())) == 1052
     assert len(decoder) == 29
@@ -151,7 +151,7 @@ def test_a_checkpoint_for_another_crop_is_taken_but_for_training() -> None:
     model.load_state_dict(model.accept_(other.state_dict()))
     img = image(80, 60, 1)
     assert torch.equal(model(img), other(img))
-    with pytest.raises(UserError, match="crop_size: found crops with 9 places in the last map, expected 16"):
+    with pytest.raises(UserError, match="crop_size: found crops with 9 positions in the last map, expected 16"):
         model.train()(image(CROP, CROP, 2), guide=torch.zeros(1, CLASSES, CROP, CROP).double())
 
 
