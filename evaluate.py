@@ -145,7 +145,7 @@ def draw_worst(
         panels = [*images, *(picture.strike(picture.tint(images[-1], ids, source.spec), ignored) for ids in (truth, pred))]
         shown = picture.row([picture.enlarge(panel) for panel in panels], titles)
         more = [(picture.STRIPES, "ignored")] if ignored.any() else []
-        key = picture.legend(np.concatenate((truth, pred), 1), source.spec, shown.width, shares=False, more=more)
+        key = picture.legend(np.concatenate((truth, pred), 1), source.spec, shown.width, shares=False, more=more, over=True)
         head = picture.caption(f"{name}: {figure} {value:.1f} %", shown.width)
         picture.save(picture.stack([head, shown, key]), folder / f"{rank:03d}_{Path(name).stem}.jpg")
 

@@ -81,10 +81,12 @@ def enlarge(image: Image.Image) -> Image.Image:
     return image if times <= 1 else image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
 
 
-def legend(ids: np.ndarray, spec: DatasetSpec, width: int, shares: bool = True, more: Sequence[Key] = ()) -> Image.Image:
+def legend(
+    ids: np.ndarray, spec: DatasetSpec, width: int, shares: bool = True, more: Sequence[Key] = (), over: bool = False
+) -> Image.Image:
     """Colour and name of each class in `ids`, the largest first, with its share in percent, in lines of at most `width` pixels.
 
-    more: entries behind the classes.
+    more: entries behind the classes. over: of a tinted image, which background and unchanged pixels leave as it is: no colour is theirs.
     """
     counts = np.bincount(ids[ids != IGNORE].ravel(), minlength=spec.nclass)
     named: list[Key] = []
@@ -104,7 +106,8 @@ def legend(ids: np.ndarray, spec: DatasetSpec, width: int, shares: bool = True, 
     for x, y, kind, text in entries:
         if kind == STRIPES:
             image.paste(stripes(size, size), (x + 1, y + 2))
-        fill = tuple(int(v) for v in colors(spec)[kind]) if isinstance(kind, int) else None
+        coloured = isinstance(kind, int) and not (over and kind != IGNORE and spec.classes[kind] in UNTINTED)
+        fill = tuple(int(v) for v in colors(spec)[kind]) if coloured else None
         outline = BOX if kind == OUTLINE else "black"
         draw.rectangle((x, y + 1, x + size, y + 1 + size), fill, outline, 2 if kind == OUTLINE else 1)
         draw.text((x + size + 4, y), text, "black", font)
@@ -129,7 +132,7 @@ def strike(image: Image.Image, ignored: np.ndarray) -> Image.Image:
 def overlay(images: Sequence[Image.Image], ids: np.ndarray, spec: DatasetSpec) -> Image.Image:
     """The tinted image above its legend; of a pair, date A beside the tinted date B."""
     shown = row([*images[:-1], tint(images[-1], ids, spec)])
-    return stack([shown, legend(ids, spec, max(shown.width, 160))])
+    return stack([shown, legend(ids, spec, max(shown.width, 160), over=True)])
 
 
 def row(images: Sequence[Image.Image], titles: Sequence[str] = ()) -> Image.Image:

@@ -50,3 +50,11 @@ def test_masks_overlays_and_legends_have_the_same_colours() -> None:
     assert np.array_equal(over, expected)
     drawn = {tuple(color) for color in np.asarray(picture.legend(ids, spec, 300)).reshape(-1, 3).tolist()}
     assert set(spec.palette) <= drawn
+
+
+def test_over_an_image_background_has_no_colour() -> None:
+    spec = DatasetSpec("own", ("background", "a"), distinct_palette(2))
+    ids = np.array([[0, 1]], np.uint8)
+    for over, expected in ((False, set(spec.palette)), (True, {spec.palette[1]})):
+        drawn = {tuple(color) for color in np.asarray(picture.legend(ids, spec, 300, over=over)).reshape(-1, 3).tolist()}
+        assert set(spec.palette) & drawn == expected
