@@ -6,6 +6,7 @@ import platform
 import subprocess
 import sys
 import time
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ def _git(*words: str) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide what a run computes."""
     out = {"python": platform.python_version()}

@@ -70,7 +70,7 @@ def test_small_at_sides_of_every_published_size(small: Any, height: int, width: 
 @torch.no_grad()
 def test_larger_encoders(encoder: str) -> None:
     model = random_model(encoder, 2)
-    images = [noise(3, 42, 70), noise(3, 56, 28)]
+    images = [noise(3, 28, 42)] if encoder == "giant" else [noise(3, 42, 70), noise(3, 56, 28)]  # giant's 40 blocks take seconds an image
     for img, expected in zip(images, oracle.forward(model.state_dict(), encoder, images), strict=True):
         assert distance(model(img[None])[0], expected) < TOLERANCE
 
