@@ -100,6 +100,10 @@ class Learner:
         """The epoch, from 0, that the next step belongs to."""
         return self.it * self.cfg.epochs // self.total_steps
 
+    def _dated(self, batch: Batch) -> Batch:
+        """The mini-batch with what it says of the time."""
+        return replace(batch, progress=self.it / self.total_steps, epoch=self.epoch)
+
     def update(self, batches: Sequence[Batch], stop: bool = False, meanwhile: Callable[[], None] | None = None) -> dict[str, Tensor]:
         """One optimiser step from one mini-batch per own shard. Returns the stats, detached, averaged over these shards.
 
@@ -118,8 +122,7 @@ class Learner:
             torch.manual_seed(shard_seed(self.cfg.seed, self.it, self.world.rank * len(batches) + i, _IN_MODEL))
             with self.net.no_sync() if isinstance(self.net, DistributedDataParallel) and not last else nullcontext():
                 with self.autocast():
-                    batch = replace(batch, progress=self.it / self.total_steps, epoch=self.epoch)
-                    loss, stats = self.method.step(self.net, self.step_teacher, batch, self.cfg)
+                    loss, stats = self.method.step(self.net, self.step_teacher, self._dated(batch), self.cfg)
                 self.scaler.scale(loss / len(batches)).backward()
             all_stats.append(stats)
             losses.append(loss.detach())
