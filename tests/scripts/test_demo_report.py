@@ -46,7 +46,7 @@ def test_table() -> None:
     results = [demo_report.Result("supervised", 9.5, None, 61.4), demo_report.Result("fixmatch", 30.25, 31.5, 102)]
     assert demo_report.table(results, "mIoU").splitlines() == [
         "| method     | student mIoU | EMA mIoU | seconds |",
-        "|------------|-------------:|---------:|--------:|",
+        "| ---------- | ------------:| --------:| -------:|",
         "| supervised |         9.50 |          |      61 |",
         "| fixmatch   |        30.25 |    31.50 |     102 |",
     ]
