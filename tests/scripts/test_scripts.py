@@ -436,7 +436,8 @@ def test_slurm_gets_a_job_for_each_seed_split_and_method(repo: Path, tmp_path: P
     report = done.stdout.splitlines()[-1].removeprefix("their table: ")
     # split as a shell does it with what somebody pastes
     table = subprocess.run(shlex.split(report), cwd=repo, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=60)
-    assert table.stdout.count("± 1.4 (2)") == 4, table.stdout + table.stderr  # two methods and two splits, each over both seeds
+    # two methods and two splits, each over both seeds: the best epoch and the last one
+    assert table.stdout.count("± 1.4 (2)") == 8, table.stdout + table.stderr
     shown = sh(slurm, "1", "29500", "gpu", "--dry-run", **lists)
     assert shown.stdout.count("#!/bin/sh\n") == len(runs)
     assert len(list(tmp_path.glob("job*"))) == len(runs)
