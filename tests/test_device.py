@@ -53,7 +53,7 @@ def commands(tiny: Tiny, pairs: Tiny, out: Path) -> Commands:
         "text": ("scripts.text", ["--config", str(tiny.config), "--random", "--out", f"{out}/text.pth"]),
         "semivl": ("semivl", train(out / "semivl", "views=device", "epochs=1", f"text={out}/text.pth", *SEMIVL)),
         "allspark": ("allspark", train(out / "allspark", "views=device", "epochs=1", *ALLSPARK)),
-        "change": ("unimatch_v2", change(out / "change", "views=device")),
+        "change": ("unimatch_v2", change(out / "change", "views=device", "epochs=1")),
         "evaluate": ("evaluate", [*models, "--json", f"{out}/plain.json", "--worst", "2", "--out", f"{out}/worst"]),
         "evaluate 2": ("evaluate", [*models, "--scales", "0.75", "1", "--flip", "--tile", "28", "--json", f"{out}/augmented.json"]),
         "evaluate 3": ("evaluate", [*changes, "--json", f"{out}/change.json"]),

@@ -125,7 +125,7 @@ def test_comparing_sees_a_difference(tiny: Tiny, whole: Path, tmp_path: Path) ->
 
 
 def test_random_kills_of_real_processes() -> None:
-    assert crash.main(2, seed=1, cases=[(1, 3), (2, 1)]) == 0
+    assert crash.main(1, seed=1, cases=[(2, 1)]) == 0  # more of them by hand: scripts/crash_test.sh
 
 
 def test_finished_mini_batches_are_not_decoded_again(tiny: Tiny, tmp_path: Path) -> None:
