@@ -1,4 +1,4 @@
-"""What training sends between processes: gradients once per optimiser step in few pieces, one sum per evaluation, nothing else."""
+"""What training sends between processes: gradients once per optimiser step in few pieces, one sum and one list per evaluation."""
 
 import json
 
@@ -26,8 +26,8 @@ def test_a_step_sends_the_gradients_once_and_nothing_for_the_teacher(seen: dict,
 
 
 @pytest.mark.parametrize("compression", ["none", "bf16"])
-def test_an_evaluation_is_one_sum(seen: dict, compression: str) -> None:
-    assert seen[f"evaluate {compression}"] == {"gloo:all_reduce": 1}
+def test_an_evaluation_is_one_sum_and_the_counts_of_each_image(seen: dict, compression: str) -> None:
+    assert seen[f"evaluate {compression}"] == {"gloo:all_reduce": 1, "gloo:all_gather": 2}, "how long the lists are, and the lists"
 
 
 def test_bf16_rounds_the_gradients_on_their_way_and_only_then(seen: dict) -> None:
