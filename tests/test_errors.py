@@ -402,7 +402,7 @@ OTHERS: dict[str, tuple[Callable[[list[str]], None], Break, tuple[str, ...]]] = 
     ),
     "predictions into a file": (predict, scored("--out", "{root}/tiny.yaml", "{root}"), ("--out", "tiny.yaml", "cannot be written")),
     "config key as an option of a command": (evaluate, scored("--device", "cpu"), ("--device", "--set device=cpu")),
-    "arguments missing": (predict, lambda t, o: [], ("required: --config", "--help")),
+    "arguments missing": (predict, lambda t, o: [], ("required: --checkpoint", "--help")),
     "arguments missing of the export": (export, lambda t, o: [], ("required: --checkpoint", "python -m scripts.export --help")),
     "arguments unknown of the report": (report, lambda t, o: ["--fast"], ("unrecognized arguments: --fast", "-m scripts.report --help")),
     "arguments unknown of the demo": (demo, lambda t, o: ["--fast"], ("unrecognized arguments: --fast", "-m dataset.demo --help")),
