@@ -69,7 +69,7 @@ def test_matrix_products_have_the_precision_and_logits_are_float32(precision: st
     learner, _ = trained(0, precision=precision)
     seen: list[torch.dtype] = []
     learner.student.backbone.get_submodule("blocks.0.mlp.fc1").register_forward_hook(lambda module, args, out: seen.append(out.dtype))
-    learner.student.head.get_submodule("scratch.output_conv").register_forward_hook(lambda module, args, out: seen.append(out.dtype))
+    learner.student.head.get_submodule("scratch.output_conv.2").register_forward_hook(lambda module, args, out: seen.append(out.dtype))
     with learner.autocast():
         logits = learner.student(batch(0).img_x)
     assert seen == [dtype, dtype]
