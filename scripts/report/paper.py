@@ -182,7 +182,9 @@ def _log(row: dict[str, Any], method: str, backbone: str, dataset: str, split: s
 
 def _recipe(row: dict[str, Any], method: str, backbone: str, config: str, dataset: str, split: str) -> Recipe:
     facts, given = _facts()["datasets"][dataset], row.get("set", [])
-    settings = [text.format(x=row.get("x")) for text in (given[dataset] if isinstance(given, dict) else given)]
+    for part in (dataset, split):
+        given = given.get(part, []) if isinstance(given, dict) else given
+    settings = [text.format(x=row.get("x")) for text in given]
     if backbone != read_yaml(str(ROOT / config))["backbone"]:
         settings.insert(0, f"backbone={backbone}")
     if "shards" in row:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from dataset.custom import spec_of
+from dataset.sampler import epoch_steps
 from engine.provenance import ROOT
 from model import configured_model
 from model.spec import check_crop, get_encoder
@@ -60,6 +61,17 @@ def test_every_recipe_builds(recipe: Recipe) -> None:
     model = built(recipe)
     assert sum(p.numel() for p in model.parameters()) > 1e6
     check_crop(recipe.run()[1].crop_size, model.get_submodule("backbone"))  # type: ignore[arg-type]
+
+
+def test_semivl_on_cityscapes_has_the_published_number_of_steps() -> None:
+    """83 760, in whole epochs, whose length depends on the split (configs/semivl/cityscapes.yaml)."""
+    recipes = [recipe for recipe in RECIPES if (recipe.method, recipe.dataset) == ("semivl", "cityscapes")]
+    labels = {"1_16": 186, "1_8": 372, "1_4": 744, "1_2": 1488}
+    assert sorted(recipe.split for recipe in recipes) == sorted(labels)
+    for recipe in recipes:
+        _, cfg = recipe.run()
+        steps = epoch_steps([2975 - labels[recipe.split]], cfg.shards or 1, cfg.batch_size)
+        assert 0 <= cfg.epochs * steps - 83760 < steps, recipe
 
 
 def test_commands_say_all_that_a_recipe_has() -> None:
