@@ -1,7 +1,7 @@
 """Text embeddings of a data set's class names for `model: vlm`, with CLIP's text encoder (METHOD.md 1.8).
 
     python -m model.text --config configs/semivl/pascal.yaml
-    python -m model.text --config configs/semivl/pascal.yaml --concepts configs/semivl/concepts/pascal.yaml --out pretrained/concepts.pth
+    python -m model.text --config configs/semivl/pascal.yaml --concepts dataset/concepts/pascal.yaml --out pretrained/concepts_pascal.pth
 
 Each name is put into "a photo of a {}" and encoded by CLIP ViT-B/16, the one that model.pretrained clip_base belongs to. --concepts: a
 YAML file of `class: [name, name, ...]` lines, or `class: name`; a class that it leaves out keeps its own name. The decoder reads the mean
