@@ -1,5 +1,6 @@
 """`python -m model.text`: which texts are embedded, by whom, and what the file says of it."""
 
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,6 +59,12 @@ def open_clip(monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
     package = SimpleNamespace(__version__="9", create_model=create_model, get_tokenizer=lambda name: lambda texts: texts, __spec__=True)
     monkeypatch.setitem(sys.modules, "open_clip", package)
     return asked
+
+
+def test_its_help_names_files_that_exist() -> None:
+    files = re.findall(r"\S+/\S+\.yaml", text.__doc__ or "")
+    assert len(files) == 3
+    assert [name for name in files if not (ROOT / name).is_file()] == []
 
 
 def test_a_name_is_put_into_the_prompt(
