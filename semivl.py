@@ -122,7 +122,7 @@ def add_guide(student: Segmenter, cfg: Settings, hollow: bool = False) -> Teache
     if hollow:
         text, classes = torch.zeros(student.nclass, student.backbone.channels[-1]), list(range(student.nclass))
     else:
-        file = read_text(cfg.guidance_text or text_path(cfg), spec_of(cfg).classes, cfg.config)
+        file = read_text(cfg.guidance_text or text_path(cfg), spec_of(cfg).classes, cfg.config, cfg.pretrained is None)
         text, classes = file.embeddings, file.index
     if hollow or cfg.pretrained is None:
         with torch.random.fork_rng(devices=()):

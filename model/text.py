@@ -53,9 +53,12 @@ def text_path(cfg: Config) -> Path:
     return Path(cfg.text or f"pretrained/text_{cfg.dataset}.pth")
 
 
-def read_text(path: str | Path, classes: Sequence[str], config: str) -> Text:
-    """The embeddings of a file for a data set with these classes. Raises UserError where there is none or it is for other classes."""
-    how = HOW.format(config=config or "CONFIG")
+def read_text(path: str | Path, classes: Sequence[str], config: str, random: bool = False) -> Text:
+    """The embeddings of a file for a data set with these classes. Raises UserError where there is none or it is for other classes.
+
+    random: of a run from random weights, which needs no texts of a trained CLIP; the error's advice is then to draw some.
+    """
+    how = HOW.format(config=config or "CONFIG") + (" --random" if random else "")
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file of text embeddings, which model vlm needs; {how}")
     state = checkpoint.load(path)
@@ -78,7 +81,7 @@ def read_text(path: str | Path, classes: Sequence[str], config: str) -> Text:
 def give_text_(model: Segmenter, cfg: Config, classes: Sequence[str]) -> None:
     """Gives a language-guided model the embeddings of the data set's class names; other models need none. Raises UserError."""
     if isinstance(model, VLM):
-        model.set_text_(read_text(text_path(cfg), classes, cfg.config).of_classes())
+        model.set_text_(read_text(text_path(cfg), classes, cfg.config, cfg.pretrained is None).of_classes())
 
 
 def reserve_text_(model: Segmenter) -> None:
