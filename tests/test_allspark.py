@@ -301,7 +301,7 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("crop_size=64",), r"crop_size: found 64, expected no multiple of 32: .* set crop_size=65"),
     (("teacher=ema",), "teacher: found ema, but allspark has no average"),
     (("backbone=dinov2_tiny", "crop_size=70"), "model: found allspark with backbone dinov2_tiny, expected one of mit_b0"),
-    (("memory_epochs=3",), "memory_epochs: no such config key; the nearest is 'memory_epoch'"),
+    (("memory_epochs=3",), "memory_epochs: no such config key of this method; the nearest is 'memory_epoch'"),
 ]
 
 

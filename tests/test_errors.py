@@ -169,7 +169,7 @@ ROWS: dict[str, tuple[Break, tuple[str, ...]]] = {
     "config is binary": (file("tiny.yaml", b"\xff\xfe\x00\x01"), ("tiny.yaml", "not valid YAML")),
     "key missing": (config(backbone=None), ("tiny.yaml", "`backbone`", "add it")),
     "key unknown": (config(batchsize=4), ("batchsize", "nearest is 'batch_size'")),
-    "key of another program": (config(sync_bn=True), ("sync_bn", "no such config key; remove it", "util/config.py")),
+    "key of another program": (config(sync_bn=True), ("sync_bn", "no such config key of this method; remove it", "util/config.py")),
     "key unknown in --set": (setting("epoch=3"), ("epoch", "nearest is 'epochs'")),
     "--set without a value": (setting("epochs"), ("--set epochs", "expected key=value")),
     "type: word for a number": (setting("epochs=many"), ("epochs", "'many'", "expected int")),

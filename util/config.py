@@ -168,7 +168,8 @@ def convert(name: str, value: Any, kind: type[Config] = Config) -> Any:
                 return float(value)
             except ValueError:
                 continue
-    names = " or ".join("null" if k is types.NoneType else k.__name__ for k in kinds)
+    choices = next(f.metadata["choices"] for f in fields(kind) if f.name == name)
+    names = " or ".join([*choices, *("null" if k is types.NoneType else k.__name__ for k in kinds if not choices or k is not str)])
     raise UserError(
         f"{name}: found {value!r} ({type(value).__name__}), expected {names}; correct it in the config or with --set {name}=..."
     )
@@ -258,7 +259,7 @@ def make_config(
         near = difflib.get_close_matches(str(name), known, 1, 0.6 if strict else 0.8)
         if near or strict:
             advice = f"the nearest is {near[0]!r}" if near else "remove it, or look for the one that is meant in util/config.py"
-            raise UserError(f"{name}: no such config key; {advice}")
+            raise UserError(f"{name}: no such config key{'' if kind is None else ' of this method'}; {advice}")
         del values[name]
     values |= {name: value for name, value in given.items() if value is not None}
     for name, f in known.items():

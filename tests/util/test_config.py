@@ -104,3 +104,11 @@ def test_shipped_configs_load_and_are_short(file: Path) -> None:
     lines = file.read_text().splitlines()
     assert lines[0].startswith("#")
     assert len(lines) <= 30
+
+
+def test_a_value_of_another_type_for_a_key_of_few_words_names_the_words() -> None:
+    for setting in ("teacher=3", "views=no", "num_workers=[1]"):
+        with pytest.raises(UserError) as refused:
+            load_config(str(PASCAL), [setting])
+        words = {"teacher": "expected ema or student or null;", "views": "expected auto or worker or device;"}
+        assert words.get(setting.split("=")[0], "expected auto or int or null;") in str(refused.value)
