@@ -40,14 +40,14 @@ def _figures(group: Group, which: str) -> str:
 
 def differences_grid(found: Comparison) -> Grid:
     """A row for each pair of methods and figure."""
-    heading = ["difference", "figure", "seeds", "mean", "t", "seeds resampled", "images", "both", ""]
+    heading = ["difference", "figure", "shown", "seeds", "mean", "t", "seeds resampled", "images", "both"]
     return [heading, *(_row(one) for one in found.differences)]
 
 
 def _row(one: Difference) -> list[str]:
     intervals = [_interval(interval) for interval in (one.t, one.over_seeds, one.over_images, one.over_both)]
     names = f"{one.first} - {one.second}"
-    return [names, _HEADINGS[one.figure], " ".join(map(str, one.seeds)), f"{one.mean:+.2f}", *intervals, one.verdict]
+    return [names, _HEADINGS[one.figure], one.verdict, " ".join(map(str, one.seeds)), f"{one.mean:+.2f}", *intervals]
 
 
 def _interval(interval: Interval | None) -> str:
@@ -60,7 +60,7 @@ def markdown(found: Compared) -> str:
     for one in found.comparisons:
         parts += [f"## {one.title}", markdown_table(methods_grid(one), 2)]
         nothing = "Nothing to compare: one method, or no seed in common."
-        parts.append(markdown_table(differences_grid(one), 3) if one.differences else nothing)
+        parts.append(markdown_table(differences_grid(one), 4) if one.differences else nothing)
     parts += NOTES
     parts += ["\n".join(f"- {remark}" for remark in found.remarks)] if found.remarks else []
     return "\n\n".join(parts)

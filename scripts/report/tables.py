@@ -155,7 +155,7 @@ def _build_table(dataset: str, task: str, runs: list[Run]) -> Table:
 def column_label(dataset: str, split: str, kind: str) -> str:
     """The paper's heading of a split, else the split's name; of change detection with the figure that stands below it."""
     suffix = {"cd_iou": " changed IoU", "cd_oa": " overall acc", "acc1": " labels"}.get(kind, "")
-    return (paper.heading(dataset, split) or split.replace("_", "/" if split.replace("_", "").isdecimal() else " ")) + suffix
+    return (paper.heading(dataset, split) or (split.replace("_", "/") if split.replace("_", "").isdecimal() else split)) + suffix
 
 
 def _natural(split: str) -> tuple[bool, float, str]:

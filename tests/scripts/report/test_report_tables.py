@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scripts.report import read_log
 from scripts.report.__main__ import main
 from scripts.report.identity import OWN, encoder_name
-from scripts.report.tables import build_tables, round_half_up
+from scripts.report.tables import build_tables, column_label, round_half_up
 from tests.scripts.report.report_logs import LogWriter, whole_log
 from util.error import UserError
 
@@ -225,3 +225,7 @@ def test_command_ends_in_one_line_and_exit_2(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "scripts.report", str(tmp_path / "none")], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith("error: ")
+
+
+def test_the_name_of_a_split_of_your_own_is_its_columns_heading_as_it_is() -> None:
+    assert [column_label("street", split, "miou") for split in ("1_4", "1_4_select2", "few_labels")] == ["1/4", "1_4_select2", "few_labels"]
