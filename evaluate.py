@@ -41,7 +41,7 @@ from util.dist import World, processes
 from util.error import StoppedError, UserError, run
 from util.files import check_output, output, write_atomic
 from util.precision import inference
-from util.progress import Progress
+from util.progress import Progress, count
 from util.signals import StopSignals
 
 
@@ -241,7 +241,7 @@ def _report(args: argparse.Namespace, trained: Trained, scores: Scores, predicti
         image = picture.confusion_picture(np.array(result["confusion"]), spec.classes)
         with output("--confusion", Path(args.confusion)):
             picture.save(image, Path(args.confusion))
-    print(f"{args.checkpoint}: {trained}, {result['images']} images of {listed}, {prediction}\n")
+    print(f"{args.checkpoint}: {trained}, {count(result['images'], 'image')} of {listed}, {prediction}\n")
     print(_table(result, spec, args.boundary_distance), flush=True)
     for value, _, name in scores.images[: args.worst]:
         print(f"worst: {value:6.2f}  {name}")

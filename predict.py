@@ -44,7 +44,7 @@ from util.dist import cpu_count, processes
 from util.error import UserError, run, tell_once
 from util.files import check_output, output, write_atomic
 from util.precision import inference
-from util.progress import Progress
+from util.progress import Progress, count
 from util.signals import start_worker
 
 Picture = str | Path | Image.Image | np.ndarray
@@ -209,15 +209,15 @@ def main(argv: list[str]) -> None:
     chosen = find_scenes(args.inputs, args.pair, predictor.trained.spec, cfg.data_root, out)
     names = output_names(chosen.scenes, out, args.confidence, chosen.folders)
     check_output("--out", out, folder=True)
-    what = "pairs" if predictor.trained.spec.task == "change" else "images"
-    print(f"{args.checkpoint}: {predictor.trained}, {len(chosen.scenes)} {what}", flush=True)
+    noun = "pair" if predictor.trained.spec.task == "change" else "image"
+    print(f"{args.checkpoint}: {predictor.trained}, {count(len(chosen.scenes), noun)}", flush=True)
     for left in chosen.left:
         print(left, flush=True)
     problems = predict_all(predictor, chosen.scenes, names, out, args)
     skipped = f", {len(problems)} cannot be read" if problems else ""
     files = [".png (classes)", "_overlay.jpg"]
     files += ["_confidence.png"] * args.confidence + [".npz (probabilities)"] * args.probabilities
-    print(f"wrote {out}: of {len(chosen.scenes) - len(problems)} {what} {', '.join(files)}{skipped}")
+    print(f"wrote {out}: of {count(len(chosen.scenes) - len(problems), noun)} {', '.join(files)}{skipped}")
     for problem in problems[:-1]:
         tell_once(f"error: {problem}")
     if problems:

@@ -18,16 +18,17 @@ from util import checkpoint
 from util.config import Config
 from util.dist import World
 from util.files import write_atomic
+from util.progress import count
 
 FILE = "test.json"  # under the save path: the scores, by which a run that is started again does not test again
 
 
 def selection(validation: Source, test: Source | None) -> str:
     """The line of the log that says which list selects the best epoch, and which one it is then scored on."""
-    selects = f"Selection: the best epoch by {validation.ids.path} ({len(validation.ids)} images)"
+    selects = f"Selection: the best epoch by {validation.ids.path} ({count(len(validation.ids), 'image')})"
     if test is None:
         return f"{selects}; no other list scores it, so its score is of the images that chose it, as in the published tables"
-    return f"{selects}; best.pth is scored once, at the end, on {test.ids.path} ({len(test.ids)} images)"
+    return f"{selects}; best.pth is scored once, at the end, on {test.ids.path} ({count(len(test.ids), 'image')})"
 
 
 def final_test(cfg: Config, data: Data, source: Source, models: dict[str, Segmenter], prediction: Prediction, world: World) -> list[str]:

@@ -17,28 +17,25 @@ from model.weights import default_path
 from util.config import Config
 from util.dist import World
 from util.log import say
-from util.progress import Progress, duration
+from util.progress import Progress, count, duration
 
 
 def begin(cfg: Config, data: Data, title: str, world: World, epoch: int, step: int) -> None:
     """Says what starts. title: the method's; epoch, step: where it starts, counted from 0."""
     spec, sampler = data.spec, data.sampler
-    unit = "pairs" if spec.task == "change" else "images"
+    noun = "pair" if spec.task == "change" else "image"
     counts = [f"{len(data.labeled.ids)} labelled"]
     counts += [f"{sampler.streams['u'][0]} unlabelled"] if "u" in sampler.streams else []
+    validation = count(len(data.validation.ids), f"validation {noun}")
     batch = " + ".join(str(sampler.batch) for name in sampler.streams if name in ("x", "u"))
     shards = f"on each of {sampler.shards} shards" if sampler.shards > 1 else "on one shard"
     by = f"{world.size} processes" if world.size > 1 else "one process"
     done = f"Resumes at epoch {epoch}, step {step}." if epoch or step else f"Starts from {_weights(cfg)}."
-    say(f"# {title} on {spec.name}, {spec.nclass} classes: {', '.join(counts)} and {len(data.validation.ids)} validation {unit}.")
-    work = f"{_count(cfg.epochs, 'epoch')} of {_count(sampler.steps, 'step')}. A step sees {batch} {unit} {shards}"
+    say(f"# {title} on {spec.name}, {spec.nclass} classes: {', '.join(counts)} and {validation}.")
+    work = f"{count(cfg.epochs, 'epoch')} of {count(sampler.steps, 'step')}. A step sees {batch} {noun}s {shards}"
     say(f"# {work}, by {by} on {_device(world)}, {cfg.precision}.")
     say(f"# Encoder {cfg.backbone}, model {cfg.model}, crop {cfg.crop_size}. {done}")
     say(f"# Files in {cfg.save_path}: {LOG}, {METRICS}, {PAGE}, {LATEST}, {BEST}. All settings follow; the log counts epochs from 0.")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _weights(cfg: Config) -> str:
@@ -71,7 +68,7 @@ def end(page: PageData, folder: Path) -> None:
     """Says what a finished run has made and what can be done with it."""
     best = folder / BEST
     time = duration(sum(row.seconds for row in page.epochs))
-    say(f"# Finished: {_count(page.total_epochs, 'epoch')} in {time}.")
+    say(f"# Finished: {count(page.total_epochs, 'epoch')} in {time}.")
     if page.best:
         rows = {"best": page.best, "last": page.evaluated[-1]}
         scores = [f"{word} {page.score(row, page.judged):.2f} in epoch {row.epoch}" for word, row in rows.items()]

@@ -8,6 +8,11 @@ from types import TracebackType
 from tqdm import tqdm
 
 
+def count(number: int, noun: str) -> str:
+    """1 line, 2 lines."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def duration(seconds: float) -> str:
     """12 s, 3 min, 2 h 05 min, 1 d 4 h."""
     minutes, hours = round(seconds / 60), int((seconds + 30) // 3600)

@@ -22,6 +22,7 @@ from scripts.report.lines import is_number
 from scripts.report.sessions import Session, read_sessions, starts_again
 from util.config import may_change
 from util.error import UserError
+from util.progress import count
 
 SAMPLES = 5  # unread lines that are shown of a log
 SAMPLE_LENGTH = 160
@@ -134,11 +135,6 @@ def _group(sessions: list[Session], path: Path) -> list[list[Session]]:
         else:
             groups[-1].append(session)
     return groups
-
-
-def count(number: int, noun: str) -> str:
-    """1 line, 2 lines."""
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _rows(log: Path) -> list[Epoch]:

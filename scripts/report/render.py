@@ -4,10 +4,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from scripts.report.identity import AUTHORS, OWN, SHIPPED
-from scripts.report.parse import Run, count
+from scripts.report.parse import Run
 from scripts.report.reproduce import Reproduction
 from scripts.report.tables import Cell, Row, Table, round_half_up
 from scripts.report.uneven import uneven
+from util.progress import count
 from util.table import markdown_table
 
 Grid = list[list[str]]  # rows of cells, the heading first

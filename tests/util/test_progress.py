@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from util import progress
-from util.progress import Progress
+from util.progress import Progress, count
 
 
 @pytest.fixture
@@ -54,3 +54,7 @@ def test_a_terminal_has_a_bar_instead(capsys: pytest.CaptureFixture[str], monkey
     with Progress(5, "image") as bar:
         bar.update(5)
     assert "5/5" in capsys.readouterr().err
+
+
+def test_one_is_no_plural() -> None:
+    assert [count(number, "image") for number in (0, 1, 2)] == ["0 images", "1 image", "2 images"]
