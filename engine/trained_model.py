@@ -91,7 +91,8 @@ def load_trained(cfg: Config, path: str, which: str | None = None, device: torch
     if "text" not in weights:  # a checkpoint of the authors, whose language-guided model keeps them elsewhere
         give_text_(model, cfg, spec.classes)
     weights = model.accept_(weights)
-    checkpoint.load_strictly(model, weights, path, f"was it trained with backbone {cfg.backbone} ({cfg.config})?")
+    made_with = f" and model {cfg.model}" if cfg.model else ""
+    checkpoint.load_strictly(model, weights, path, f"was it trained with backbone {cfg.backbone}{made_with} ({cfg.config})?")
     epoch = state.get("epoch")
     made = state.get("config")
     labeled = None

@@ -174,8 +174,12 @@ def check_facts(state: dict[str, Any], name: str, encoder: Encoder, path: str) -
     recorded = state.get("encoder")
     if not isinstance(recorded, dict):  # of a checkpoint without such facts
         return
+    made = state.get("config")
+    trained_as = made.get("backbone", name) if isinstance(made, dict) else name
     for key, value in encoder_facts(name, encoder).items():
         if recorded.get(key, value) != value:
+            if trained_as != name:
+                raise UserError(f"{path}: was trained with backbone {trained_as}, found {name}; give the config of its run")
             raise UserError(
                 f"{path}: its encoder has {key} {recorded[key]!r}, but {name} here has {value!r}; "
                 f"use the versions of this program and of timm that it was made with"

@@ -193,7 +193,7 @@ def test_checkpoints_of_the_authors_are_read(tiny: Tiny, run: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("change", "extra", "words"),
     [
-        ({"backbone": "dinov2_small"}, (), "dinov2_small"),
+        ({"backbone": "dinov2_small"}, (), "was trained with backbone dinov2_tiny, found dinov2_small; give the config of its run"),
         ({"dataset": "camvid", "nclass": None}, (), "was trained on demo"),
         ({}, ("--id-path", "nowhere.txt"), "nowhere.txt: no such list"),
         ({}, ("--scales", "0"), "--scales"),

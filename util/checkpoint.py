@@ -82,7 +82,7 @@ def _read(path: Path, mapped: bool) -> Any:
 def weights(state: dict[str, Any], which: str, source: str) -> dict[str, Tensor]:
     """The state dict `which` ("model" or "model_ema") of a training checkpoint, or a bare state dict, without `module.` prefixes."""
     if which not in state and not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{source}: no weights under {which!r}, found {', '.join(map(str, state))}")
+        raise UserError(f"{source}: no weights under {which!r}, found {', '.join(map(str, state))}; give a checkpoint of a run")
     found = state.get(which, state)
     if not isinstance(found, dict):
         raise UserError(f"{source}: found a {type(found).__name__} under {which!r}, expected a dictionary of tensors")
