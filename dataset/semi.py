@@ -95,7 +95,7 @@ def find_file(root: str, path: str) -> str:
     except (OSError, ValueError) as error:  # ValueError: a zero byte
         raise _unreadable(full, error) from error
     if not stat.S_ISREG(mode):  # reading a pipe would wait for ever
-        raise BadFileError(f"{full}: not a file; correct the list")
+        raise BadFileError(f"{full}: not a file; correct the path or the list")
     return full
 
 

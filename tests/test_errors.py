@@ -340,7 +340,7 @@ ROWS: dict[str, tuple[Break, tuple[str, ...]]] = {
     "checkpoint of no number of epochs": (trained(lambda s: s.update(config={"epochs": "many"})), ("latest.pth", "epochs: 'many', now 2")),
     "checkpoint of another list": (trained(lambda s: s.update(lists={"x": "0" * 64})), ("latest.pth", "content of list 'x'")),
     "checkpoint whose list has no checksum": (trained(lambda s: s.update(lists={"x": 1})), ("latest.pth", "list 'x': SHA-256 1, now")),
-    "checkpoint is a folder": (checkpoint_folder, ("latest.pth", "no such checkpoint")),
+    "checkpoint is a folder": (checkpoint_folder, ("latest.pth", "a folder; give")),
     "save path with a zero byte": (lambda t, o: t.args("a\0b"), ("cannot be written", "--save-path")),
     "an empty save path": (lambda t, o: t.args(""), ("--save-path", "empty name", "expected a folder")),
     "init is no checkpoint": (setting("init=README.md"), ("README.md", "not a readable checkpoint")),

@@ -47,7 +47,7 @@ def load(path: str | Path, mapped: bool = False) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: no such checkpoint; give the path of a .pth file")
+        raise UserError(f"{path}: {'a folder' if path.is_dir() else 'no such checkpoint'}; give the path of a .pth file")
     try:
         if zipped := zipfile.is_zipfile(path):  # torch.load does not compare the check sums
             with zipfile.ZipFile(path) as archive:
