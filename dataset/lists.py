@@ -78,7 +78,7 @@ def _read(path: str | os.PathLike[str]) -> bytes:
     if _BLANK.search(content):
         content = b"\n".join(line for line in content.split(b"\n") if line.strip())
     if not content:
-        raise UserError(f"{path}: found an empty list, expected one image per line; write one with `python -m dataset.splits make`, or give another path")
+        raise UserError(f"{path}: found an empty list, expected one image per line; write one: `python -m dataset.splits make`")
     return content
 
 
