@@ -312,6 +312,7 @@ class Trainer:
             lines = final_test(self.cfg, self.data, self.test, self.learner.models, self.prediction, self.world)
         for line in lines:
             self.log.info(line)
+        self.watch.tested(lines)
 
     def _stop(self) -> NoReturn:
         saved = self._save()

@@ -32,7 +32,7 @@ class PageData:
 
     settings: config keys as they are in effect. epochs: those that are finished, in their order. confusion: (K, K) counts of the judged
     model. at_zero: why the classes that have never been above 0 stay there, by name. samples: of an image its name, panels (caption,
-    data URI) and the class ids in them. warnings: lines of the log.
+    data URI) and the class ids in them. warnings, tested: lines of the log; tested has the score of best.pth on the test list.
     """
 
     title: str
@@ -46,6 +46,7 @@ class PageData:
     at_zero: dict[str, str] = field(default_factory=dict)
     samples: list[tuple[str, list[tuple[str, str]], list[int]]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    tested: list[str] = field(default_factory=list)
     updated: str = ""
 
     @property
@@ -124,6 +125,10 @@ def _tiles(data: PageData) -> str:
         if row.memory is not None:
             tiles.append(_tile(f"{row.memory / 1024:.1f} GiB", data.memory_name))
     return f'<div class="tiles">{"".join(tiles)}</div>'
+
+
+def _tested(data: PageData) -> str:
+    return "".join(f"<p>{escape(line)}</p>" for line in data.tested)
 
 
 def _warnings(data: PageData) -> str:
@@ -247,7 +252,7 @@ def _settings(data: PageData) -> str:
 
 def render(data: PageData) -> str:
     """The whole page as HTML."""
-    parts = (_head, _tiles, _warnings, _charts, _classes, _confusion, _samples, _settings)
+    parts = (_head, _tiles, _tested, _warnings, _charts, _classes, _confusion, _samples, _settings)
     return document(data.title, "\n".join(part(data) for part in parts))
 
 

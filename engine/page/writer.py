@@ -162,6 +162,12 @@ class Watch:
             self._draw_samples(epoch, models, learner.labels_by)
         self._write()
 
+    def tested(self, lines: list[str]) -> None:
+        """Adds the score of best.pth on the test list. A run that was finished before keeps its page, which has more than is read back."""
+        if self.world.main and self.page.updated:
+            self.page.tested = lines
+            self._write()
+
     def _at_zero(self, matrix: Tensor) -> dict[str, str]:
         """Why the classes that have been at 0 in every evaluation stay there, by name."""
         page, classes = self.page, self.page.spec.classes

@@ -20,11 +20,15 @@ from util.log import open_log
 def test_one_list_selects_and_best_pth_is_scored_once_on_the_other(tiny: Tiny, tmp_path: Path) -> None:
     unimatch_v2.main(tiny.args(tmp_path, "epochs=2", f"test_id_path={tiny.root}/labeled.txt"))
     log, result = (tmp_path / "train.log").read_text(), json.loads((tmp_path / "test.json").read_text())
+    page = (tmp_path / "report.html").read_text()
     assert f"Selection: the best epoch by {tiny.root}/val.txt (4 images); best.pth is scored once, at the end, on" in log
     assert (result["selected_on"], result["list"], result["images"]) == (f"{tiny.root}/val.txt", f"{tiny.root}/labeled.txt", 6)
     for name, scores in result["scores"].items():
         line = f"Test of best.pth (epoch {result['epoch']}, selected on {tiny.root}/val.txt) on {tiny.root}/labeled.txt, {name}: "
-        assert f"{line}mIoU {scores['miou']:.2f}, pixel accuracy {scores['pixel_accuracy']:.2f}\n" in log
+        assert (told := f"{line}mIoU {scores['miou']:.2f}, pixel accuracy {scores['pixel_accuracy']:.2f}") + "\n" in log
+        assert f"<p>{told}</p>" in page
+    unimatch_v2.main(tiny.args(tmp_path, "epochs=2", f"test_id_path={tiny.root}/labeled.txt"))
+    assert (tmp_path / "report.html").read_text() == page, "a finished run that is started again loses nothing of its page"
     (run,) = read_log(tmp_path / "train.log")
     assert run.unread_lines == 0
     assert [note for note in run.notes if "of the list that chose the epoch. Test of best.pth" in note]
