@@ -24,6 +24,7 @@ from dataset.spec import SPECS, DatasetSpec
 from util.config import Config
 from util.dist import World, cpu_count
 from util.error import UserError
+from util.progress import count
 from util.signals import start_worker
 
 SHARED_MEMORY = "/dev/shm"  # where loader processes leave their mini-batches
@@ -59,7 +60,7 @@ class Data:
             return []
         return [
             f"supervised_length: found none, nor an unlabelled list, so that an epoch is one pass over the labelled list "
-            f"({self.sampler.steps} steps); to compare with a semi-supervised run, give its --unlabeled-id-path too"
+            f"({count(self.sampler.steps, 'step')}); to compare with a semi-supervised run, give its --unlabeled-id-path too"
         ]
 
 

@@ -338,7 +338,7 @@ def test_methods_of_a_sweep_see_as_many_images(capsys: pytest.CaptureFixture[str
     supervised.main(["--config", "c.yaml", *lists[:2], "--save-path", "alone", "--set", "batch_size=1"])
     log = Path("alone/train.log").read_text()
     assert log.count("Iters:") == 1
-    assert "supervised_length: found none, nor an unlabelled list, so that an epoch is one pass over the labelled list (1 steps)" in log
+    assert "supervised_length: found none, nor an unlabelled list, so that an epoch is one pass over the labelled list (1 step)" in log
 
 
 def test_class_weights_from_the_labelled_masks() -> None:
