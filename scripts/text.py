@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import logging
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -74,11 +75,14 @@ def find_encoder(source: str | None) -> tuple[Encode, str]:
         )
     load_torchvision()
     package = extra(found)
+    logging.disable()  # without a network the packages log each of a dozen tries; the error says what came of them
     try:
         encode = (_transformers if found == "transformers" else _open_clip)(package, source)
     except Exception as error:  # whatever a missing network or a wrong file leads to
         origin = source or "the weights, which it downloads"
         raise UserError(f"--from: {found} cannot load {origin} ({reason(error)}); give a file or folder that it can") from error
+    finally:
+        logging.disable(logging.NOTSET)
     return encode, f"{found} {package.__version__}: {source or (HUGGING_FACE if found == 'transformers' else f'{ARCHITECTURE}, openai')}"
 
 

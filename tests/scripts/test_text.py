@@ -1,5 +1,6 @@
 """`python -m model.text`: which texts are embedded, by whom, and what the file says of it."""
 
+import logging
 import re
 import sys
 from pathlib import Path
@@ -162,6 +163,18 @@ def test_a_file_for_other_classes_is_refused(config: Path, tmp_path: Path) -> No
     torch.save({"model": {}}, out)
     with pytest.raises(UserError, match="not a file of text embeddings, found model"):
         read_text(out, CLASSES, "c.yaml")
+
+
+def test_a_download_that_fails_is_one_line(config: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    def create_model(name: str, pretrained: str | None) -> Encoder:
+        logging.getLogger("hub").warning("Retrying in 1s")
+        raise RuntimeError("no network")
+
+    monkeypatch.setitem(sys.modules, "open_clip", SimpleNamespace(create_model=create_model, __spec__=True))
+    with pytest.raises(UserError, match=r"open_clip cannot load the weights, which it downloads \(no network\); give a file"):
+        text.main(["--config", str(config)])
+    logging.getLogger("hub").warning("heard again")
+    assert [record.message for record in caplog.records] == ["heard again"]
 
 
 @pytest.mark.parametrize("dataset", ["pascal", "cityscapes"])
