@@ -34,6 +34,8 @@ class Settings(Config):
         super().__post_init__()
         if self.dropout_at == "classifier" and (model := self.model or get_encoder(self.backbone).model) != "dpt":
             raise UserError(f"dropout_at: found classifier with model {model}, expected encoder; only dpt has the other")
+        if self.dropout_at == "classifier" and self.dropout == "none":
+            raise UserError("dropout_at: found classifier with dropout none, expected encoder; without dropout it has no effect")
 
 
 def step(student: nn.Module, teacher: nn.Module, batch: Batch, cfg: Config) -> tuple[Tensor, dict[str, Tensor]]:

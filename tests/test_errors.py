@@ -190,6 +190,10 @@ ROWS: dict[str, tuple[Break, tuple[str, ...]]] = {
         setting("dropout_at=classifier", "backbone=resnet50"),
         ("dropout_at", "model deeplabv3plus", "expected encoder"),
     ),
+    "dropout of no kind before the classifier": (
+        setting("dropout_at=classifier", "dropout=none"),
+        ("dropout_at", "dropout none", "expected encoder"),
+    ),
     "nclass of another data set": (setting("nclass=21"), ("nclass", "found 21", "demo has 6")),
     "criterion unknown": (setting("criterion.name=Tversky"), ("criterion.name", "'Tversky'", "CELoss, OHEM, Focal, Dice, Lovasz")),
     "criterion name is a list": (setting("criterion.name=[]"), ("criterion.name", "[]", "CELoss, OHEM")),

@@ -62,7 +62,7 @@ def batch_of(method: str, it: int) -> Batch:
 ABLATIONS = [
     (1, "independent", "encoder"), (2, "none", "encoder"), (2, "independent", "encoder"),  # Table 6
     (2, "complementary", "classifier"),  # Table 12
-    (1, "complementary", "classifier"), (1, "none", "classifier"),
+    (1, "complementary", "classifier"), (1, "none", "encoder"),
 ]  # fmt: skip
 FUSION = 32  # channels that the decoder's last layer reads
 
