@@ -1,5 +1,6 @@
 """What is known about each encoder by its name: one EncoderSpec per encoder (METHOD.md 1.1 and 1.2)."""
 
+import difflib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -140,7 +141,8 @@ def get_encoder(name: str) -> EncoderSpec:
     sizes = [spec for spec in ENCODERS.values() if spec.name.startswith(f"{family}_") and name.endswith(spec.name.removeprefix(family))]
     if family and sizes:
         return replace(max(sizes, key=lambda spec: len(spec.name)), name=name, file="")  # the longest: `small_reg`, `small_plus`
-    raise UserError(f"backbone: found {name!r}, expected one of {', '.join(ENCODERS)}, timm/NAME; correct `backbone` in the config")
+    near = difflib.get_close_matches(name, ENCODERS, 3, 0)
+    raise UserError(f"backbone: found {name!r}, the nearest are {', '.join(near)}; all are in docs/encoders.md, and timm/NAME")
 
 
 def _timm(name: str) -> EncoderSpec:

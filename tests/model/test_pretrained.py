@@ -116,7 +116,7 @@ def test_the_last_part_of_a_backbone_s_name_says_the_size() -> None:
     assert (own.widths, own.fusion, own.name) == (base.widths, base.fusion, "dinov2_mine_base")
     assert own.facts().channels == base.facts().channels == (768,) * 4
     assert default_path("dinov2_mine_small") == Path("pretrained/dinov2_mine_small.pth")
-    with pytest.raises(UserError, match="'dinov2_small_mine', expected one of dinov2_tiny"):
+    with pytest.raises(UserError, match="'dinov2_small_mine', the nearest are dinov2_small"):
         get_encoder("dinov2_small_mine")
 
 
