@@ -14,7 +14,7 @@ Down = Callable[[float], float]  # a value's distance from the top
 WIDTH, HEIGHT = 460, 310  # of a panel
 LEFT, RIGHT, TOP, BOTTOM = 50, 14, 34, 86
 COLORS = ("#0b6bcb", "#c4520b")  # of the splits
-DASHES = {OWN: "", AUTHORS: "6 4", SHIPPED: "2 3"}
+DASHES = {"published": "8 2 2 2", OWN: "", AUTHORS: "6 4", SHIPPED: "2 3"}
 _STYLE = "text{font:13px sans-serif;fill:#222}.grid{stroke:#ddd}.title{font-weight:bold}"
 
 
@@ -46,8 +46,6 @@ def _panel(table: Table, rows: list[tuple[str, float]], axis: str) -> str:
     lines = _lines(table, [name for name, _ in rows])
     head = f'<text class="title" x="{WIDTH / 2}" y="20" text-anchor="middle">{escape(table.title)}</text>'
     values = [value for line in lines for _, value in line.points]
-    if not values:
-        return f'{head}<text x="{WIDTH / 2}" y="{HEIGHT / 2}" text-anchor="middle">no run yet</text>'
     low, high = min(values) - 0.5, max(values) + 0.5
     places = [round(LEFT + (i + 0.5) / len(rows) * (WIDTH - LEFT - RIGHT), 1) for i in range(len(rows))]
 
@@ -77,13 +75,14 @@ def _axes(axis: str, values: list[float], down: Down, places: list[tuple[float, 
 
 
 def _lines(table: Table, names: list[str]) -> list[Line]:
-    """A line of each split and maker that has a value. names: the rows, from left to right."""
+    """A line of each split and maker, or what is published of it, that has a value. names: the rows, from left to right."""
     cells = {row.method: row.cells for row in table.rows}
     lines = []
     for color, (key, split) in zip(COLORS, table.columns.items(), strict=True):
         for origin, dash in DASHES.items():
-            found = [(place, cells[name][key].value(origin)) for place, name in enumerate(names)]
-            points = [(place, float(value)) for place, value in found if value is not None]
+            row = [cells[name][key] for name in names]
+            found = [cell.published if origin == "published" else cell.value(origin) for cell in row]
+            points = [(place, float(value)) for place, value in enumerate(found) if value is not None]
             if points:
                 lines.append(Line(f"{split}, {origin}", color, dash, points))
     return lines
