@@ -123,7 +123,7 @@ def test_a_row_is_out_before_the_next_is_measured(kinds: Measured, tmp_path: Pat
         (["step", "--rounds", "x"], ["--rounds", "found 'x'", "above 0"]),
         (["step", "--json", "/dev/null/out.json"], ["/dev/null/out.json: cannot be written", "give another --json"]),
         (["step", "--only", "bf17"], ["--only", "'bf17'", "bf16, compile"]),
-        (["all", "--set", "backbone=dinov2_huge"], ["dinov2_huge", "dinov2_giant"]),
+        (["all", "--set", "backbone=dinov2_huge"], ["dinov2_huge", "dinov2_large"]),
         (["all", "--config", "absent.yaml"], ["absent.yaml", "no such config file"]),
         (["loop"], ["loop", "found device cpu", "expected an NVIDIA GPU"]),
         (["settings"], ["'settings'", "`python -m scripts.benchmark --help`"]),

@@ -147,7 +147,7 @@ def test_plan_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixtu
         ((*PASCAL, "--split", "92", "--image-size", "500"), ["--image-size", "'500'", "375x500"]),
         ((*PASCAL, "--split", "92", "--method", "unimatch"), ["--method", "'unimatch'", "unimatch_v1", "supervised"]),
         ((*PASCAL, "--split", "92", "--card", "v100", "--set", "precision=bf16"), ["precision", "bf16", "v100", "fp32, fp16"]),
-        ((*PASCAL, "--split", "92", "--set", "backbone=dinov2_huge"), ["backbone", "dinov2_huge", "dinov2_giant"]),
+        ((*PASCAL, "--split", "92", "--set", "backbone=dinov2_huge"), ["backbone", "dinov2_huge", "dinov2_large"]),
         (("--config", "absent.yaml"), ["absent.yaml", "no such config file"]),
         ((*PASCAL, "--gpus", "8"), ["--gpus", "--help"]),
     ],
