@@ -7,7 +7,8 @@ import torch
 
 from model.archive import is_archive, read_archive
 from model.encoder import Encoder
-from model.formats import OtherFormatError, recognise, unwrap
+from model.foreign import OtherFormatError, unwrap
+from model.formats import recognise
 from model.spec import ENCODERS, get_encoder
 from util import checkpoint
 from util.error import UserError

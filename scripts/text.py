@@ -30,7 +30,7 @@ from dataset.custom import spec_of
 from dataset.spec import DatasetSpec
 from model.backbone.clip import EMBED
 from model.backbone.timm_model import load_torchvision
-from model.formats import unwrap
+from model.foreign import unwrap
 from model.text import Text, text_path
 from model.weights import read
 from util.cli import Parser

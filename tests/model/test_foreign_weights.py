@@ -14,7 +14,7 @@ import torch
 from model import build_model
 from model.backbone.dinov2 import DINOv2
 from model.encoder import Encoder
-from model.formats import State
+from model.foreign import State
 from model.pretrained import PUBLIC, address, main
 from model.spec import ENCODERS
 from tests.model.test_dinov3 import CONVNEXT, VITS, random_

@@ -16,7 +16,8 @@ from model.backbone.dinov2 import DINOv2
 from model.backbone.mit import MiT
 from model.backbone.resnet import ResNetV1cStage
 from model.encoder import Encoder
-from model.formats import OtherFormatError, State, recognise
+from model.foreign import OtherFormatError, State
+from model.formats import recognise
 from tests.model.test_dinov3 import CONVNEXT, VITS, random_
 
 

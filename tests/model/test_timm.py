@@ -22,7 +22,8 @@ from engine.evaluation import Prediction, check_mode
 from model import build_model, pretrained
 from model.backbone.timm_model import TimmEncoder, even_taps, load_timm
 from model.encoder import Encoder
-from model.formats import OtherFormatError, recognise
+from model.foreign import OtherFormatError
+from model.formats import recognise
 from model.spec import ENCODERS, check_crop, get_encoder
 from model.weights import load_encoder
 from tests.model.test_dinov3 import random_
