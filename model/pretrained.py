@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.encoder import Encoder
+from model.package import packaged_file
 from model.spec import ENCODERS, get_encoder
 from model.weights import default_path, load_encoder, read
 from util import checkpoint
@@ -28,7 +29,6 @@ from util.cli import Parser
 from util.download import download
 from util.error import UserError, run
 from util.files import sha256, write_atomic
-from util.package import packaged_file
 
 PUBLIC = "https://dl.fbaipublicfiles.com/dinov2"
 

@@ -21,11 +21,11 @@ from engine.evaluation import Prediction
 from engine.trained_model import load_trained
 from model.segmenter import Segmenter
 from scripts.report.lines import read_lines
+from scripts.table import markdown_table
 from util.cli import Parser
 from util.config import Config, load_config
 from util.error import UserError, run
 from util.files import output
-from util.table import markdown_table
 
 COUNT = 6  # images that are shown, from the beginning of the validation list
 CELL = (180, 180)  # px: every picture is fitted into such a cell, so that columns are straight

@@ -16,10 +16,10 @@ import tempfile
 from pathlib import Path
 
 from scripts.report import paper
+from scripts.table import markdown_table
 from util.cli import Parser
 from util.error import UserError, run
 from util.files import ROOT, write_atomic
-from util.table import markdown_table
 
 BLOCK = re.compile(r"(<!-- (python -m [^\n]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 MAIN = ("1", "2", "3", "4")  # the paper's tables of Pascal, Cityscapes, ADE20K and COCO

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset.pool import parallel
 from dataset.prepare.files import Job, nothing, open_sources, place_all, read_ids, save_png, under
 from util.error import UserError
-from util.pool import parallel
 
 
 def prepare(args: argparse.Namespace) -> list[str]:

@@ -15,12 +15,12 @@ from typing import NamedTuple
 import numpy as np
 
 from dataset.lists import read_list
+from dataset.pool import parallel
 from dataset.prepare.files import nothing, open_sources, read_ids, read_image, save_png, under
 from dataset.spec import IGNORE, get_spec
 from dataset.walk import folders
 from util.error import UserError
 from util.files import write_atomic
-from util.pool import parallel
 
 PARTS = ("train", "val", "test")
 SIZE = (480, 360)

@@ -21,9 +21,9 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from dataset.pool import cores, parallel
 from dataset.prepare.files import nothing, open_sources, read_image, save_png, under
 from util.error import UserError
-from util.pool import cores, parallel
 
 SIDE = 256
 FOLDERS = ("A", "B", "label")

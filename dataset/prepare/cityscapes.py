@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset.pool import parallel
 from dataset.prepare.files import Job, nothing, open_sources, place_all, read_ids, save_png, under
 from util.error import UserError
-from util.pool import parallel
 
 # The official ids of the 19 evaluated classes, in the order of the train ids; every other id is ignored.
 IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dataset.pool import parallel
 from dataset.prepare.files import nothing, open_sources, place_all, read_ids, read_image, save_png, under
 from dataset.spec import get_spec
 from util.error import UserError
-from util.pool import parallel
 
 # The ids of the 80 object classes in order; class = position + 1.
 IDS = [i for i in range(1, 91) if i not in (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)]

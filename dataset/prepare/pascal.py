@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from dataset.pool import parallel
 from dataset.prepare.files import Job, nothing, open_sources, place, place_all, read_image, save_png, under
 from dataset.spec import bit_palette, get_spec
 from util.error import UserError
-from util.pool import parallel
 
 FOLDERS = ("JPEGImages", "SegmentationClass", "SegmentationClassAug", "cls", "img")
 PALETTE = bit_palette(256)  # entry 255 is the colour of void

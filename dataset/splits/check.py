@@ -9,10 +9,10 @@ from pathlib import Path
 
 from dataset.lists import Entry, missing_validation, read_list
 from dataset.look import Found, Job, by_class, class_of, illegal, inspect, nothing_to_learn, two_values
+from dataset.pool import parallel
 from dataset.spec import IGNORE, SPECS, DatasetSpec
 from dataset.stored import NOT_APPLIED
 from util.error import UserError
-from util.pool import parallel
 
 SELECT = "select.txt"  # of a pair: labelled images held out to select the best epoch by
 EXAMPLES = 3  # problems of one kind that are printed in full

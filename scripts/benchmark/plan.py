@@ -21,10 +21,10 @@ from engine.method import Method
 from scripts.benchmark.estimate import CARDS, EFFICIENCY, GPUS, LAUNCH, USABLE, Plan
 from scripts.benchmark.footprint import GIB
 from scripts.benchmark.measure import count, write_figures
+from scripts.table import markdown_table
 from util.config import Config, load_config
 from util.error import UserError
 from util.files import ROOT
-from util.table import markdown_table
 
 METHODS = sorted(path.stem for path in ROOT.glob("*.py") if "\nMETHOD = " in path.read_text(encoding="utf-8"))
 # height, width of typical validation images in pixels; a data set that is not here counts with its crop

@@ -3,7 +3,7 @@
 from scripts.report.bootstrap import DRAWS, SEED, Interval
 from scripts.report.compare import FIGURES, Compared, Comparison, Difference, Group
 from scripts.report.render import Grid
-from util.table import markdown_table
+from scripts.table import markdown_table
 
 _HEADINGS = {"best": "best epoch", "last": "last epoch", "test": "best.pth on the test list"}
 NOTES = (

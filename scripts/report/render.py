@@ -8,8 +8,8 @@ from scripts.report.parse import Run
 from scripts.report.reproduce import Reproduction
 from scripts.report.tables import Cell, Row, Table, round_half_up
 from scripts.report.uneven import uneven
+from scripts.table import markdown_table
 from util.progress import count
-from util.table import markdown_table
 
 Grid = list[list[str]]  # rows of cells, the heading first
 

@@ -1,4 +1,4 @@
-"""Files that are whole at any moment; jobs on all cores."""
+"""Files that are whole at any moment."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,6 @@ from typing import BinaryIO
 import pytest
 
 from util.files import sha256, write_atomic
-from util.pool import cores, parallel
 
 
 def test_failed_write_keeps_the_earlier_file(tmp_path: Path) -> None:
@@ -42,13 +41,3 @@ def test_a_second_name_is_whole_too(links: bool, tmp_path: Path, monkeypatch: py
     write_atomic(path, lambda file: file.write(b"three"), also=best)
     assert best.read_bytes() == b"three"
     assert len(list(tmp_path.iterdir())) == 2
-
-
-@pytest.mark.parametrize("jobs", [0, 3, 100], ids=["none", "in this process", "in several"])
-def test_results_are_in_the_order_of_the_jobs(jobs: int) -> None:
-    assert parallel(abs, [-i for i in range(jobs)], "test") == list(range(jobs))
-
-
-def test_cores_are_those_of_the_slurm_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
-    assert cores() == 1
