@@ -33,4 +33,4 @@ for method in supervised fixmatch unimatch_v2; do
     set -- "$@" "$method=$folder"
 done
 echo
-"$PYTHON" -m scripts.demo_report --config "$config" --out "exp/$dataset/$name.png" "$@"
+"$PYTHON" -m scripts.side_by_side --out "exp/$dataset/$name.png" "$@"

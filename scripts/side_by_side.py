@@ -1,0 +1,158 @@
+"""Runs side by side: one table of their last evaluations, and pictures of what the best model of each predicts.
+
+    python -m scripts.side_by_side --out pictures.png supervised=RUN_FOLDER unimatch_v2=RUN_FOLDER
+    python -m scripts.side_by_side --rule difference --out pictures.png supervised=RUN_FOLDER unimatch_v2=RUN_FOLDER
+
+Shows image, truth, what each run predicts and how sure the last one is, of images of the test list where the runs have scored one, else
+of the validation list. --rule first: the first six. --rule difference: the image at which the last run is best compared with the first,
+the median one, and the one at which it is worst, by the mean IoU of the classes that the truth or the prediction has there.
+"""
+
+import json
+from argparse import RawDescriptionHelpFormatter
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+import predict
+from dataset import picture
+from dataset.lists import ImageList
+from dataset.semi import Source
+from dataset.spec import IGNORE
+from engine import final_test, image_counts, metric
+from engine.resume import BEST
+from engine.trained_model import run_config
+from scripts.report.lines import read_lines
+from scripts.table import markdown_table
+from util.cli import Parser
+from util.error import UserError, run
+from util.files import located, output
+
+COUNT = 6  # images of the rule `first`
+CELL = (180, 180)  # px: into which every picture is fitted; columns have this width, so that they are straight
+
+
+@dataclass(frozen=True)
+class Result:
+    """Figures of one run's last evaluation in percent (ema: None without a teacher), and the seconds that its sessions took."""
+
+    name: str
+    student: float
+    ema: float | None
+    seconds: float
+
+
+def read_result(name: str, folder: Path, figure: str) -> Result:
+    """The result of a run from its train.log. figure: its key in `metric.FIGURES`. Raises UserError without an evaluation."""
+    path = folder / "train.log"
+    if not path.is_file():
+        raise UserError(f"{path}: no such log; give the folder of a run")
+    figures: dict[str, float] = {}
+    seconds, start, last = 0.0, None, None
+    for _, line in read_lines(path.read_text(encoding="utf-8", errors="replace")):
+        figures.update(line.figures)
+        if line.kind == "header":  # a new session: what passed between two does not count
+            start = line.time
+        elif line.time and start and last:
+            seconds += (line.time - max(start, last)).total_seconds()
+        last = line.time or last
+    if figure not in figures:
+        raise UserError(f"{path}: found no evaluation; train the run to its end")
+    return Result(name, figures[figure], figures.get(f"ema_{figure}"), seconds)
+
+
+def table(results: list[Result], title: str) -> str:
+    """The results as aligned text that is a Markdown table too. title: what the figure is called."""
+    rows = [("method", f"student {title}", f"EMA {title}", "seconds")]
+    rows += [(r.name, f"{r.student:.2f}", "" if r.ema is None else f"{r.ema:.2f}", f"{r.seconds:.0f}") for r in results]
+    return markdown_table(rows)
+
+
+def scored(folders: list[Path], validation: str) -> tuple[str, str]:
+    """(path, kind) of the list whose images are shown: the test list that all runs have scored, else the validation list.
+
+    kind: the counts that runs keep of it, a key of `image_counts.FILES`. Raises UserError for test lists that differ.
+    """
+    files = [folder / final_test.FILE for folder in folders]
+    if not all(file.is_file() for file in files):
+        return validation, "best"
+    lists = {str(json.loads(file.read_bytes())["list"]) for file in files}
+    if len(lists) > 1:
+        raise UserError(f"found runs with the test lists {', '.join(sorted(lists))}, expected one; give runs of one comparison")
+    return located(lists.pop()), "test"
+
+
+def by_difference(first: Path, last: Path, source: Source, kind: str) -> list[tuple[int, str]]:
+    """(index, line) of the images of `source` at which the last run is best, median and worst, compared with the first.
+
+    kind: as in `scored`. Raises UserError where a run has no counts of these images.
+    """
+    scores = []
+    for folder in (first, last):
+        path = folder / image_counts.FILES[kind]
+        found = image_counts.load(path)
+        if found is None or found.sha256 != source.ids.sha256:
+            raise UserError(f"{path}: found no counts of {source.ids.path}; train the run to its end, or give --rule first")
+        right, true, predicted = torch.from_numpy(found.counts).unbind(1)
+        scores.append(metric.present_iou(torch.stack((right, true + predicted - right), 1), int(source.spec.task == "change")))
+    difference = scores[1] - scores[0]
+    order = difference.argsort(descending=True, stable=True).tolist()
+    chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
+    return [(i, f"{word} of {len(order)}: {scores[0][i]:.1f} and {scores[1][i]:.1f}, {difference[i]:+.1f}") for word, i in chosen.items()]
+
+
+def picture_row(source: Source, index: int, predictors: dict[str, predict.Predictor]) -> Image.Image:
+    """One image, or its two dates, beside the truth, what each model predicts, and how sure the last one is."""
+    entry = source.ids[index]
+    dates = source.images(entry)
+    panels = {"image" if len(dates) == 1 else f"date {'AB'[i]}": date for i, date in enumerate(dates)}
+    mask = source.mask(entry, dates[0].size)
+    panels["truth"] = picture.strike(picture.paint(mask, source.spec), mask == IGNORE)
+    confidence = np.zeros(())
+    for name, predictor in predictors.items():
+        ids, confidence = predictor.predict((dates[0], dates[1]) if len(dates) == 2 else dates[0])
+        panels[name] = picture.paint(ids, source.spec)
+    panels["its confidence"] = picture.heat(confidence)
+    ways = [Image.Resampling.BICUBIC] * len(dates) + [Image.Resampling.NEAREST] * (len(panels) - len(dates))
+    cell = (CELL[0], ImageOps.contain(dates[0], CELL).height)
+    fitted = [ImageOps.pad(panel, cell, way, "white", (0, 0)) for panel, way in zip(panels.values(), ways, strict=True)]
+    return picture.row(fitted, list(panels))
+
+
+def main(argv: list[str]) -> None:
+    parser = Parser(prog="scripts.side_by_side", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True, type=Path, help="PNG or JPEG file for the pictures")
+    parser.add_argument("--rule", choices=("first", "difference"), default="first", help="which images are shown (default: first)")
+    parser.add_argument("--data-root", help="folder of the images, where it is another than the runs had")
+    parser.add_argument("runs", nargs="+", metavar="METHOD=FOLDER")
+    args = parser.parse_args(argv)
+    folders = {name: Path(folder) for name, _, folder in (text.partition("=") for text in args.runs)}
+    cfg = run_config(None, str(next(iter(folders.values())) / BEST), data_root=args.data_root)
+    predictors = {name: predict.load(str(folder / BEST)) for name, folder in folders.items()}
+    spec = next(iter(predictors.values())).trained.spec
+    figure = metric.chosen_by(spec.task)
+    results = [read_result(name, folder, figure) for name, folder in folders.items()]
+    print(table(results, metric.FIGURES[spec.task][figure].label))
+    path, kind = scored(list(folders.values()), str(cfg.val_id_path))
+    source = Source(spec, cfg.data_root, ImageList(path, spec.task, masks=True))
+    first, *_, last = folders.values()
+    chosen = [(i, "") for i in range(min(COUNT, len(source.ids)))]
+    if args.rule == "difference":
+        chosen = by_difference(first, last, source, kind)
+    rows = []
+    for i, line in chosen:
+        rows.append(picture_row(source, i, predictors))
+        if line:
+            print(f"{source.ids[i].image}: {line}")
+            rows.append(picture.caption(line, rows[0].width))
+    legend = picture.legend(np.arange(spec.nclass), spec, rows[0].width, shares=False, more=[(picture.STRIPES, "not scored")])
+    with output("--out", args.out):
+        picture.save(picture.stack([*rows, legend]), args.out)
+    print(f"\npictures: {args.out}")
+
+
+if __name__ == "__main__":
+    run(main)

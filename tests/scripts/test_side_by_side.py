@@ -1,0 +1,131 @@
+"""Runs side by side: the table and the pictures, from logs, counts and checkpoints as runs leave them."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dataset.lists import ImageList
+from dataset.spec import get_spec
+from engine import image_counts
+from model import build_model
+from scripts import side_by_side
+from tests.conftest import Tiny
+from util.config import load_config
+from util.error import UserError
+
+LOG = """[2026-01-02 10:00:00,000][    INFO] {'backbone': 'dinov2_tiny',
+ 'epochs': 2}
+
+[2026-01-02 10:00:10,000][    INFO] ===========> Epoch: 0, Previous best: 0.00 @epoch-0, EMA: 0.00 @epoch-0
+[2026-01-02 10:00:20,500][    INFO] ***** Evaluation original ***** >>>> MeanIoU: 40.00, EMA: 41.00
+
+[2026-01-02 11:00:00,000][    INFO] {'backbone': 'dinov2_tiny',
+ 'epochs': 2}
+
+[2026-01-02 11:00:05,000][    INFO] ************ Load from checkpoint at epoch 0
+
+[2026-01-02 11:00:09,500][    INFO] ***** Evaluation original ***** >>>> MeanIoU: 30.25, EMA: 31.50
+"""
+
+
+def make_run(folder: Path, tiny: Tiny, log: str, semi: bool) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "train.log").write_text(log)
+    state = build_model("dinov2_tiny", 6).state_dict()
+    config = asdict(load_config(str(tiny.config)))
+    torch.save({"model": state, "config": config} | ({"model_ema": state} if semi else {}), folder / "best.pth")
+    return folder
+
+
+def keep_counts(folder: Path, tiny: Tiny, right: list[int]) -> None:
+    """Counts of the validation images, of 100 pixels of one class each, so many of which are right and the others another class."""
+    counts = torch.zeros(len(right), 3, 6, dtype=torch.int64)
+    for i, pixels in enumerate(right):
+        counts[i, 0, 0], counts[i, 1, 0], counts[i, 2, 0], counts[i, 2, 1] = pixels, 100, pixels, 100 - pixels
+    sha256 = ImageList(str(tiny.root / "val.txt"), "segmentation", masks=True).sha256
+    image_counts.save(folder / image_counts.FILES["best"], counts, 1, sha256)
+
+
+@pytest.fixture
+def runs(tmp_path: Path, tiny: Tiny) -> dict[str, Path]:
+    alone = LOG.replace(", EMA: 31.50", "").replace(", EMA: 41.00", "")
+    return {
+        "supervised": make_run(tmp_path / "a b/supervised", tiny, alone, semi=False),
+        "fixmatch": make_run(tmp_path / "a b/fixmatch", tiny, LOG, semi=True),
+    }
+
+
+def test_result_is_the_last_evaluation_and_pauses_do_not_count(runs: dict[str, Path]) -> None:
+    result = side_by_side.read_result("fixmatch", runs["fixmatch"], "miou")
+    assert (result.student, result.ema, result.seconds) == (30.25, 31.5, 30.0)
+
+
+def test_table() -> None:
+    results = [side_by_side.Result("supervised", 9.5, None, 61.4), side_by_side.Result("fixmatch", 30.25, 31.5, 102)]
+    assert side_by_side.table(results, "mIoU").splitlines() == [
+        "| method     | student mIoU | EMA mIoU | seconds |",
+        "| ---------- | ------------:| --------:| -------:|",
+        "| supervised |         9.50 |          |      61 |",
+        "| fixmatch   |        30.25 |    31.50 |     102 |",
+    ]
+
+
+def test_pictures_of_the_first_images(tmp_path: Path, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "pictures/demo.png"
+    side_by_side.main(["--out", str(out), *(f"{name}={folder}" for name, folder in runs.items())])
+    printed = capsys.readouterr().out
+    assert "| supervised |        30.25 |          |      30 |" in printed
+    assert str(out) in printed
+    with Image.open(out) as img:
+        pixels = np.asarray(img)
+    assert pixels.shape[1] == 5 * 186 - 6  # straight columns: image, truth, two predictions, confidence
+    assert pixels.shape[0] > 4 * 150
+    colours = {tuple(c) for c in pixels[:-40].reshape(-1, 3)}  # above the legend
+    assert len(colours & set(get_spec("demo").palette)) >= 4  # the truth
+
+
+def test_images_chosen_by_the_difference(tmp_path: Path, tiny: Tiny, runs: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """The IoU of the class that is there is 50 %, and of the one that is predicted for it 0."""
+    keep_counts(runs["supervised"], tiny, [80, 50, 100, 50])
+    keep_counts(runs["fixmatch"], tiny, [80, 100, 40, 60])
+    ids = ImageList(str(tiny.root / "val.txt"), "segmentation", masks=True)
+    names = [ids[i].image for i in range(len(ids))]
+    out = tmp_path / "difference.png"
+    side_by_side.main(["--rule", "difference", "--out", str(out), *(f"{name}={folder}" for name, folder in runs.items())])
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{names[1]}: best of 4: 25.0 and 100.0, +75.0" in lines
+    assert f"{names[0]}: median of 4: 40.0 and 40.0, +0.0" in lines
+    assert f"{names[2]}: worst of 4: 100.0 and 20.0, -80.0" in lines
+    with Image.open(out) as img:
+        assert 3 * 150 < img.height < 4 * 220
+
+
+def test_counts_of_other_images_are_refused(tmp_path: Path, tiny: Tiny, runs: dict[str, Path]) -> None:
+    keep_counts(runs["supervised"], tiny, [80, 50, 100, 50])
+    arguments = ["--rule", "difference", "--out", str(tmp_path / "x.png"), *(f"{name}={folder}" for name, folder in runs.items())]
+    with pytest.raises(UserError, match=r"fixmatch/images_best\.npz: found no counts of"):
+        side_by_side.main(arguments)
+
+
+def test_pictures_are_of_the_test_list_where_all_have_scored_it(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("a", "b")]
+    for folder, path in zip(folders, ("one.txt", "other.txt"), strict=True):
+        folder.mkdir()
+        assert side_by_side.scored(folders, "val.txt") == ("val.txt", "best")
+        (folder / "test.json").write_text(json.dumps({"list": path}))
+    with pytest.raises(UserError, match=r"test lists one\.txt, other\.txt, expected one"):
+        side_by_side.scored(folders, "val.txt")
+    assert side_by_side.scored(folders[:1], "val.txt") == ("one.txt", "test")
+
+
+def test_a_run_without_log_or_evaluation_is_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.log: no such log"):
+        side_by_side.read_result("x", tmp_path, "miou")
+    (tmp_path / "train.log").write_text(LOG[:100])
+    with pytest.raises(UserError, match="found no evaluation"):
+        side_by_side.read_result("x", tmp_path, "miou")
