@@ -32,7 +32,7 @@ WHOLE = 64 * 2**20  # bytes of a whole image and its mask: 16 megapixels
 PREFETCH = 2  # mini-batches that each loader process has ready
 PART = 2.0  # pixels of an image's part in a mini-batch, in crops: on average 1.3 to 2.0 for large images, padding included
 
-LISTS = {"x": "labelled", "u": "unlabelled", "val": "validation"}
+LISTS = {"x": "labelled", "u": "unlabelled"}
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,19 @@ class Data:
     workers: int
     lists: dict[str, str]
 
-    def shared_lists(self) -> list[str]:
-        """Lines for the log where one list serves two purposes."""
-        effect = "the scores are of images that it was trained with"
-        effects = {("x", "u"): "there is nothing more to learn from than the labels", ("x", "val"): effect, ("u", "val"): effect}
-        same = [pair for pair in effects if self.lists.get(pair[0], "") == self.lists.get(pair[1])]
-        return [f"the {LISTS[a]} and the {LISTS[b]} list are the same: {effects[a, b]}" for a, b in same]
+    def shared_images(self, test: Source | None) -> list[str]:
+        """Lines for the log where images serve two purposes. test: the list of the one score at the end."""
+        notes = []
+        if self.lists.get("u") == self.lists["x"]:
+            notes.append("the labelled and the unlabelled list are the same: there is nothing more to learn from than the labels")
+        if self.lists.get("u") == self.lists["val"]:
+            notes.append("the unlabelled and the validation list are the same: the scores are of images that it was trained with")
+        labeled = {self.labeled.ids[i].image for i in range(len(self.labeled.ids))}
+        for name, source in (("validation", self.validation), ("test", test)):
+            both = sum(source.ids[i].image in labeled for i in range(len(source.ids))) if source else 0
+            if both:
+                notes.append(f"of the {name} images, {both} are labelled ones: its scores are of images that it was trained with")
+        return notes
 
     def short_epoch(self) -> list[str]:
         """Lines for the log where nothing says how long a supervised epoch is to be."""

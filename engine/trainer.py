@@ -60,7 +60,7 @@ class Trainer:
         self.config = self._effective()
         found = self._find()
         torch.manual_seed(cfg.seed)
-        notes = self.data.shared_lists() + self.data.short_epoch()
+        notes = self.data.short_epoch()
         model = start_model(cfg, self.data, notes, resumed=found is not None)
         self.prediction = Prediction.of(cfg, self.data.spec, model)
         self.learner = Learner(cfg, model, method, self.steps * cfg.epochs, world)
@@ -118,7 +118,7 @@ class Trainer:
         self.record.header(asdict(cfg) | shown, self.learner.student)
         self.log.info(selection(self.data.validation, self.test))
         self.watch = Watch(cfg, self.data, world, self.folder, self.record, self.prediction, self.epoch + 1)
-        for note in notes:
+        for note in self.data.shared_images(self.test) + notes:
             self.log.warning(note)
 
     def _criterion(self, cfg: Config) -> dict[str, Any]:
