@@ -76,6 +76,7 @@ def print_comparison(argv: list[str]) -> None:
     """`compare`: prints the methods over their seeds, with their differences; writes them to files where these are asked for."""
     parser = Parser(prog="scripts.report compare", description=compare.__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="*", metavar="PATH", help="as without `compare`")
+    parser.add_argument("--draws", action="store_true", help="splits that differ in the last number of their names are draws of one")
     parser.add_argument("--json", metavar="FILE", help="also write all figures to FILE")
     parser.add_argument("--html", metavar="FILE", help="also write a page to FILE")
     args = parser.parse_args(argv)
@@ -83,7 +84,7 @@ def print_comparison(argv: list[str]) -> None:
         if name:
             check_output(option, Path(name))
     runs, skipped = read_all(args.paths or default_paths())
-    found = compare.compare(runs)
+    found = compare.compare(runs, args.draws)
     found.remarks += [f"{file.path}: not in the report: {file.reason}" for file in skipped]
     print(compare_render.markdown(found))
     _write("--json", args.json, json.dumps(found.to_json(), indent=1))

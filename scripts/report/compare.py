@@ -1,11 +1,14 @@
 """Methods side by side, over their seeds: mean, deviation, and paired differences with 95 % intervals (METHOD.md 4).
 
-    python -m scripts.report compare [PATH...] [--json FILE] [--html FILE]
+    python -m scripts.report compare [PATH...] [--draws] [--json FILE] [--html FILE]
 
 The seeds of a method are the runs that differ in nothing but the seed. Finished runs of one data set, split and encoder are compared.
+--draws: splits whose names differ in their last number alone, such as 3_draw0 and 3_draw1, are draws of one. Each seed has another, so
+that the deviation and the intervals are of lists and seeds together.
 """
 
 import itertools
+import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
@@ -104,17 +107,21 @@ class Compared:
         return {"comparisons": [one.to_json() for one in self.comparisons], "intervals": how, "remarks": self.remarks}
 
 
-def compare(runs: Iterable[Run]) -> Compared:
-    """Groups the runs by what they share, and compares every two methods of a group. What is left out is in the remarks."""
+def compare(runs: Iterable[Run], draws: bool = False) -> Compared:
+    """Groups the runs by what they share, and compares every two methods of a group. What is left out is in the remarks.
+
+    draws: splits whose names differ in their last number alone count as one.
+    """
     out = Compared()
     sweeps: dict[tuple[str, ...], list[Run]] = defaultdict(list)
     for run in runs:
         if run.seed is None or not run.complete:
             out.remarks.append(f"{run.log}: not compared: {'it is not finished' if run.seed is not None else 'its seed is not known'}")
         else:
-            sweeps[tuple(text or "?" for text in (run.dataset, run.split, run.backbone))].append(run)
+            split = re.sub(r"\d+$", "*", run.split or "") if draws else run.split
+            sweeps[tuple(text or "?" for text in (run.dataset, split, run.backbone))].append(run)
     for where, members in sweeps.items():
-        groups = _groups(members, out.remarks)
+        groups = _groups(members, draws, out.remarks)
         pairs = itertools.combinations(groups, 2)
         differences = [found for low, high in pairs for which in FIGURES if (found := _difference(high, low, which, out.remarks))]
         out.comparisons.append(Comparison(" ".join(where), groups, differences))
@@ -122,12 +129,12 @@ def compare(runs: Iterable[Run]) -> Compared:
     return out
 
 
-def _groups(runs: list[Run], remarks: list[str]) -> list[Group]:
+def _groups(runs: list[Run], draws: bool, remarks: list[str]) -> list[Group]:
     """Runs with equal settings but the seed, labelled-only ones first. Of a seed that is there twice the first run counts."""
     groups: list[Group] = []
     for run in runs:
         first = ((group, next(iter(group.runs.values()))) for group in groups)
-        fitting = next((group for group, one in first if (one.method, one.settings) == (run.method, run.settings)), None)
+        fitting = next((group for group, one in first if _experiment(one, draws) == _experiment(run, draws)), None)
         if fitting is None:
             groups.append(Group(_label(run, groups), {run.seed or 0: run}))
         elif run.seed in fitting.runs:
@@ -135,6 +142,13 @@ def _groups(runs: list[Run], remarks: list[str]) -> list[Group]:
         else:
             fitting.runs[run.seed or 0] = run
     return sorted(groups, key=lambda group: _semi(next(iter(group.runs.values()))))
+
+
+def _experiment(run: Run, draws: bool) -> tuple[str | None, dict[str, str]]:
+    """The method and the settings; draws: without those that follow from the lists."""
+    follow = ("val_id_path", "class_weights") if draws else ()
+    settings = {key: value for key, value in run.settings.items() if key not in follow}
+    return run.method, settings
 
 
 def _semi(run: Run) -> bool:
@@ -154,7 +168,9 @@ def _label(run: Run, groups: list[Group]) -> str:
 
 def _difference(first: Group, second: Group, which: str, remarks: list[str]) -> Difference | None:
     ours, theirs = first.figures(which), second.figures(which)
-    seeds = sorted(ours.keys() & theirs.keys())
+    common = sorted(ours.keys() & theirs.keys())
+    seeds = [seed for seed in common if first.runs[seed].split == second.runs[seed].split]
+    remarks += [f"{first.label}, {second.label}: seed {seed} not compared: of different splits" for seed in common if seed not in seeds]
     if not seeds:
         return None
     values = np.array([ours[seed] - theirs[seed] for seed in seeds])

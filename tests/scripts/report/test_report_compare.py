@@ -124,6 +124,24 @@ def test_seeds_are_runs_of_equal_settings_and_differences_are_of_equal_seeds(tmp
     assert last.mean == pytest.approx(1.0)
 
 
+def test_draws_of_a_split_count_as_one(tmp_path: Path) -> None:
+    """Class weights and the list that selects follow from the draw; a seed whose methods have different draws is left out."""
+    for seed, (v2, fix) in enumerate([(80.0, 79.5), (81.0, 79.0), (80.5, 80.0)]):
+        for method, score, draw in (("unimatch_v2", v2, seed), ("fixmatch", fix, min(seed, 1))):
+            lists = f"splits/pascal/3_draw{draw}"
+            weights = {"name": "CELoss", "kwargs": {"class_weights": [1.0 + draw, 2.0], "ignore_index": 255}}
+            given = {"labeled_id_path": f"{lists}/labeled.txt", "val_id_path": f"{lists}/select.txt", "criterion": weights}
+            write(tmp_path, method, seed, score, **given)
+    runs = [run for path in sorted(tmp_path.rglob("train.log")) for run in read_log(path)]
+    assert {one.title for one in compare(runs).comparisons} == {f"pascal 3_draw{i} dinov2_base" for i in range(3)}
+    (found,) = compare(runs, draws=True).comparisons
+    assert found.title == "pascal 3_draw* dinov2_base"
+    assert [(group.label, sorted(group.runs)) for group in found.groups] == [("FixMatch", [0, 1, 2]), ("UniMatch V2", [0, 1, 2])]
+    best = found.differences[0]
+    assert (best.first, best.seeds, best.mean) == ("UniMatch V2", [0, 1], pytest.approx(1.25))
+    assert "UniMatch V2, FixMatch: seed 2 not compared: of different splits" in compare(runs, draws=True).remarks
+
+
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
     path = write(tmp_path, "fixmatch", 0, 80.0)
     again = write(tmp_path / "again", "fixmatch", 0, 81.0)
