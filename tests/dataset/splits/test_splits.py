@@ -182,6 +182,16 @@ def test_shipped_camvid_lists_are_what_make_draws(capsys: pytest.CaptureFixture[
     assert small < large
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_shipped_draws_of_three_are_what_make_draws(seed: int, shared: Path) -> None:
+    """They hold every class, for which the masks are read."""
+    arguments = ["--from", str(ROOT / "splits/camvid/train.txt"), "--data-root", str(shared.resolve() / "camvid")]
+    main(["make", "camvid", "--count", "63", "--select", "60", "--seed", str(seed), "--stratify", "--name", f"3_draw{seed}", *arguments])
+    for part in ("labeled", "unlabeled", "select"):
+        path = f"splits/camvid/3_draw{seed}/{part}.txt"
+        assert Path(path).read_bytes() == (ROOT / path).read_bytes()
+
+
 @settings(deadline=None)
 @given(
     st.sets(st.text(st.characters(exclude_characters="\n", exclude_categories=["Cs"]), min_size=1), min_size=2, max_size=30),
