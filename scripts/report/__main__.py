@@ -79,8 +79,9 @@ def print_comparison(argv: list[str]) -> None:
     parser.add_argument("--draws", action="store_true", help="splits that differ in the last number of their names are draws of one")
     parser.add_argument("--json", metavar="FILE", help="also write all figures to FILE")
     parser.add_argument("--html", metavar="FILE", help="also write a page to FILE")
+    parser.add_argument("--svg", metavar="FILE", help="also draw the curves of one data set, split and encoder into FILE")
     args = parser.parse_args(argv)
-    for option, name in (("--json", args.json), ("--html", args.html)):
+    for option, name in (("--json", args.json), ("--html", args.html), ("--svg", args.svg)):
         if name:
             check_output(option, Path(name))
     runs, skipped = read_all(args.paths or default_paths())
@@ -89,6 +90,7 @@ def print_comparison(argv: list[str]) -> None:
     print(compare_render.markdown(found))
     _write("--json", args.json, json.dumps(found.to_json(), indent=1))
     _write("--html", args.html, compare_page.page(found, Path(args.html or ".").parent))
+    _write("--svg", args.svg, compare_page.curves_picture(found) if args.svg else "")
 
 
 def _write(option: str, name: str | None, text: str) -> None:

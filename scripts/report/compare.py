@@ -1,6 +1,6 @@
 """Methods side by side, over their seeds: mean, deviation, and paired differences with 95 % intervals (METHOD.md 4).
 
-    python -m scripts.report compare [PATH...] [--draws] [--json FILE] [--html FILE]
+    python -m scripts.report compare [PATH...] [--draws] [--json FILE] [--html FILE] [--svg FILE]
 
 The seeds of a method are the runs that differ in nothing but the seed. Finished runs of one data set, split and encoder are compared.
 --draws: splits whose names differ in their last number alone, such as 3_draw0 and 3_draw1, are draws of one. Each seed has another, so

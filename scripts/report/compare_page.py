@@ -16,8 +16,10 @@ from engine.page.render import document
 from engine.resume import METRICS, PAGE
 from scripts.report.compare import Compared, Comparison, Group
 from scripts.report.compare_render import NOTES, differences_grid, methods_grid
+from scripts.report.figure import draw_curves
 from scripts.report.parse import Run
 from scripts.report.render import Grid
+from util.error import UserError
 
 
 def page(found: Compared, folder: Path) -> str:
@@ -49,6 +51,25 @@ def _scores(run: Run) -> dict[int, float]:
     return found
 
 
+def curves_picture(found: Compared) -> str:
+    """Text of an SVG file: the scores of each method's seeds over the epochs. Raises UserError for more than one comparison, or none."""
+    titles = [one.title for one in found.comparisons]
+    if len(titles) != 1:
+        raise UserError(f"--svg: found {len(titles)} comparisons ({', '.join(titles)}), expected one; give the paths of its runs")
+    (one,) = found.comparisons
+    curves = {group.label: [scores for run in group.runs.values() if (scores := _scores(run))] for group in one.groups}
+    curves = {name: seeds for name, seeds in curves.items() if seeds}
+    if not curves:
+        raise UserError(f"--svg: found no {METRICS} beside the logs of {one.title}, expected those of the runs; give their folders")
+    return draw_curves(f"{one.title}, {_label(one)} in %", curves)
+
+
+def _label(one: Comparison) -> str:
+    """What the score that chooses the best epoch is called."""
+    task = next(iter(one.groups[0].runs.values())).task
+    return metric.FIGURES[task][metric.chosen_by(task)].label
+
+
 def _mean_curve(group: Group) -> list[tuple[float, float]]:
     """(epoch, mean) over the seeds, of epochs that all of them have evaluated."""
     by_epoch: dict[int, list[float]] = defaultdict(list)
@@ -62,8 +83,7 @@ def _curves(one: Comparison) -> str:
     """A line for each method, and for each of its seeds a chart of its own methods side by side."""
     curves = {group.label: _mean_curve(group) for group in one.groups}
     last = max((epoch for points in curves.values() for epoch, _ in points), default=0)
-    task = next(iter(one.groups[0].runs.values())).task
-    label = metric.FIGURES[task][metric.chosen_by(task)].label
+    label = _label(one)
     figures = [chart(f"{label}, mean over the seeds, %", curves, last)]
     seeds = sorted(set.intersection(*(set(group.runs) for group in one.groups)))
     for seed in seeds if len(seeds) > 1 else ():

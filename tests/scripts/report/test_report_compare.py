@@ -6,6 +6,7 @@ import math
 import re
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from scripts.report.compare import Difference, compare
 from scripts.report.uneven import uneven
 from tests.conftest import Tiny
 from tests.scripts.report.report_logs import whole_log
+from util.error import UserError
 
 
 def test_students_t_is_that_of_the_tables() -> None:
@@ -200,7 +202,8 @@ def test_two_methods_from_their_runs_to_the_page(tiny: Tiny, tmp_path: Path, cap
         unimatch_v2.main(tiny.args(tmp_path / f"exp/unimatch_v2/{seed}", *words))
         supervised.main(tiny.args(tmp_path / f"exp/supervised/{seed}", *words, unlabeled=False))
     capsys.readouterr()
-    main(["compare", str(tmp_path / "exp"), "--json", str(tmp_path / "c.json"), "--html", str(tmp_path / "c.html")])
+    files = [part for suffix in ("json", "html", "svg") for part in (f"--{suffix}", str(tmp_path / f"c.{suffix}"))]
+    main(["compare", str(tmp_path / "exp"), *files])
     said, page = capsys.readouterr().out, (tmp_path / "c.html").read_text()
     found = json.loads((tmp_path / "c.json").read_text())
     (one,) = found["comparisons"]
@@ -218,3 +221,10 @@ def test_two_methods_from_their_runs_to_the_page(tiny: Tiny, tmp_path: Path, cap
         f"exp/{method}/{seed}/report.html" for method in ("unimatch_v2", "supervised") for seed in (0, 1)
     }
     assert page.count("<polyline") == 2 + 2 * 2, "both methods: their means, and each seed"
+    picture = ElementTree.parse(tmp_path / "c.svg").getroot()
+    lines = [line.get("stroke-width") for line in picture.iter("{http://www.w3.org/2000/svg}polyline")]
+    assert lines == ["1", "1", "3"] * 2, "of each method: its seeds, and their mean"
+    for path in (tmp_path / "exp/unimatch_v2").rglob("train.log"):
+        path.write_text(path.read_text().replace("dinov2_tiny", "dinov2_small"))
+    with pytest.raises(UserError, match=r"--svg: found 2 comparisons \(.*\), expected one"):
+        main(["compare", str(tmp_path / "exp"), "--svg", str(tmp_path / "c.svg")])
