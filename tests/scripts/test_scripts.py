@@ -508,3 +508,23 @@ def test_a_part_of_the_gpu_table_that_fails_or_takes_too_long_costs_no_other(tmp
     assert "--only bf16, compile " in calls[-2], "what has to be compiled comes last"
     assert done.stdout.count("stopped after 0.2 s") == 1
     assert (tmp_path / "my figures").is_dir()
+
+
+def test_each_seed_of_the_camvid_experiment_has_a_draw_of_its_own(repo: Path, tmp_path: Path) -> None:
+    """And the runs that are there at its end are compared and shown."""
+    (repo / "exp/camvid_lite0/supervised/seed3").mkdir(parents=True)
+    (repo / "exp/camvid_lite0/unimatch_v2/seed3").mkdir(parents=True)
+    for method in ("supervised", "unimatch_v2"):
+        (repo / f"exp/camvid_lite0/{method}/seed3/test.json").touch()
+    path = tools(tmp_path / "bin", python3='[ "$1" = -m ] && echo "$@" >> calls.txt; exit 0')
+    done = sh(repo / "scripts/camvid_lite0.sh", "--set", "eval_every=2", path=path, seeds="3 4", method="supervised unimatch_v2")
+    assert (done.returncode, done.stderr) == (0, "")
+    calls = (repo / "calls.txt").read_text().splitlines()
+    for call, (seed, method) in zip(calls, [(3, "supervised"), (3, "unimatch_v2"), (4, "supervised"), (4, "unimatch_v2")], strict=False):
+        assert f" {method}.py --config=configs/camvid_lite0.yaml " in call
+        assert f"--labeled-id-path splits/camvid/3_draw{seed}/labeled.txt " in call
+        assert f"--save-path exp/camvid_lite0/{method}/seed{seed} " in call
+        assert call.endswith(f" --set seed={seed} --set val_id_path=splits/camvid/3_draw{seed}/select.txt --set eval_every=2")
+    assert calls[4].startswith("-m scripts.report compare --draws ")
+    assert calls[5].endswith(" supervised=exp/camvid_lite0/supervised/seed3 unimatch_v2=exp/camvid_lite0/unimatch_v2/seed3")
+    assert len(calls) == 6
