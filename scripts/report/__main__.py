@@ -76,7 +76,7 @@ def print_comparison(argv: list[str]) -> None:
     """`compare`: prints the methods over their seeds, with their differences; writes them to files where these are asked for."""
     parser = Parser(prog="scripts.report compare", description=compare.__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="*", metavar="PATH", help="as without `compare`")
-    parser.add_argument("--draws", action="store_true", help="splits that differ in the last number of their names are draws of one")
+    parser.add_argument("--draws", action="store_true", help="splits such as 3_draw0 and 3_draw1 are draws of one")
     parser.add_argument("--json", metavar="FILE", help="also write all figures to FILE")
     parser.add_argument("--html", metavar="FILE", help="also write a page to FILE")
     parser.add_argument("--svg", metavar="FILE", help="also draw the curves of one data set, split and encoder into FILE")

@@ -3,8 +3,8 @@
     python -m scripts.report compare [PATH...] [--draws] [--json FILE] [--html FILE] [--svg FILE]
 
 The seeds of a method are the runs that differ in nothing but the seed. Finished runs of one data set, split and encoder are compared.
---draws: splits whose names differ in their last number alone, such as 3_draw0 and 3_draw1, are draws of one. Each seed has another, so
-that the deviation and the intervals are of lists and seeds together.
+--draws: splits whose names differ only in a number right behind a letter at their end, such as 3_draw0 and 3_draw1, are draws of one. Each
+seed has another, so that the deviation and the intervals are of lists and seeds together.
 """
 
 import itertools
@@ -110,7 +110,7 @@ class Compared:
 def compare(runs: Iterable[Run], draws: bool = False) -> Compared:
     """Groups the runs by what they share, and compares every two methods of a group. What is left out is in the remarks.
 
-    draws: splits whose names differ in their last number alone count as one.
+    draws: splits whose names differ only in a number right behind a letter at their end count as one.
     """
     out = Compared()
     sweeps: dict[tuple[str, ...], list[Run]] = defaultdict(list)
@@ -118,7 +118,7 @@ def compare(runs: Iterable[Run], draws: bool = False) -> Compared:
         if run.seed is None or not run.complete:
             out.remarks.append(f"{run.log}: not compared: {'it is not finished' if run.seed is not None else 'its seed is not known'}")
         else:
-            split = re.sub(r"\d+$", "*", run.split or "") if draws else run.split
+            split = re.sub(r"(?<=[a-z])\d+$", "*", run.split or "") if draws else run.split
             sweeps[tuple(text or "?" for text in (run.dataset, split, run.backbone))].append(run)
     for where, members in sweeps.items():
         groups = _groups(members, draws, out.remarks)
