@@ -37,28 +37,33 @@ LISTS = {"x": "labelled", "u": "unlabelled"}
 
 @dataclass(frozen=True)
 class Data:
-    """What a run trains and evaluates on. `lists` holds the SHA-256 of each list's content."""
+    """What a run trains and evaluates on. `sources`: the labelled ("x") and the unlabelled ("u") lists; `lists`: their SHA-256."""
 
     spec: DatasetSpec
     sampler: ShardSampler
     loader: DataLoader
-    labeled: Source
+    sources: dict[str, Sources]
     validation: Source
     workers: int
     lists: dict[str, str]
+
+    @property
+    def labeled(self) -> Source:
+        return self.sources["x"].parts[0]
 
     def shared_images(self, test: Source | None) -> list[str]:
         """Lines for the log where images serve two purposes. test: the list of the one score at the end."""
         notes = []
         if self.lists.get("u") == self.lists["x"]:
             notes.append("the labelled and the unlabelled list are the same: there is nothing more to learn from than the labels")
-        if self.lists.get("u") == self.lists["val"]:
-            notes.append("the unlabelled and the validation list are the same: the scores are of images that it was trained with")
-        labeled = {self.labeled.ids[i].image for i in range(len(self.labeled.ids))}
         for name, source in (("validation", self.validation), ("test", test)):
-            both = sum(source.ids[i].image in labeled for i in range(len(source.ids))) if source else 0
-            if both:
-                notes.append(f"of the {name} images, {both} are labelled ones: its scores are of images that it was trained with")
+            scored = {source.ids[i].image for i in range(len(source.ids))} if source else set()
+            for stream, kind in LISTS.items():
+                parts = [part for part in self.sources[stream].parts if part.root == self.validation.root] if stream in self.sources else []
+                both = len({part.ids[i].image for part in parts for i in range(len(part.ids))} & scored)
+                if both:
+                    effect = "the score is of images that it was trained with"
+                    notes.append(f"{name} images that are on the {kind} list too: {both} of {len(scored)}; {effect}")
         return notes
 
     def short_epoch(self) -> list[str]:
@@ -290,4 +295,4 @@ def open_data(cfg: Config, world: World, reads: Reads, log: logging.Logger) -> D
         if spec.name not in SPECS:
             check_labels(sources["x"].parts[0])
     lists = {name: source.sha256 for name, source in sources.items()} | {"val": validation.ids.sha256}
-    return Data(spec, sampler, loader, sources["x"].parts[0], validation, loader.num_workers, lists)
+    return Data(spec, sampler, loader, sources, validation, loader.num_workers, lists)

@@ -28,8 +28,9 @@ from engine.trained_model import run_config
 from scripts.report.lines import read_lines
 from scripts.table import markdown_table
 from util.cli import Parser
-from util.error import UserError, run
-from util.files import located, output
+from util.error import UserError, reason, run
+from util.files import check_output, located, output
+from util.progress import count
 
 COUNT = 6  # images of the rule `first`
 CELL = (180, 180)  # px: into which every picture is fitted; columns have this width, so that they are straight
@@ -71,6 +72,19 @@ def table(results: list[Result], title: str) -> str:
     return markdown_table(rows)
 
 
+def named_folders(texts: list[str]) -> dict[str, Path]:
+    """The folders of METHOD=FOLDER. Raises UserError for another form, or a name that is there twice."""
+    folders: dict[str, Path] = {}
+    for text in texts:
+        name, equals, folder = text.partition("=")
+        if not (name and equals and folder):
+            raise UserError(f"found {text!r}, expected METHOD=FOLDER; give each run a name, such as supervised={text}")
+        if name in folders:
+            raise UserError(f"found the name {name!r} twice, expected another for each run")
+        folders[name] = Path(folder)
+    return folders
+
+
 def scored(folders: list[Path], validation: str) -> tuple[str, str]:
     """(path, kind) of the list whose images are shown: the test list that all runs have scored, else the validation list.
 
@@ -79,29 +93,39 @@ def scored(folders: list[Path], validation: str) -> tuple[str, str]:
     files = [folder / final_test.FILE for folder in folders]
     if not all(file.is_file() for file in files):
         return validation, "best"
-    lists = {str(json.loads(file.read_bytes())["list"]) for file in files}
+    lists = set()
+    for file in files:
+        try:
+            lists.add(str(json.loads(file.read_bytes())["list"]))
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(f"{file}: found no list in it ({reason(error)}), expected what a run writes; start the run again") from error
     if len(lists) > 1:
         raise UserError(f"found runs with the test lists {', '.join(sorted(lists))}, expected one; give runs of one comparison")
     return located(lists.pop()), "test"
 
 
-def by_difference(first: Path, last: Path, source: Source, kind: str) -> list[tuple[int, str]]:
-    """(index, line) of the images of `source` at which the last run is best, median and worst, compared with the first.
+def by_difference(runs: dict[str, Path], source: Source, kind: str) -> list[tuple[int, str]]:
+    """(index, line) of the images of `source` at which the second of two runs is best, median and worst, compared with the first.
 
     kind: as in `scored`. Raises UserError where a run has no counts of these images.
     """
-    scores = []
-    for folder in (first, last):
+    scores = {}
+    for name, folder in runs.items():
         path = folder / image_counts.FILES[kind]
         found = image_counts.load(path)
         if found is None or found.sha256 != source.ids.sha256:
             raise UserError(f"{path}: found no counts of {source.ids.path}; train the run to its end, or give --rule first")
         right, true, predicted = torch.from_numpy(found.counts).unbind(1)
-        scores.append(metric.present_iou(torch.stack((right, true + predicted - right), 1), int(source.spec.task == "change")))
-    difference = scores[1] - scores[0]
+        scores[name] = metric.present_iou(torch.stack((right, true + predicted - right), 1), int(source.spec.task == "change"))
+    (first, before), (last, after) = scores.items()
+    difference = after - before
     order = difference.argsort(descending=True, stable=True).tolist()
     chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
-    return [(i, f"{word} of {len(order)}: {scores[0][i]:.1f} and {scores[1][i]:.1f}, {difference[i]:+.1f}") for word, i in chosen.items()]
+
+    def line(word: str, i: int) -> str:
+        return f"{word} of {len(order)}: mean IoU {before[i]:.1f} ({first}), {after[i]:.1f} ({last}), {difference[i]:+.1f}"
+
+    return [(i, line(word, i)) for word, i in chosen.items()]
 
 
 def picture_row(source: Source, index: int, predictors: dict[str, predict.Predictor]) -> Image.Image:
@@ -115,7 +139,7 @@ def picture_row(source: Source, index: int, predictors: dict[str, predict.Predic
     for name, predictor in predictors.items():
         ids, confidence = predictor.predict((dates[0], dates[1]) if len(dates) == 2 else dates[0])
         panels[name] = picture.paint(ids, source.spec)
-    panels["its confidence"] = picture.heat(confidence)
+    panels["confidence of it"] = picture.heat(confidence)
     ways = [Image.Resampling.BICUBIC] * len(dates) + [Image.Resampling.NEAREST] * (len(panels) - len(dates))
     cell = (CELL[0], ImageOps.contain(dates[0], CELL).height)
     fitted = [ImageOps.pad(panel, cell, way, "white", (0, 0)) for panel, way in zip(panels.values(), ways, strict=True)]
@@ -129,19 +153,29 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--data-root", help="folder of the images, where it is another than the runs had")
     parser.add_argument("runs", nargs="+", metavar="METHOD=FOLDER")
     args = parser.parse_args(argv)
-    folders = {name: Path(folder) for name, _, folder in (text.partition("=") for text in args.runs)}
+    folders = named_folders(args.runs)
+    if args.rule == "difference" and len(folders) < 2:
+        raise UserError("--rule difference: found one run, expected two or more; give the others, or --rule first")
+    if args.out.suffix not in (".png", ".jpg"):
+        raise UserError(f"--out: found {args.out.name}, expected a name that ends in .png or .jpg")
+    check_output("--out", args.out)
     cfg = run_config(None, str(next(iter(folders.values())) / BEST), data_root=args.data_root)
     predictors = {name: predict.load(str(folder / BEST)) for name, folder in folders.items()}
-    spec = next(iter(predictors.values())).trained.spec
+    specs = {name: predictor.trained.spec for name, predictor in predictors.items()}
+    if len({(spec.name, spec.task, spec.classes) for spec in specs.values()}) > 1:
+        found = ", ".join(f"{name}: {spec.name} with {spec.nclass} classes" for name, spec in specs.items())
+        raise UserError(f"found runs of different data sets ({found}), expected runs of one")
+    spec = next(iter(specs.values()))
     figure = metric.chosen_by(spec.task)
     results = [read_result(name, folder, figure) for name, folder in folders.items()]
     print(table(results, metric.FIGURES[spec.task][figure].label))
     path, kind = scored(list(folders.values()), str(cfg.val_id_path))
     source = Source(spec, cfg.data_root, ImageList(path, spec.task, masks=True))
-    first, *_, last = folders.values()
+    print(f"\npictures of {path} ({count(len(source.ids), 'image')}), by best.pth")
     chosen = [(i, "") for i in range(min(COUNT, len(source.ids)))]
     if args.rule == "difference":
-        chosen = by_difference(first, last, source, kind)
+        first, *_, last = folders
+        chosen = by_difference({name: folders[name] for name in (first, last)}, source, kind)
     rows = []
     for i, line in chosen:
         rows.append(picture_row(source, i, predictors))

@@ -179,8 +179,8 @@ def test_one_list_for_two_purposes_is_told(tiny: Tiny, tmp_path: Path) -> None:
     log = (tmp_path / "train.log").read_text()
     assert ("device: found no GPU, training on the CPU with 1 process\n" in log) == (not torch.cuda.is_available())
     assert "the labelled and the unlabelled list are the same: there is nothing more to learn from than the labels" in log
-    assert "of the validation images, 4 are labelled ones: its scores are of images that it was trained with" in log
-    assert "the unlabelled and the validation list are the same" in log
+    for kind in ("labelled", "unlabelled"):
+        assert f"validation images that are on the {kind} list too: 4 of 4; the score is of images that it was trained with" in log
 
 
 def test_labelled_images_in_the_lists_that_score_are_told(tiny: Tiny, tmp_path: Path) -> None:
@@ -189,11 +189,13 @@ def test_labelled_images_in_the_lists_that_score_are_told(tiny: Tiny, tmp_path: 
     labeled.write_text("".join(lines[:6]))
     val.write_text("".join(lines[5:8]))
     test.write_text("".join([*lines[18:], *lines[:2]]))
-    arguments = tiny.args(tmp_path / "run", "epochs=1", f"val_id_path={val}", f"test_id_path={test}", unlabeled=False)
-    supervised.main([*arguments, "--labeled-id-path", str(labeled)])
+    arguments = tiny.args(tmp_path / "run", "epochs=1", f"val_id_path={val}", f"test_id_path={test}")
+    fixmatch.main([*arguments, "--labeled-id-path", str(labeled)])
     log = (tmp_path / "run/train.log").read_text()
-    assert "of the validation images, 1 are labelled ones" in log
-    assert "of the test images, 2 are labelled ones" in log
+    assert "validation images that are on the labelled list too: 1 of 3;" in log
+    assert "validation images that are on the unlabelled list too: 2 of 3;" in log
+    assert "test images that are on the labelled list too: 2 of 6;" in log
+    assert "test images that are on the unlabelled list" not in log
 
 
 def test_fewer_than_eight_steps_an_epoch_log_every_step(tiny: Tiny, tmp_path: Path) -> None:

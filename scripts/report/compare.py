@@ -3,8 +3,8 @@
     python -m scripts.report compare [PATH...] [--draws] [--json FILE] [--html FILE] [--svg FILE]
 
 The seeds of a method are the runs that differ in nothing but the seed. Finished runs of one data set, split and encoder are compared.
---draws: splits whose names differ only in a number right behind a letter at their end, such as 3_draw0 and 3_draw1, are draws of one. Each
-seed has another, so that the deviation and the intervals are of lists and seeds together.
+--draws: splits whose names end in `draw` and a number, such as 3_draw0 and 3_draw1, are draws of one. Each seed has another, so that the
+deviation and the intervals are of lists and seeds together.
 """
 
 import itertools
@@ -12,7 +12,7 @@ import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from scripts.report.identity import method_name, own_method
 from scripts.report.parse import Run
 from scripts.report.uneven import uneven
 
+_DRAW = re.compile(r"(?<=draw)\d+$")
 FIGURES = ("best", "last", "test")  # the best epoch's, as published; the last one's; best.pth's on the list that had no say in its choice
 
 
@@ -35,6 +36,10 @@ class Group:
 
     label: str
     runs: dict[int, Run]
+
+    @property
+    def first(self) -> Run:
+        return next(iter(self.runs.values()))
 
     def figures(self, which: str) -> dict[int, float]:
         """The figure of each seed in percent, where its log has it."""
@@ -110,7 +115,7 @@ class Compared:
 def compare(runs: Iterable[Run], draws: bool = False) -> Compared:
     """Groups the runs by what they share, and compares every two methods of a group. What is left out is in the remarks.
 
-    draws: splits whose names differ only in a number right behind a letter at their end count as one.
+    draws: splits whose names end in `draw` and a number count as one.
     """
     out = Compared()
     sweeps: dict[tuple[str, ...], list[Run]] = defaultdict(list)
@@ -118,37 +123,43 @@ def compare(runs: Iterable[Run], draws: bool = False) -> Compared:
         if run.seed is None or not run.complete:
             out.remarks.append(f"{run.log}: not compared: {'it is not finished' if run.seed is not None else 'its seed is not known'}")
         else:
-            split = re.sub(r"(?<=[a-z])\d+$", "*", run.split or "") if draws else run.split
-            sweeps[tuple(text or "?" for text in (run.dataset, split, run.backbone))].append(run)
+            split = _DRAW.sub("*", run.split or "") if draws else run.split
+            own = replace(run, settings=_of_any_draw(run)) if draws else run
+            sweeps[tuple(text or "?" for text in (run.dataset, split, run.backbone))].append(own)
     for where, members in sweeps.items():
-        groups = _groups(members, draws, out.remarks)
+        groups = _groups(members, out.remarks)
         pairs = itertools.combinations(groups, 2)
         differences = [found for low, high in pairs for which in FIGURES if (found := _difference(high, low, which, out.remarks))]
         out.comparisons.append(Comparison(" ".join(where), groups, differences))
     out.remarks += uneven(run for members in sweeps.values() for run in members)
+    out.remarks = list(dict.fromkeys(out.remarks))
     return out
 
 
-def _groups(runs: list[Run], draws: bool, remarks: list[str]) -> list[Group]:
+def _of_any_draw(run: Run) -> dict[str, str]:
+    """The settings without what follows from the draw: its name in the list that selects, and the class weights of its labels."""
+    split = run.split or ""
+    path = run.settings.get("val_id_path", "").replace(f"/{split}/", f"/{_DRAW.sub('*', split)}/")
+    weights = re.sub(r"\[.*\]", "a list", run.settings.get("class_weights", ""))
+    return run.settings | {"val_id_path": path, "class_weights": weights}
+
+
+def _groups(runs: list[Run], remarks: list[str]) -> list[Group]:
     """Runs with equal settings but the seed, labelled-only ones first. Of a seed that is there twice the first run counts."""
     groups: list[Group] = []
     for run in runs:
-        first = ((group, next(iter(group.runs.values()))) for group in groups)
-        fitting = next((group for group, one in first if _experiment(one, draws) == _experiment(run, draws)), None)
+        fitting = next((one for one in groups if (one.first.method, one.first.settings) == (run.method, run.settings)), None)
         if fitting is None:
-            groups.append(Group(_label(run, groups), {run.seed or 0: run}))
+            groups.append(Group("", {run.seed or 0: run}))
         elif run.seed in fitting.runs:
-            remarks.append(f"{run.log}: not compared: {fitting.runs[run.seed].log} has the same seed and settings")
+            other = fitting.runs[run.seed]
+            same = "the same seed and settings" if other.split == run.split else "the same seed on another draw; each draw needs its own"
+            remarks.append(f"{run.log}: not compared: {other.log} has {same}")
         else:
             fitting.runs[run.seed or 0] = run
-    return sorted(groups, key=lambda group: _semi(next(iter(group.runs.values()))))
-
-
-def _experiment(run: Run, draws: bool) -> tuple[str | None, dict[str, str]]:
-    """The method and the settings; draws: without those that follow from the lists."""
-    follow = ("val_id_path", "class_weights") if draws else ()
-    settings = {key: value for key, value in run.settings.items() if key not in follow}
-    return run.method, settings
+    for group in groups:
+        group.label = _label(group.first, [other.first for other in groups if other.first.method == group.first.method])
+    return sorted(groups, key=lambda group: _semi(group.first))
 
 
 def _semi(run: Run) -> bool:
@@ -156,14 +167,12 @@ def _semi(run: Run) -> bool:
     return own is None or own.semi
 
 
-def _label(run: Run, groups: list[Group]) -> str:
-    """The method, and what differs from the first group of the same method."""
+def _label(run: Run, same: list[Run]) -> str:
+    """The method, and its settings where `same`, a run of each group of this method, differ: the first from any, the others from it."""
     name = method_name(run.method) if run.method else "unknown method"
-    same = [one for one in (next(iter(group.runs.values())) for group in groups) if one.method == run.method]
-    if not same:
-        return name
-    keys = sorted(key for key in run.settings | same[0].settings if run.settings.get(key) != same[0].settings.get(key))
-    return f"{name} ({', '.join(f'{key} {run.settings.get(key)}' for key in keys)})"
+    others = same if run is same[0] else same[:1]
+    keys = sorted({key for one in others for key in run.settings | one.settings if run.settings.get(key) != one.settings.get(key)})
+    return f"{name} ({', '.join(f'{key} {run.settings.get(key)}' for key in keys)})" if keys else name
 
 
 def _difference(first: Group, second: Group, which: str, remarks: list[str]) -> Difference | None:

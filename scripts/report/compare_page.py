@@ -57,16 +57,20 @@ def curves_picture(found: Compared) -> str:
     if len(titles) != 1:
         raise UserError(f"--svg: found {len(titles)} comparisons ({', '.join(titles)}), expected one; give the paths of its runs")
     (one,) = found.comparisons
-    curves = {group.label: [scores for run in group.runs.values() if (scores := _scores(run))] for group in one.groups}
-    curves = {name: seeds for name, seeds in curves.items() if seeds}
+    curves = {}
+    for group in one.groups:
+        found_scores = [scores for run in group.runs.values() if (scores := _scores(run))]
+        missing = "" if len(found_scores) == len(group.runs) else f" ({len(found_scores)} of {len(group.runs)} seeds)"
+        if found_scores:
+            curves[group.label + missing] = found_scores
     if not curves:
         raise UserError(f"--svg: found no {METRICS} beside the logs of {one.title}, expected those of the runs; give their folders")
-    return draw_curves(f"{one.title}, {_label(one)} in %", curves)
+    return draw_curves(f"{one.title}, {_score_name(one)} in %", curves)
 
 
-def _label(one: Comparison) -> str:
+def _score_name(one: Comparison) -> str:
     """What the score that chooses the best epoch is called."""
-    task = next(iter(one.groups[0].runs.values())).task
+    task = one.groups[0].first.task
     return metric.FIGURES[task][metric.chosen_by(task)].label
 
 
@@ -83,7 +87,7 @@ def _curves(one: Comparison) -> str:
     """A line for each method, and for each of its seeds a chart of its own methods side by side."""
     curves = {group.label: _mean_curve(group) for group in one.groups}
     last = max((epoch for points in curves.values() for epoch, _ in points), default=0)
-    label = _label(one)
+    label = _score_name(one)
     figures = [chart(f"{label}, mean over the seeds, %", curves, last)]
     seeds = sorted(set.intersection(*(set(group.runs) for group in one.groups)))
     for seed in seeds if len(seeds) > 1 else ():

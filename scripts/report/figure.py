@@ -59,8 +59,10 @@ def draw_curves(title: str, curves: Mapping[str, Sequence[dict[int, float]]]) ->
         for one, width, strength in [*((one, 1, 0.35) for one in seeds), (average, 3, 1)]:
             points = " ".join(f"{across(epoch)},{down(value)}" for epoch, value in sorted(one.items()))
             parts.append(f'<polyline points="{points}" fill="none" stroke="{color}" stroke-width="{width}" stroke-opacity="{strength}"/>')
-        parts += _key(i, f"{name}: {number(average[common[-1]])}" if common else name, f'stroke="{color}" stroke-width="3"')
-    return _document(WIDTH, HEIGHT + max(0, (len(curves) - 3) // 2 * 16), parts)
+            for epoch, value in one.items():
+                parts.append(f'<circle cx="{across(epoch)}" cy="{down(value)}" r="{width}" fill="{color}" fill-opacity="{strength}"/>')
+        parts += _key(0, i, f"{name}: {number(average[common[-1]])}" if common else name, f'stroke="{color}" stroke-width="3"')
+    return _document(WIDTH, HEIGHT + max(0, (len(curves) - 2) * 16), parts)
 
 
 def _document(width: int, height: int, parts: Sequence[str]) -> str:
@@ -75,9 +77,9 @@ def _scale(values: Sequence[float]) -> tuple[float, float, Down]:
     return low, high, lambda value: round(TOP + (high - value) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
 
 
-def _key(place: int, name: str, look: str) -> list[str]:
-    """An entry of the legend, two a line."""
-    x, y = LEFT + place % 2 * 200, HEIGHT - 26 + place // 2 * 16
+def _key(column: int, line: int, name: str, look: str) -> list[str]:
+    """An entry of the legend."""
+    x, y = LEFT + column * 200, HEIGHT - 26 + line * 16
     return [f'<line x1="{x}" x2="{x + 24}" y1="{y - 4}" y2="{y - 4}" {look}/>', f'<text x="{x + 30}" y="{y}">{escape(name)}</text>']
 
 
@@ -94,7 +96,7 @@ def _panel(table: Table, rows: list[tuple[str, float]], axis: str) -> str:
         for place, value in line.points:
             tip = f"<title>{escape(line.name)}, {axis} {rows[place][1]:g}: {number(value)}</title>"
             parts.append(f'<circle cx="{places[place]}" cy="{down(value)}" r="3.5" fill="{line.color}">{tip}</circle>')
-        parts += _key(i, line.name, look)
+        parts += _key(i % 2, i // 2, line.name, look)
     return "\n".join(parts)
 
 
@@ -111,7 +113,7 @@ def _lines(table: Table, names: list[str]) -> list[Line]:
     """A line of each split and maker, or what is published of it, that has a value. names: the rows, from left to right."""
     cells = {row.method: row.cells for row in table.rows}
     lines = []
-    for color, (key, split) in zip(COLORS, table.columns.items(), strict=False):
+    for color, (key, split) in zip(COLORS[: len(table.columns)], table.columns.items(), strict=True):
         for origin, dash in DASHES.items():
             row = [cells[name][key] for name in names]
             found = [cell.published if origin == "published" else cell.value(origin) for cell in row]

@@ -96,13 +96,41 @@ def test_images_chosen_by_the_difference(tmp_path: Path, tiny: Tiny, runs: dict[
     ids = ImageList(str(tiny.root / "val.txt"), "segmentation", masks=True)
     names = [ids[i].image for i in range(len(ids))]
     out = tmp_path / "difference.png"
+    side_by_side.main(["--out", str(tmp_path / "first.png"), *(f"{name}={folder}" for name, folder in runs.items())])
     side_by_side.main(["--rule", "difference", "--out", str(out), *(f"{name}={folder}" for name, folder in runs.items())])
     lines = capsys.readouterr().out.splitlines()
-    assert f"{names[1]}: best of 4: 25.0 and 100.0, +75.0" in lines
-    assert f"{names[0]}: median of 4: 40.0 and 40.0, +0.0" in lines
-    assert f"{names[2]}: worst of 4: 100.0 and 20.0, -80.0" in lines
-    with Image.open(out) as img:
-        assert 3 * 150 < img.height < 4 * 220
+    assert f"pictures of {tiny.root}/val.txt (4 images), by best.pth" in lines
+    assert f"{names[1]}: best of 4: mean IoU 25.0 (supervised), 100.0 (fixmatch), +75.0" in lines
+    assert f"{names[0]}: median of 4: mean IoU 40.0 (supervised), 40.0 (fixmatch), +0.0" in lines
+    assert f"{names[2]}: worst of 4: mean IoU 100.0 (supervised), 20.0 (fixmatch), -80.0" in lines
+    with Image.open(out) as img, Image.open(tmp_path / "first.png") as first:
+        assert first.height * 3 / 4 - 30 < img.height < first.height * 3 / 4 + 3 * 22 + 30, "three rows of four, each with a line below"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["{supervised}"], "found '.*/supervised', expected METHOD=FOLDER"),
+        (["a={supervised}", "a={fixmatch}"], "found the name 'a' twice"),
+        (["--rule", "difference", "a={supervised}"], "--rule difference: found one run, expected two or more"),
+        (["--out", "x.gif", "a={supervised}"], r"--out: found x\.gif, expected a name that ends in \.png or \.jpg"),
+        (["a={supervised}", "b={other}"], r"found runs of different data sets \(a: demo with 6 classes, b: own with 6 classes\)"),
+    ],
+)
+def test_runs_that_cannot_be_shown(arguments: list[str], words: str, tmp_path: Path, tiny: Tiny, runs: dict[str, Path]) -> None:
+    other = make_run(tmp_path / "other", tiny, LOG, semi=False)
+    state = torch.load(other / "best.pth", weights_only=True)
+    state["config"] |= {"dataset": "own", "classes": list("abcdef")}
+    torch.save(state, other / "best.pth")
+    folders = {**runs, "other": other}
+    with pytest.raises(UserError, match=words):
+        side_by_side.main(["--out", str(tmp_path / "x.png"), *(text.format(**folders) for text in arguments)])
+
+
+def test_a_torn_test_file_is_told(tmp_path: Path) -> None:
+    (tmp_path / "test.json").write_text('{"list": ')
+    with pytest.raises(UserError, match=r"test\.json: found no list in it"):
+        side_by_side.scored([tmp_path], "val.txt")
 
 
 def test_counts_of_other_images_are_refused(tmp_path: Path, tiny: Tiny, runs: dict[str, Path]) -> None:
