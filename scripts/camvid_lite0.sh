@@ -1,9 +1,10 @@
 #!/bin/sh
 # Do unlabelled images help? Trains each method on CamVid with EfficientNet-Lite0 on five draws of three labelled photographs, on the
-# CPU, and prints what docs/evidence.md shows: means, paired differences with intervals, and pictures of test photographs.
+# CPU; prints means and paired differences with intervals, and leaves curves, a page and pictures of test photographs in exp/camvid_lite0.
+# What came of it: docs/evidence.md.
 #
 #   sh scripts/camvid_lite0.sh
-#   method="supervised unimatch_v2" seeds="0 1" sh scripts/camvid_lite0.sh --set conf_thresh=0.95
+#   exp=camvid_lite0_95 method=unimatch_v2 seeds="0 1" sh scripts/camvid_lite0.sh --set conf_thresh=0.95
 #
 # Needs data/camvid (docs/data.md), timm and pretrained/efficientnet_lite0.pth (python -m model.pretrained efficientnet_lite0).
 # From the environment: method, seeds, exp (name of the runs' folder, another for other settings). Each seed has a draw of its own,
