@@ -102,8 +102,8 @@ def write(folder: Path, method: str, seed: int, ema: float, **header: Any) -> Pa
 
 
 def test_seeds_are_runs_of_equal_settings_and_differences_are_of_equal_seeds(tmp_path: Path) -> None:
-    for seed, (v2, fix) in enumerate([(80.0, 79.5), (81.0, 79.0), (80.5, 80.0)]):
-        write(tmp_path, "unimatch_v2", seed, v2)
+    for seed, (best_v2, fix) in enumerate([(80.0, 79.5), (81.0, 79.0), (80.5, 80.0)]):
+        write(tmp_path, "unimatch_v2", seed, best_v2)
         write(tmp_path, "fixmatch", seed, fix)
     write(tmp_path, "unimatch_v2", 3, 99.0)  # a seed that FixMatch lacks
     write(tmp_path, "unimatch_v2", 0, 70.0, conf_thresh=0.9)  # another experiment
@@ -111,18 +111,23 @@ def test_seeds_are_runs_of_equal_settings_and_differences_are_of_equal_seeds(tmp
     (found,) = compare(runs).comparisons
     assert found.title == "pascal 92 dinov2_base"
     groups = {group.label: group for group in found.groups}
+    v2 = "UniMatch V2 (conf_thresh 0.95)"
     assert {label: sorted(group.runs) for label, group in groups.items()} == {
         "FixMatch": [0, 1, 2],
-        "UniMatch V2": [0, 1, 2, 3],
+        v2: [0, 1, 2, 3],
         "UniMatch V2 (conf_thresh 0.9)": [0],
     }
     assert groups["FixMatch"].spread("best") == {"mean": pytest.approx(79.5), "deviation": pytest.approx(0.5)}
-    (best,) = [one for one in found.differences if (one.first, one.second, one.figure) == ("UniMatch V2", "FixMatch", "best")]
+    (best,) = [
+        one for one in found.differences if (one.first, one.second, one.figure) == ("UniMatch V2 (conf_thresh 0.95)", "FixMatch", "best")
+    ]
     assert (best.seeds, best.mean) == ([0, 1, 2], pytest.approx(1.0))
     assert best.over_seeds == pytest.approx((0.5, 2.0))
     assert best.t == pytest.approx((1 - 4.302653 * math.sqrt(0.75 / 3), 1 + 4.302653 * math.sqrt(0.75 / 3)), abs=1e-4)
     assert best.verdict == "no difference shown"
-    (last,) = [one for one in found.differences if (one.first, one.second, one.figure) == ("UniMatch V2", "FixMatch", "last")]
+    (last,) = [
+        one for one in found.differences if (one.first, one.second, one.figure) == ("UniMatch V2 (conf_thresh 0.95)", "FixMatch", "last")
+    ]
     assert last.mean == pytest.approx(1.0)
 
 
@@ -141,7 +146,18 @@ def test_draws_of_a_split_count_as_one(tmp_path: Path) -> None:
     assert [(group.label, sorted(group.runs)) for group in found.groups] == [("FixMatch", [0, 1, 2]), ("UniMatch V2", [0, 1, 2])]
     best = found.differences[0]
     assert (best.first, best.seeds, best.mean) == ("UniMatch V2", [0, 1], pytest.approx(1.25))
-    assert "UniMatch V2, FixMatch: seed 2 not compared: of different splits" in compare(runs, draws=True).remarks
+    assert compare(runs, draws=True).remarks.count("UniMatch V2, FixMatch: seed 2 not compared: of different splits") == 1
+
+
+def test_a_run_that_differs_from_its_draw_is_no_seed_of_the_others(tmp_path: Path) -> None:
+    """Selected on the list of another draw, without class weights, or of a draw whose seed was there already."""
+    for seed, selected, weights, draw in ((0, 0, [1.0], 0), (1, 1, [2.0], 1), (2, 0, [3.0], 2), (3, 3, None, 3), (0, 4, [5.0], 4)):
+        kwargs = {"ignore_index": 255} | ({"class_weights": weights} if weights else {})
+        given = {"labeled_id_path": f"splits/pascal/3_draw{draw}/labeled.txt", "val_id_path": f"splits/pascal/3_draw{selected}/select.txt"}
+        write(tmp_path / str(draw), "fixmatch", seed, 80.0, **given, criterion={"name": "CELoss", "kwargs": kwargs})
+    found = compare([run for path in sorted(tmp_path.rglob("train.log")) for run in read_log(path)], draws=True)
+    assert sorted(sorted(group.runs) for group in found.comparisons[0].groups) == [[0, 1], [2], [3]]
+    assert [remark for remark in found.remarks if "has the same seed on another draw; each draw needs its own" in remark]
 
 
 def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
