@@ -56,14 +56,15 @@ class Data:
         notes = []
         if self.lists.get("u") == self.lists["x"]:
             notes.append("the labelled and the unlabelled list are the same: there is nothing more to learn from than the labels")
-        for name, source in (("validation", self.validation), ("test", test)):
-            scored = {source.ids[i].image for i in range(len(source.ids))} if source else set()
-            for stream, kind in LISTS.items():
-                parts = [part for part in self.sources[stream].parts if part.root == self.validation.root] if stream in self.sources else []
-                both = len({part.ids[i].image for part in parts for i in range(len(part.ids))} & scored)
-                if both:
+        scored = {"validation": self.validation.ids} | ({"test": test.ids} if test else {})
+        images = {name: {ids[i].image for i in range(len(ids))} for name, ids in scored.items()}
+        for stream, source in self.sources.items():
+            parts = [part.ids for part in source.parts if part.root == self.validation.root]
+            trained = {ids[i].image for ids in parts for i in range(len(ids))}
+            for name, own in images.items():
+                if both := len(own & trained):
                     effect = "the score is of images that it was trained with"
-                    notes.append(f"{name} images that are on the {kind} list too: {both} of {len(scored)}; {effect}")
+                    notes.append(f"{name} images that are on the {LISTS[stream]} list too: {both} of {len(own)}; {effect}")
         return notes
 
     def short_epoch(self) -> list[str]:

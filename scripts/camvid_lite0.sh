@@ -23,8 +23,8 @@ for seed in ${seeds:-0 1 2 3 4}; do
     done
 done
 "$PYTHON" -m scripts.report compare --draws --html "exp/$exp/compare.html" --svg "exp/$exp/curves.svg" "exp/$exp" || exit
-first=${seeds%% *}
-first=exp/$exp/supervised/seed${first:-0}
-last=exp/$exp/unimatch_v2/${first##*/}
+shown=${seeds:-0}
+first=exp/$exp/supervised/seed${shown%% *}
+last=exp/$exp/unimatch_v2/seed${shown%% *}
 [ ! -f "$first/test.json" ] || [ ! -f "$last/test.json" ] ||
     "$PYTHON" -m scripts.side_by_side --rule difference --out "exp/$exp/pictures.png" "supervised=$first" "unimatch_v2=$last"
