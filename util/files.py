@@ -86,6 +86,13 @@ def check_output(option: str, path: Path, folder: bool = False) -> None:
             pass
 
 
+def write_output(option: str, name: str | None, text: str) -> None:
+    """Writes the file that an option of the command line names, if it names one. Raises UserError where it cannot be written."""
+    if name:
+        with output(option, Path(name)):
+            write_atomic(Path(name), lambda file: file.write(text.encode()))
+
+
 def sha256(path: Path) -> str:
     """SHA-256 of a file's content, in hexadecimal."""
     digest = hashlib.sha256()

@@ -9,27 +9,28 @@ measured. Goals that need a GPU are judged on one only.
 """
 
 import argparse
+import json
 import platform
+import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from dataset.custom import spec_of
 from dataset.semi import read_png
 from engine.provenance import versions
-from model.spec import get_encoder
 from scripts.benchmark import data, loop, plan, speed
-from scripts.benchmark.measure import Row, attempt, count, write_figures
+from scripts.benchmark.footprint import load_recipe
+from scripts.benchmark.measure import Row, attempt, count
 from unimatch_v2 import METHOD
 from util.cli import Parser
-from util.config import DEVICES, Config, load_config
+from util.config import DEVICES, Config
 from util.dist import cpu_count, processes
 from util.error import UserError, run
+from util.files import write_output
 
 # the kinds in the order of `all`: what says most comes first
 KINDS: dict[str, tuple[str, Callable[[Config, torch.device, argparse.Namespace], Iterator[Row]]]] = {
@@ -39,57 +40,52 @@ KINDS: dict[str, tuple[str, Callable[[Config, torch.device, argparse.Namespace],
     "data": ("training samples", data.rows),
     "loop": ("idle time and host reads of the whole loop (NVIDIA GPU)", loop.rows),
 }
-
-
-def chosen(args: argparse.Namespace, kind: str) -> Config:
-    """The config of a kind of figure: --config, or the one that the goal is about. Raises UserError for one that makes no model."""
-    default = "configs/cityscapes.yaml" if kind == "memory" else "configs/pascal.yaml"
-    cfg = replace(load_config(args.config or default, args.set, METHOD.config), pretrained=None)
-    spec_of(cfg)
-    get_encoder(cfg.backbone)
-    return cfg
+RECIPES = {"step": "configs/pascal.yaml", "memory": "configs/cityscapes.yaml"}  # those that the goals are about; the others' is step's
 
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Where the figures come from."""
-    cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        cpu = next((line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")), cpu)
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    fast = {"kornia-rs": version("kornia-rs")} if read_png else {}
-    return {"gpu": gpu, "cpu": cpu, "cores": cpu_count(), "threads": torch.get_num_threads(), "versions": versions() | fast}
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    return {
+        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "cpu": names[0] if names else platform.machine(),
+        "cores": cpu_count(),
+        "threads": torch.get_num_threads(),
+        "versions": versions() | ({"kornia-rs": version("kornia-rs")} if read_png else {}),
+    }
 
 
 def measure(args: argparse.Namespace) -> None:
     """Measures, prints each row of the table and writes the JSON anew with it. Exits with 1 when a goal is missed or a row has failed."""
     with processes(args.device) as world:
-        device = world.device
-        lacking = "" if device.type == "cuda" else f"loop: found device {device.type}, expected an NVIDIA GPU"
-        if args.kinds == ["loop"] and lacking:
-            raise UserError(lacking)
-        configs = {kind: chosen(args, kind) for kind in args.kinds if kind != "loop" or not lacking}
-        found: dict[str, Any] = {"machine": machine(device), "rows": []}
-        if args.json:
-            write_figures(args.json, found)  # finds a path that cannot be written before the work
-        shown = found["machine"] | found["machine"]["versions"]
-        print("; ".join(f"{name} {value}" for name, value in shown.items() if name != "versions"))
+        device, kinds = world.device, args.kinds
+        if "loop" in kinds and device.type != "cuda":
+            lacking = f"loop: found device {device.type}, expected an NVIDIA GPU"
+            if kinds == ["loop"]:
+                raise UserError(lacking)
+            print(f"skipped {lacking}")
+            kinds = [kind for kind in kinds if kind != "loop"]
+        configs = {kind: load_recipe(args.config or RECIPES.get(kind, RECIPES["step"]), args.set, METHOD) for kind in kinds}
+        about, rows = machine(device), list[Row]()
+
+        def write() -> None:
+            found = {"machine": about, "rows": [asdict(row) | {"met": row.met} for row in rows]}
+            write_output("--json", args.json, json.dumps(found, indent=1))
+
+        write()  # finds a path that cannot be written before the work
+        print("; ".join(f"{name} {value}" for name, value in (about | about["versions"]).items() if name != "versions"))
         print("\n| figure | value | spread | goal | |\n|---|---|---|---|---|", flush=True)
-        rows = []
         for kind, cfg in configs.items():
-            for row in attempt(kind, device, partial(KINDS[kind][1], cfg, device, args)):
+            for row in attempt(kind, device, KINDS[kind][1], cfg, device, args):
                 rows.append(row)
                 print(row, flush=True)
-                found["rows"].append(asdict(row) | {"met": row.met})
-                if args.json:
-                    write_figures(args.json, found)
+                write()
     failed = [row.figure for row in rows if row.value is None]
     missed = [row.figure for row in rows if row.met is False]
     for figures, words in ((failed, "figures failed"), (missed, "goals missed")):
         if figures:
             print(f"\n{len(figures)} {words}: {'; '.join(figures)}")
-    if lacking and "loop" in args.kinds:
-        print(f"\nskipped {lacking}")
     if failed or missed:
         raise SystemExit(1)
 

@@ -1,7 +1,7 @@
 """Hours of a run on 1 to 8 cards: from its operations, its lists and the cards' data sheets."""
 
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from dataset.custom import spec_of
 from dataset.sampler import epoch_steps, repeated_length
 from engine.method import Method
-from scripts.benchmark.footprint import GIB, KINDS, Meter, Work, evaluation_work, footprint
+from scripts.benchmark.footprint import GIB, KINDS, DryRun, Meter, Work
 from util.config import Config
 from util.error import UserError
 from util.precision import PRECISIONS, SIXTEEN_BIT
@@ -95,20 +95,24 @@ class Plan:
         return epoch_steps([length, unlabeled] if reads.unlabeled else [length], shards, self.batch)
 
     @cached_property
+    def dry(self) -> DryRun:
+        """The run without storage."""
+        return DryRun(self.cfg, self.method, self.shards)
+
+    @cached_property
     def footprints(self) -> dict[tuple[str, bool], tuple[dict[str, int], Meter]]:
         """Memory and meter of a process that runs all shards, by precision (fp32 | bf16) and activation checkpointing."""
         found = {}
         for precision, again in product(("fp32", "bf16"), (False, True)):
             print(f"  {precision}{', activation checkpointing' * again}", file=sys.stderr, flush=True)
-            cfg = replace(self.cfg, precision=precision, activation_checkpointing=again)
-            found[precision, again] = footprint(cfg, self.method, self.shards)
+            found[precision, again] = self.dry.step(precision=precision, activation_checkpointing=again)
         return found
 
     @cached_property
     def work(self) -> tuple[Work, Work]:
         """Operations of one shard's step, and of one evaluation, of all of the method's models."""
         images = self.lengths["val"] * len(self.method.models)
-        scored = {kind: images * amount for kind, amount in evaluation_work(self.cfg, *self.image).items()}
+        scored = {kind: images * amount for kind, amount in self.dry.evaluation(*self.image).items()}
         return self.footprints["fp32", self.cfg.activation_checkpointing][1].work, Work(scored)
 
     def cost(self, precision: str) -> dict[str, float]:

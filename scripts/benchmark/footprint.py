@@ -25,9 +25,11 @@ from engine.evaluation import Prediction
 from engine.method import Method
 from model import configured_model
 from model.backbone import dinov2
+from model.loss import check_criterion
 from model.segmenter import Segmenter
+from model.spec import check_crop, get_encoder
 from model.text import reserve_text_
-from util.config import Config
+from util.config import Config, load_config
 from util.precision import SIXTEEN_BIT, autocast
 
 GIB = 2**30
@@ -68,14 +70,16 @@ class Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is torch.ops.prim.device.default:  # where a tensor is; most of what comes here
+        if func is torch.ops.prim.device.default:  # most of what comes here, and only of fake tensors
+            return args[0].fake_device
+        if func.is_view:
             return func(*args, **kwargs)
         given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
         older = {x.untyped_storage()._cdata for x in given}
         out = func(*args, **kwargs)
         made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
         name = func.overloadpacket.__name__
-        if made and not func.is_view and not name.startswith(NOTHING):
+        if made and not name.startswith(NOTHING):
             self.operations += 1
             if formula := FORMULAS.get(func.overloadpacket):
                 self.work[_kind(name)] += formula(*args, **kwargs, out_val=out)
@@ -102,18 +106,26 @@ def _kind(name: str) -> str:
     return KINDS[1] if "attention" in name else KINDS[2] if "convolution" in name else KINDS[0]
 
 
+def load_recipe(path: str, settings: list[str] | None, method: Method) -> Config:
+    """A run's config as far as it needs no data: `class_weights: auto` are equal ones. Raises UserError for one that makes no run."""
+    cfg = replace(load_config(path, settings, method.config), pretrained=None)
+    spec = spec_of(cfg)
+    check_crop(cfg.crop_size, get_encoder(cfg.backbone).facts())
+    check_criterion(cfg.criterion, spec.nclass)
+    kwargs = dict(cfg.criterion.get("kwargs") or {})
+    if kwargs.get("class_weights") == "auto":
+        kwargs["class_weights"] = [1.0] * spec.nclass
+    return replace(cfg, criterion=cfg.criterion | {"kwargs": kwargs})
+
+
 def hollow_model(cfg: Config, mode: FakeTensorMode) -> Segmenter:
     """The run's model as CPU tensors of `mode`, frozen where the config says so."""
     spec = spec_of(cfg)
     with torch.device("meta"):
         model = configured_model(cfg, spec.nclass, spec.task)
         reserve_text_(model)
-    state = model.state_dict()
     with mode:
-        model.load_state_dict({name: torch.empty(tensor.shape, dtype=tensor.dtype) for name, tensor in state.items()}, assign=True)
-        for module in model.modules():  # buffers that no state dict has, such as indices of relative positions
-            for name, buffer in [(name, buffer) for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]:
-                setattr(module, name, torch.empty(buffer.shape, dtype=buffer.dtype))
+        model.to_empty(device="cpu")
     if cfg.lock_backbone:
         model.backbone.requires_grad_(False)
     return model
@@ -151,58 +163,54 @@ def as_on_a_gpu() -> Iterator[None]:
         dinov2.LONG = before
 
 
-def dry_step(cfg: Config, method: Method, student: Segmenter, teacher: nn.Module | None, batch: Batch) -> tuple[int, Meter]:
-    """(held, meter) of one shard: bytes alive when the forward pass is done, and the whole step's figures, besides weights, gradients
-    and mini-batch. The student's parameters have gradients already, as from the second shard on. teacher: what the step gets as such."""
-    student.backbone.checkpointing = cfg.activation_checkpointing
-    for p in student.parameters():
-        p.grad = torch.zeros_like(p) if p.requires_grad else None
-    with as_on_a_gpu(), Meter() as meter:
-        with autocast("bf16" if cfg.precision in SIXTEEN_BIT else "fp32", torch.device("cpu")):
-            loss, _ = method.step(student.train(), teacher, batch, cfg)
-        held = meter.live
-        loss.backward()
-    return held, meter
+class DryRun:
+    """A process of a run that computes `shards` shards one after the other: its models and a mini-batch, all without storage."""
 
+    def __init__(self, cfg: Config, method: Method, shards: int = 1) -> None:
+        self.cfg, self.method, self.shards = method.settled(cfg, spec_of(cfg).task), method, shards
+        self.mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.student = hollow_model(cfg, self.mode)
+        average = hollow_model(cfg, self.mode).eval().requires_grad_(False) if method.teacher == "ema" else None
+        self.teacher: nn.Module | None = self.student if self.cfg.teacher == "student" else average
+        with self.mode:
+            self.batch = empty_batch(self.cfg, method, self.student.channels)
+            if method.guided and self.teacher:
+                self.teacher = method.guided(self.teacher, self.cfg, True)
+        own, models = set(self.student.parameters()), [model for model in (average, self.teacher) if model is not None]
+        beside = {p for model in models for p in model.parameters()} - own
+        remembered = sum(buffer.nbytes for buffer in self.student.memory().values())
+        trained = 4 * sum(p.numel() for p in own if p.requires_grad)
+        given = [x for one in (self.batch, self.batch.second) if one for x in vars(one).values() if isinstance(x, Tensor)]
+        self.held = {  # bytes all the time
+            "weights": 4 * sum(p.numel() for p in own) + 2 * remembered,  # and a copy for a step that does not count
+            "teacher": 4 * sum(p.numel() for p in beside),  # and a frozen model
+            "gradients": trained,
+            "adam": 2 * trained if self.cfg.optimizer == "adamw" else trained,
+            "batches": 2 * shards * sum(x.nbytes for x in given),  # of this step and of the next one
+        }
 
-def footprint(cfg: Config, method: Method, shards: int = 1) -> tuple[dict[str, int], Meter]:
-    """(memory, meter) of a process that runs `shards` shards one after the other: bytes by purpose, and the figures of one shard's step.
+    def step(self, **changed: Any) -> tuple[dict[str, int], Meter]:
+        """(memory, meter) with some keys of the config changed: bytes of the process by purpose, and the figures of one shard's step.
 
-    Of the bytes, activations are what autograd holds between forward and backward pass, one shard at a time, and temporary is what the
-    fullest moment of the backward pass needs besides; AdamW's fused update needs nothing. Attention counts as the fused kernels do it: q,
-    k, v, output and one number a row; never the N x N matrix. Nothing is compiled.
-    """
-    cfg = method.settled(cfg, spec_of(cfg).task)
-    mode = FakeTensorMode()
-    student = hollow_model(cfg, mode)
-    average = hollow_model(cfg, mode).eval().requires_grad_(False) if method.teacher == "ema" else None
-    labels_by = student if cfg.teacher == "student" else average
-    with mode:
-        batch = empty_batch(cfg, method, student.channels)
-        teacher = method.guided(labels_by, cfg, True) if method.guided and labels_by else labels_by
-        held, meter = dry_step(cfg, method, student, teacher, batch)
-    size = sum(x.nbytes for one in (batch, batch.second) if one for x in vars(one).values() if isinstance(x, Tensor))
-    own = set(student.parameters())
-    beside = {p for model in (average, teacher) if model is not None for p in model.parameters()} - own
-    remembered = sum(buffer.nbytes for buffer in student.memory().values())
-    weights = 4 * sum(p.numel() for p in own) + 2 * remembered  # and a copy for a step that does not count
-    trained = 4 * sum(p.numel() for p in student.parameters() if p.requires_grad)
-    memory = {
-        "weights": weights,
-        "teacher": 4 * sum(p.numel() for p in beside),  # and a frozen model
-        "gradients": trained,
-        "adam": 2 * trained if cfg.optimizer == "adamw" else trained,
-        "batches": 2 * shards * size,  # of this step and of the next one
-        "activations": held,
-        "temporary": meter.peak - held,
-    }
-    return memory, meter
+        Of the bytes, activations are what autograd holds between forward and backward pass, one shard at a time, and temporary is what
+        the fullest moment of the backward pass needs besides; AdamW's fused update needs nothing. Attention counts as the fused kernels
+        do it: q, k, v, output and one number a row; never the N x N matrix. Nothing is compiled.
+        """
+        cfg = replace(self.cfg, **changed)
+        self.student.backbone.checkpointing = cfg.activation_checkpointing
+        with self.mode:
+            for p in self.student.parameters():  # which have gradients already, as from the second shard on
+                p.grad = torch.zeros_like(p) if p.requires_grad else None
+            with as_on_a_gpu(), Meter() as meter:
+                with autocast("bf16" if cfg.precision in SIXTEEN_BIT else "fp32", torch.device("cpu")):
+                    loss, _ = self.method.step(self.student.train(), self.teacher, self.batch, cfg)
+                activations = meter.live
+                loss.backward()
+        return self.held | {"activations": activations, "temporary": meter.peak - activations}, meter
 
-
-def evaluation_work(cfg: Config, height: int, width: int) -> Work:
-    """Floating-point operations of evaluating one model on one image (change detection: one pair) of so many pixels."""
-    spec, mode = spec_of(cfg), FakeTensorMode()
-    model = hollow_model(cfg, mode).eval()
-    with mode, torch.no_grad(), Meter() as meter:
-        Prediction.of(cfg, spec, model).scores(model, torch.empty(1, 3 * spec.dates, height, width))
-    return meter.work
+    def evaluation(self, height: int, width: int) -> Work:
+        """Floating-point operations of evaluating one model on one image (change detection: one pair) of so many pixels."""
+        spec, model = spec_of(self.cfg), self.student.eval()
+        with self.mode, torch.no_grad(), Meter() as meter:
+            Prediction.of(self.cfg, spec, model).scores(model, torch.empty(1, 3 * spec.dates, height, width))
+        return meter.work

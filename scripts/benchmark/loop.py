@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -47,7 +46,7 @@ def rows(cfg: Config, device: torch.device, args: argparse.Namespace) -> Iterato
     """STEPS steps of a run in bf16, as it is and compiled, from files, after WARM steps that do not count. Only for an NVIDIA GPU."""
     for compiled in (False, True):
         what = f"{cfg.backbone}, {cfg.crop_size}, bf16{', compile' * compiled}"
-        yield from attempt(what, device, partial(profiled, replace(cfg, precision="bf16", compile=compiled), device, what))
+        yield from attempt(what, device, profiled, replace(cfg, precision="bf16", compile=compiled), device, what)
 
 
 def profiled(cfg: Config, device: torch.device, what: str) -> Iterator[Row]:

@@ -2,19 +2,16 @@
 
 import argparse
 import gc
-import json
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
 from util.error import UserError, reason
-from util.files import output, write_atomic
 from util.precision import SIXTEEN_BIT, matmul_precision
 
 AT_LEAST, AT_MOST = ">=", "<="
@@ -64,14 +61,14 @@ def ratio(figure: str, literal: list[float], ours: list[float], goal: Goal | Non
     return over_rounds(figure, parts, "x literal", goal, f"{times}{', ' + note if note else ''}")
 
 
-def attempt(figure: str, device: torch.device, measure: Callable[[], Iterable[Row]]) -> Iterator[Row]:
-    """The rows that `measure` makes, and one that says why where it fails, so that the others can still be measured.
+def attempt(figure: str, device: torch.device, measure: Callable[..., Iterable[Row]], *given: Any) -> Iterator[Row]:
+    """The rows of measure(*given), and one that says why where it fails, so that the others can still be measured.
 
     What a machine may lack is in that row alone; a bug has its traceback on stderr besides.
     """
     try:
         release(device)
-        yield from measure()
+        yield from measure(*given)
         return
     except (UserError, torch.OutOfMemoryError, torch._dynamo.exc.TorchDynamoException) as error:
         why = f"{type(error).__name__}: {reason(error)}"[:300]  # a compiler's message can be a whole program
@@ -91,10 +88,8 @@ def release(device: torch.device) -> None:
 
 def wait_for(device: torch.device) -> None:
     """Returns when the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
 
 
 def seconds(calls: Mapping[str, Callable[[], Any]], rounds: int, device: torch.device, warm: int = 1) -> dict[str, list[float]]:
@@ -117,13 +112,6 @@ def matrix_rate(device: torch.device, precision: str) -> float:
     a, b = (torch.randn(size, size, device=device, dtype=SIXTEEN_BIT.get(precision, torch.float32)) for _ in range(2))
     with matmul_precision(precision, device):
         return 2 * size**3 / 1e12 / min(seconds({"product": lambda: a @ b}, 5, device, warm=2)["product"])
-
-
-def write_figures(path: str, figures: Any) -> None:
-    """Writes the file of --json. Raises UserError where it cannot be written."""
-    text = json.dumps(figures, indent=1) + "\n"
-    with output("--json", Path(path)):
-        write_atomic(Path(path), lambda file: file.write(text.encode()))
 
 
 def count(text: str) -> int:

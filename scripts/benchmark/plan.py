@@ -8,6 +8,7 @@ products at the card's peak rate) and an estimate at an assumed share of peak ra
 
 import argparse
 import importlib
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -19,12 +20,12 @@ from dataset.lists import read_lines
 from dataset.splits.published import manifest
 from engine.method import Method
 from scripts.benchmark.estimate import CARDS, EFFICIENCY, GPUS, LAUNCH, USABLE, Plan
-from scripts.benchmark.footprint import GIB
-from scripts.benchmark.measure import count, write_figures
+from scripts.benchmark.footprint import GIB, load_recipe
+from scripts.benchmark.measure import count
 from scripts.table import markdown_table
-from util.config import Config, load_config
+from util.config import Config
 from util.error import UserError
-from util.files import ROOT
+from util.files import ROOT, write_output
 
 METHODS = sorted(path.stem for path in ROOT.glob("*.py") if "\nMETHOD = " in path.read_text(encoding="utf-8"))
 # height, width of typical validation images in pixels; a data set that is not here counts with its crop
@@ -62,15 +63,14 @@ def main(args: argparse.Namespace) -> None:
     if not 0 < args.efficiency <= 1:
         raise UserError(f"--efficiency: found {args.efficiency}, expected a number above 0, at most 1")
     method = chosen_method(args.config, args.method)
-    cfg, card = load_config(args.config, args.set, method.config), CARDS[args.card]
+    cfg, card = load_recipe(args.config, args.set, method), CARDS[args.card]
     method = method.of(cfg)
     image = args.image_size or IMAGE_SIZES.get(spec_of(cfg).name, (cfg.crop_size,) * 2)
     print("counting the operations and the memory of a step and of an evaluation ...", file=sys.stderr, flush=True)
     plan = Plan(cfg, method, find_lengths(cfg, method, args), image, card, args.efficiency)
     found = plan.figures()
     print("\n\n".join(text(plan, found)))
-    if args.json:
-        write_figures(args.json, found)
+    write_output("--json", args.json, json.dumps(found, indent=1))
 
 
 def chosen_method(config: str, name: str | None) -> Method:

@@ -9,6 +9,7 @@ import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -28,7 +29,7 @@ from model import configured_model
 from model.dropout import complementary_factors, factor_width
 from model.segmenter import Segmenter
 from scripts.benchmark.data import SIZE, Sizes, drawn_source, host_batch
-from scripts.benchmark.footprint import GIB, footprint
+from scripts.benchmark.footprint import GIB, DryRun
 from scripts.benchmark.measure import AT_LEAST, AT_MOST, Row, attempt, matrix_rate, over_rounds, ratio, seconds
 from unimatch_v2 import METHOD
 from util.config import Config
@@ -124,7 +125,7 @@ def step_row(cfg: Config, device: torch.device, name: str, rounds: int, figure: 
     made, gpu = Alternatives(cfg, device), device.type == "cuda"
     times = seconds({"literal": made.literal(), "ours": made.ours(**SETTINGS[name])}, rounds, device, warm=3 if gpu else 1)
     rate = matrix_rate(device, SETTINGS[name].get("precision", "fp32"))
-    work = footprint(cfg, METHOD)[1].work.total() / 1e12
+    work = DryRun(cfg, METHOD).step()[1].work.total() / 1e12
     note = f"{work:.3g} TFLOP, {work / median(times['ours']) / rate:.0%} of a matrix product's {rate:.3g} TFLOP/s"
     goals = {"bf16, compile": GOAL} if gpu else {"fp32": CPU_GOAL}
     yield ratio(figure, times["literal"], times["ours"], goals.get(name), note)
@@ -141,20 +142,19 @@ def step_rows(cfg: Config, device: torch.device, args: argparse.Namespace) -> It
     for size in sizes:
         for name in [args.only] if args.only else list(SETTINGS) if gpu else ["fp32", "bf16"]:
             figure = f"step, {size.backbone}, {size.crop_size}, {size.batch_size}+{size.batch_size} images: {name}"
-            yield from attempt(figure, device, partial(step_row, size, device, name, args.rounds, figure))
+            yield from attempt(figure, device, step_row, size, device, name, args.rounds, figure)
 
 
-def peak(cfg: Config, device: torch.device, figure: str) -> Iterator[Row]:
+def peak(cfg: Config, device: torch.device, figure: str) -> list[Row]:
     """The fullest moment of a step in GiB: measured on an NVIDIA GPU, elsewhere calculated for one."""
     goal = PEAK_GOAL if cfg.activation_checkpointing and cfg.precision == "fp32" else None
     if device.type != "cuda":
-        yield Row(figure, sum(footprint(cfg, METHOD)[0].values()) / GIB, "GiB", goal, note="calculated for a GPU")
-        return
+        return [Row(figure, sum(DryRun(cfg, METHOD).step()[0].values()) / GIB, "GiB", goal, note="calculated for a GPU")]
     update = Alternatives(cfg, device).ours()
     torch.cuda.reset_peak_memory_stats(device)
     for _ in range(2):  # AdamW's moments come with the first step
         update()
-    yield Row(figure, torch.cuda.max_memory_allocated(device) / GIB, "GiB", goal, note="torch.cuda.max_memory_allocated")
+    return [Row(figure, torch.cuda.max_memory_allocated(device) / GIB, "GiB", goal, note="torch.cuda.max_memory_allocated")]
 
 
 def checkpointing(cfg: Config, device: torch.device, rounds: int, figure: str) -> Iterator[Row]:
@@ -168,16 +168,14 @@ def checkpointing(cfg: Config, device: torch.device, rounds: int, figure: str) -
 
 def memory_rows(cfg: Config, device: torch.device, args: argparse.Namespace) -> Iterator[Row]:
     """Peaks of a step of `cfg`, and its seconds with checkpointing over those without."""
-    for precision in ("fp32", "bf16"):
-        for on, words in ((False, ""), (True, ", activation checkpointing")):
-            figure = f"peak memory, {cfg.backbone}, crop {cfg.crop_size}, {cfg.batch_size}+{cfg.batch_size} images, {precision}{words}"
-            yield from attempt(
-                figure, device, partial(peak, replace(cfg, precision=precision, activation_checkpointing=on), device, figure)
-            )
+    what = f"peak memory, {cfg.backbone}, crop {cfg.crop_size}, {cfg.batch_size}+{cfg.batch_size} images"
+    for precision, on in product(("fp32", "bf16"), (False, True)):
+        figure = f"{what}, {precision}{', activation checkpointing' * on}"
+        yield from attempt(figure, device, peak, replace(cfg, precision=precision, activation_checkpointing=on), device, figure)
     timed = cfg if device.type == "cuda" else replace(cfg, backbone="dinov2_small", crop_size=252)
     for precision in ("fp32", "bf16"):
         figure = f"seconds with activation checkpointing, {timed.backbone}, crop {timed.crop_size}, {precision}"
-        yield from attempt(figure, device, partial(checkpointing, replace(timed, precision=precision), device, args.rounds, figure))
+        yield from attempt(figure, device, checkpointing, replace(timed, precision=precision), device, args.rounds, figure)
 
 
 def evaluation_row(cfg: Config, models: list[Segmenter], device: torch.device, rounds: int, words: str, sizes: Sizes) -> Iterator[Row]:

@@ -22,7 +22,7 @@ from scripts.report.tables import build_tables
 from util.cli import Parser
 from util.error import UserError
 from util.error import run as run_command
-from util.files import check_output, output, write_atomic
+from util.files import check_output, write_output
 
 DEFAULT_PATHS = ("exp", "training-logs")
 
@@ -88,16 +88,9 @@ def print_comparison(argv: list[str]) -> None:
     found = compare.compare(runs, args.draws)
     found.remarks += [f"{file.path}: not in the report: {file.reason}" for file in skipped]
     print(compare_render.markdown(found))
-    _write("--json", args.json, json.dumps(found.to_json(), indent=1))
-    _write("--html", args.html, compare_page.page(found, Path(args.html or ".").parent))
-    _write("--svg", args.svg, compare_page.curves_picture(found) if args.svg else "")
-
-
-def _write(option: str, name: str | None, text: str) -> None:
-    """Writes the file that an option of the command line names, if it names one. Raises UserError."""
-    if name:
-        with output(option, Path(name)):
-            write_atomic(Path(name), lambda file: file.write(text.encode()))
+    write_output("--json", args.json, json.dumps(found.to_json(), indent=1))
+    write_output("--html", args.html, compare_page.page(found, Path(args.html or ".").parent))
+    write_output("--svg", args.svg, compare_page.curves_picture(found) if args.svg else "")
 
 
 def main(argv: list[str]) -> None:
@@ -148,7 +141,7 @@ def print_paper(name: str, runs: list[Run], skipped: list[Skipped], args: Namesp
         print(latex(found.parts, found.runs, skipped, [*found.remarks, *found.commands]))
     else:
         print(paper_markdown(found, skipped))
-    _write("--svg", getattr(args, "svg", None), draw(found) if name.startswith("figure") else "")
+    write_output("--svg", getattr(args, "svg", None), draw(found) if name.startswith("figure") else "")
 
 
 if __name__ == "__main__":

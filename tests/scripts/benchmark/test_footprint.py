@@ -19,7 +19,7 @@ from dataset.custom import spec_of
 from engine.ema import make_teacher
 from engine.method import Method
 from model import build_model, configured_model
-from scripts.benchmark.footprint import OWN_FORMULAS, Meter, empty_batch, evaluation_work, footprint
+from scripts.benchmark.footprint import OWN_FORMULAS, DryRun, Meter, empty_batch
 from tests.conftest import TIMM
 from tests.scripts.benchmark.recipes import recipe
 from util.config import Config
@@ -86,7 +86,7 @@ def real_step(cfg: Config, method: Method) -> tuple[int, int]:
 )
 def test_activations_and_operations_are_those_of_a_real_step(name: str, method: Any, changed: dict[str, Any]) -> None:
     cfg = recipe(name, method.METHOD.config, **{"backbone": "dinov2_tiny", "crop_size": 112, "batch_size": 2, **changed})
-    memory, meter = footprint(cfg, method.METHOD)
+    memory, meter = DryRun(cfg, method.METHOD).step()
     held, operations = real_step(cfg, method.METHOD)
     assert memory["activations"] == pytest.approx(held, rel=0.001)
     assert meter.work.total() == operations
@@ -94,7 +94,7 @@ def test_activations_and_operations_are_those_of_a_real_step(name: str, method: 
 
 def test_operations_of_each_kind() -> None:
     cfg = recipe("pascal", backbone="dinov2_small", crop_size=112)
-    work = footprint(cfg, V2)[1].work
+    work = DryRun(cfg, V2).step()[1].work
     tokens, width, images = 8 * 8 + 1, 384, cfg.batch_size
     linear = 12 * images * tokens * 2 * 12 * width**2  # of each block: qkv 3, projection 1, feed-forward 8
     assert work["linear layers"] == (1 + 3 + 6) * linear  # the teacher's pass, the student's, and its backward pass
@@ -104,7 +104,7 @@ def test_operations_of_each_kind() -> None:
 
 def test_checkpointing_repeats_the_blocks_and_keeps_one_tensor_of_each() -> None:
     cfg = recipe("pascal", backbone="dinov2_small", crop_size=112)
-    (memory, plain), (less, again) = (footprint(replace(cfg, activation_checkpointing=on), V2) for on in (False, True))
+    (memory, plain), (less, again) = (DryRun(cfg, V2).step(activation_checkpointing=on) for on in (False, True))
     assert again.work["linear layers"] == plain.work["linear layers"] * 13 // 10  # the student's pass once more
     assert again.work["convolutions"] == plain.work["convolutions"]
     assert less["activations"] < 0.4 * memory["activations"]
@@ -125,7 +125,7 @@ def test_what_grows_with_the_number_of_classes(method: Any, changed: dict[str, A
     found = []
     for count in (4, 8, 12):
         values = {"dataset": "mine", "classes": [f"c{i}" for i in range(count)], "nclass": None, "batch_size": 2}
-        found.append(footprint(recipe("camvid", method.METHOD.config, **values, **changed), method.METHOD)[0]["activations"])
+        found.append(DryRun(recipe("camvid", method.METHOD.config, **values, **changed), method.METHOD).step()[0]["activations"])
     assert found[1] > 1.2 * found[0]
     assert found[2] - found[1] == pytest.approx(found[1] - found[0], rel=0.1)
     if method is allspark:  # products, weights, dropped weights and their mask, for each pair of 512 channels and 512 of a class
@@ -142,7 +142,7 @@ def test_channels_in_groups_do_not_meet_in_the_backward_pass_either() -> None:
 def test_attention_saves_no_matrix_of_all_pairs() -> None:
     sizes = (252, 518)  # pixels; all else grows with the area
     cfgs = (recipe("pascal", backbone="dinov2_tiny", crop_size=size) for size in sizes)
-    small, large = (footprint(cfg, supervised.METHOD)[0]["activations"] for cfg in cfgs)
+    small, large = (DryRun(cfg, supervised.METHOD).step()[0]["activations"] for cfg in cfgs)
     assert large / small == pytest.approx((sizes[1] / sizes[0]) ** 2, rel=0.02)
 
 
@@ -151,20 +151,20 @@ def test_weights_and_what_follows_them() -> None:
     model = build_model(cfg.backbone, 21)
     decoder = sum(p.numel() for p in model.head.parameters() if p.requires_grad)
     every = 4 * sum(p.numel() for p in model.parameters())
-    memory, meter = footprint(cfg, V2)
+    memory, meter = DryRun(cfg, V2).step()
     assert [memory[name] for name in ("weights", "teacher", "gradients", "adam")] == [every, every, 4 * decoder, 8 * decoder]
-    forward = cfg.batch_size * evaluation_work(replace(cfg, eval_mode="original"), 28, 28)["linear layers"]
+    forward = cfg.batch_size * DryRun(replace(cfg, eval_mode="original"), V2).evaluation(28, 28)["linear layers"]
     assert meter.work["linear layers"] == 4 * forward  # the teacher's pass and the student's; a frozen encoder has no backward pass
-    assert footprint(cfg, supervised.METHOD)[0]["teacher"] == 0
+    assert DryRun(cfg, supervised.METHOD).step()[0]["teacher"] == 0
 
 
 def test_published_recipe_takes_about_15_tflop() -> None:
-    assert footprint(recipe("pascal"), V2)[1].work.total() == pytest.approx(15e12, rel=0.06)
+    assert DryRun(recipe("pascal"), V2).step()[1].work.total() == pytest.approx(15e12, rel=0.06)
 
 
 def test_evaluation_counts_windows() -> None:
     cfg = recipe("cityscapes", backbone="dinov2_tiny")
-    windows, whole = evaluation_work(cfg, 1024, 2048), evaluation_work(replace(cfg, eval_mode="original"), 798, 798)
+    windows, whole = DryRun(cfg, V2).evaluation(1024, 2048), DryRun(replace(cfg, eval_mode="original"), V2).evaluation(798, 798)
     assert windows.total() == 8 * whole.total()  # 2 x 4 windows
 
 
@@ -200,6 +200,6 @@ def test_a_gpu_takes_what_was_calculated(precision: str) -> None:
     held = torch.cuda.memory_allocated() - before
     loss.backward()
     peak = torch.cuda.max_memory_allocated() - before
-    memory, _ = footprint(cfg, V2)
+    memory, _ = DryRun(cfg, V2).step()
     assert held == pytest.approx(memory["activations"], rel=0.1)
     assert peak == pytest.approx(memory["activations"] + memory["temporary"], rel=0.15)

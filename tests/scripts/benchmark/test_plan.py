@@ -134,6 +134,13 @@ def test_plan_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert all(entry["fits"] and entry["total"] > 2 * entry["weights"] for entry in figures["memory"])
 
 
+def test_class_weights_of_the_labels_are_not_needed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    auto = tmp_path / "camvid.yaml"
+    auto.write_text(Path(CAMVID[1]).read_text().replace("ignore_index: 255", "class_weights: auto"))
+    main(["plan", "--config", str(auto), *CAMVID[2:]])
+    assert "800 in all" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -148,6 +155,7 @@ def test_plan_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixtu
         ((*PASCAL, "--split", "92", "--method", "unimatch"), ["--method", "'unimatch'", "unimatch_v1", "supervised"]),
         ((*PASCAL, "--split", "92", "--card", "v100", "--set", "precision=bf16"), ["precision", "bf16", "v100", "fp32, fp16"]),
         ((*PASCAL, "--split", "92", "--set", "backbone=dinov2_huge"), ["backbone", "dinov2_huge", "dinov2_large"]),
+        ((*PASCAL, "--split", "92", "--set", "crop_size=500"), ["crop_size", "500", "multiple of 14", "504"]),
         (("--config", "absent.yaml"), ["absent.yaml", "no such config file"]),
         ((*PASCAL, "--gpus", "8"), ["--gpus", "--help"]),
     ],
