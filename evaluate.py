@@ -97,8 +97,6 @@ def figures(scores: Scores, spec: DatasetSpec, labeled: Mapping[int, int] | None
     return {
         "images": len(scores.images),
         **metric.scores(matrix, spec),
-        "mean_accuracy": float(recall.mean()),
-        "frequency_weighted_iou": metric.frequency_weighted_iou(matrix),
         "boundary_miou": float(band.mean()),
         "accuracy": named(recall),
         "boundary_iou": named(band),
@@ -111,8 +109,6 @@ def figures(scores: Scores, spec: DatasetSpec, labeled: Mapping[int, int] | None
 def _table(result: dict[str, Any], spec: DatasetSpec, distance: int) -> str:
     """The figures for a terminal."""
     names = {key: figure.label for key, figure in metric.FIGURES[spec.task].items()}
-    if spec.task != "change":
-        names |= {"mean_accuracy": "mean accuracy", "frequency_weighted_iou": "frequency-weighted IoU"}
     names["boundary_miou"] = f"boundary IoU ({distance} px)"
     lines = [f"{name:<24} {result[key]:6.2f}" for key, name in names.items()]
     width = max(len("class"), *(len(name) for name in spec.classes))

@@ -10,7 +10,7 @@ from dataset.spec import DatasetSpec
 
 
 class Figure(NamedTuple):
-    """The names of a score. label: for people; log, tag: in log lines and TensorBoard, where it stands there (METHOD.md 5)."""
+    """The names of a score. label: for people; log, tag: in the published log lines and in TensorBoard, where it stands there (METHOD.md 5)."""
 
     label: str
     log: str | None = None
@@ -22,6 +22,8 @@ FIGURES: dict[str, dict[str, Figure]] = {
     "segmentation": {
         "miou": Figure("mIoU", "MeanIoU", "mIoU"),
         "pixel_accuracy": Figure("pixel accuracy"),
+        "mean_accuracy": Figure("mean accuracy"),
+        "frequency_weighted_iou": Figure("frequency-weighted IoU"),
     },
     "change": {
         "changed_iou": Figure("changed IoU", "Changed IoU", "changed_IoU"),
@@ -96,6 +98,7 @@ def scores(matrix: Tensor, spec: DatasetSpec) -> dict[str, Any]:
     values, accuracy = iou(matrix), pixel_accuracy(matrix)
     by_class = dict(zip(spec.classes, values.tolist(), strict=True))
     out: dict[str, Any] = {"miou": float(values.mean()), "pixel_accuracy": accuracy, "iou": by_class}
+    out |= {"mean_accuracy": float(recall(matrix).mean()), "frequency_weighted_iou": frequency_weighted_iou(matrix)}
     if spec.task == "change":
         out |= {"unchanged_iou": float(values[0]), "changed_iou": float(values[1]), "overall_accuracy": accuracy}
         out |= {"precision": float(precision(matrix)[1]), "recall": float(recall(matrix)[1]), "f1": float(f1(matrix)[1])}

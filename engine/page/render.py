@@ -112,7 +112,9 @@ def _tiles(data: PageData) -> str:
         last = data.evaluated[-1]
         if last is not best:
             tiles.append(_tile(f"{data.score(last, name):.2f}", f"{data.figure} ({name}) now, epoch {last.epoch}"))
-        tiles.append(_tile(f"{last.scores[name]['pixel_accuracy']:.2f}", f"pixel accuracy ({name}), epoch {last.epoch}"))
+        for key, figure in metric.FIGURES[data.spec.task].items():
+            if key != metric.chosen_by(data.spec.task) and key in last.scores[name]:  # earlier versions have fewer
+                tiles.append(_tile(f"{last.scores[name][key]:.2f}", f"{figure.label} ({name}), epoch {last.epoch}"))
     if data.epochs:
         row = data.epochs[-1]
         ratio = row.means.get("mask_ratio")

@@ -11,6 +11,7 @@ import unimatch_v2
 from dataset.loader import test_source as find_test_source
 from dataset.loader import validation_source
 from dataset.spec import get_spec
+from engine import metric
 from scripts.report import read_log
 from tests.conftest import Tiny
 from util.config import load_config
@@ -25,8 +26,9 @@ def test_one_list_selects_and_best_pth_is_scored_once_on_the_other(tiny: Tiny, t
     assert (result["selected_on"], result["list"], result["images"]) == (f"{tiny.root}/val.txt", f"{tiny.root}/labeled.txt", 6)
     for name, scores in result["scores"].items():
         line = f"Test of best.pth (epoch {result['epoch']}, selected on {tiny.root}/val.txt) on {tiny.root}/labeled.txt, {name}: "
-        assert (told := f"{line}mIoU {scores['miou']:.2f}, pixel accuracy {scores['pixel_accuracy']:.2f}") + "\n" in log
-        assert f"<p>{told}</p>" in page
+        shown = ", ".join(f"{figure.label} {scores[key]:.2f}" for key, figure in metric.FIGURES["segmentation"].items())
+        assert f"{line}{shown}\n" in log
+        assert f"<p>{line}{shown}</p>" in page
     unimatch_v2.main(tiny.args(tmp_path, "epochs=2", f"test_id_path={tiny.root}/labeled.txt"))
     assert (tmp_path / "report.html").read_text() == page, "a finished run that is started again loses nothing of its page"
     (run,) = read_log(tmp_path / "train.log")

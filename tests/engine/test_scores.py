@@ -1,11 +1,18 @@
 """Scores of engine.metric against counting pixel by pixel in plain Python."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import evaluate
+import unimatch_v2
 from dataset.spec import get_spec
 from engine import metric
+from tests.conftest import Tiny
 
 
 def labels(seed: int, height: int = 23, width: int = 31) -> torch.Tensor:
@@ -68,11 +75,13 @@ def test_scores_of_both_tasks_by_their_keys() -> None:
     assert found == pytest.approx(
         {"miou": (unchanged + 50) / 2, "pixel_accuracy": 95, "overall_accuracy": 95, "unchanged_iou": unchanged, "changed_iou": 50}
         | {"precision": 62.5, "recall": 500 / 7, "f1": 200 / 3}
+        | {"mean_accuracy": (100 * 900 / 930 + 500 / 7) / 2, "frequency_weighted_iou": 0.93 * unchanged + 0.07 * 50}
     )
     spec = get_spec("demo")
     found = metric.scores(torch.diag(torch.arange(6)), spec)
     assert found.pop("iou") == pytest.approx(dict(zip(spec.classes, [0, 100, 100, 100, 100, 100], strict=True)))
-    assert found == pytest.approx({"miou": 100 * 5 / 6, "pixel_accuracy": 100})
+    absent = 100 * 5 / 6  # a class without a pixel has 0
+    assert found == pytest.approx({"miou": absent, "pixel_accuracy": 100, "mean_accuracy": absent, "frequency_weighted_iou": 100})
 
 
 def test_every_task_has_a_score_that_chooses_the_epoch_and_all_that_are_shown() -> None:
@@ -80,3 +89,27 @@ def test_every_task_has_a_score_that_chooses_the_epoch_and_all_that_are_shown() 
     for name in ("demo", "levir"):
         spec = get_spec(name)
         assert metric.FIGURES[spec.task].keys() <= metric.scores(torch.eye(spec.nclass, dtype=torch.int64), spec).keys()
+
+
+def test_a_figure_that_is_added_is_shown_everywhere(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What CONTRIBUTING.md says of a figure: its value in `scores`, its names in `FIGURES`."""
+    scores = metric.scores
+    monkeypatch.setattr(metric, "scores", lambda matrix, spec: scores(matrix, spec) | {"best_iou": float(metric.iou(matrix).max())})
+    monkeypatch.setitem(metric.FIGURES["segmentation"], "best_iou", metric.Figure("best IoU", tag="best_IoU"))
+    run = tmp_path / "run"
+    unimatch_v2.main(tiny.args(run, "epochs=1", f"test_id_path={tiny.root}/labeled.txt"))
+    (epoch,) = (row for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if row["kind"] == "epoch")
+    value = epoch["scores"]["EMA"]["best_iou"]
+    assert value == max(epoch["scores"]["EMA"]["iou"].values()) > 0
+    assert f"<b>{value:.2f}</b><span>best IoU (EMA), epoch 0</span>" in (run / "report.html").read_text()
+    tested = json.loads((run / "test.json").read_text())["scores"]["EMA"]["best_iou"]
+    assert f", best IoU {tested:.2f}\n" in (run / "train.log").read_text()
+    board = EventAccumulator(str(run))
+    board.Reload()
+    assert [row.value for row in board.Scalars("eval/best_IoU_ema")] == pytest.approx([value])
+    capsys.readouterr()
+    evaluate.main(["--checkpoint", str(run / "best.pth"), "--json", str(tmp_path / "scores.json")])
+    assert json.loads((tmp_path / "scores.json").read_text())["best_iou"] == pytest.approx(value, abs=0.01)
+    assert f"{'best IoU':<24} {value:6.2f}" in capsys.readouterr().out
