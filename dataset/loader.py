@@ -18,7 +18,7 @@ from dataset.custom import spec_of, unlabeled_places
 from dataset.demo.sets import draw_at_first_use
 from dataset.lists import ImageList, missing_validation
 from dataset.look import Found, Job, by_class, illegal, inspect, nothing_to_learn, two_values
-from dataset.sampler import ShardSampler, repeated_length
+from dataset.sampler import ShardSampler, labeled_length
 from dataset.semi import Source, Sources, TrainSet, ValSet, collate, find_file
 from dataset.spec import SPECS, DatasetSpec
 from util.config import Config
@@ -253,9 +253,7 @@ def training_loader(
 ) -> tuple[ShardSampler, DataLoader]:
     """The mini-batches of this process's shards. Raises UserError where there are none, or no room for them."""
     listed = {name: len(source) for name, source in sources.items()}
-    repeats = reads.repeat_labeled or cfg.supervised_length is not None
-    target = listed["u"] if reads.unlabeled else spec.supervised_length if repeats else 0  # 0: the list as it is
-    length = repeated_length(listed["x"], target, spec.task == "change" or reads.cut_labeled)
+    length = labeled_length(listed["x"], listed.get("u", 0), spec, reads, cfg.supervised_length is not None)
     streams = {name: (count, length if name == "x" else count) for name, count in listed.items()}
     if reads.second_draw:
         streams["second"] = streams["u"]  # of equal length, so in the same order: the same photographs

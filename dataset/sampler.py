@@ -4,13 +4,24 @@ from collections.abc import Iterator
 
 import torch
 
+from dataset.batch import Reads
+from dataset.spec import DatasetSpec
+
 # One image of a list at one position in an epoch: (stream, epoch, position in the epoch's order, index in the list).
 Key = tuple[str, int, int, int]
 
 
-def repeated_length(length: int, target: int, cut: bool) -> int:
-    """How many images an epoch of a labelled list has: repeated up to `target`; a longer list is cut only where `cut` says so. 0: all."""
-    return target if target and (cut or length < target) else length
+def labeled_length(labeled: int, unlabeled: int, spec: DatasetSpec, reads: Reads, repeats: bool = False) -> int:
+    """How many images an epoch of a labelled list has. labeled, unlabeled: images of the lists.
+
+    With unlabelled images it is repeated up to their number; without, where the method or the config `repeats` it, up to what the data set
+    says. A longer list is cut in change detection and where the method says so.
+    """
+    target = unlabeled
+    if not reads.unlabeled:
+        target = (spec.supervised_length or unlabeled) if repeats or reads.repeat_labeled else 0
+    cut = spec.task == "change" or reads.cut_labeled
+    return target if target and (cut or labeled < target) else labeled
 
 
 def epoch_order(length: int, epoch: int, shards: int) -> torch.Tensor:

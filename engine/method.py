@@ -69,11 +69,11 @@ class Method:
         """The models that a run evaluates, by their names in log and page."""
         return ("student", "EMA") if self.teacher == "ema" else ("student",)
 
-    def teacher_of(self, cfg: Config, task: str) -> str | None:
-        """Who gives the pseudo labels in a run: `teacher` of the config, else as published: in change detection the student."""
+    def teacher_of(self, task: str, chosen: str | None = None) -> str | None:
+        """Who gives the pseudo labels in a run: the `chosen` one of the config, else as published: in change detection the student."""
         if self.teacher != "ema":
             return self.teacher
-        return cfg.teacher or ("student" if task == "change" else "ema")
+        return chosen or ("student" if task == "change" else "ema")
 
     def of(self, cfg: Config) -> Method:
         """The method as the program has it that a run follows. Raises UserError where the config names one that has no such method."""
@@ -90,7 +90,7 @@ class Method:
         """The config with what it leaves to method and encoder filled in."""
         model = cfg.model or get_encoder(cfg.backbone).model
         optimizer = cfg.optimizer or self.optimizer
-        settled = replace(cfg, teacher=self.teacher_of(cfg, task), model=model, program=program_of(cfg), optimizer=optimizer)
+        settled = replace(cfg, teacher=self.teacher_of(task, cfg.teacher), model=model, program=program_of(cfg), optimizer=optimizer)
         return settled if self.thresholded else replace(settled, conf_thresh=0.0)
 
 

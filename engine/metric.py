@@ -10,7 +10,7 @@ from dataset.spec import DatasetSpec
 
 
 class Figure(NamedTuple):
-    """The names of a score. label: for people; log, tag: in the published log lines and in TensorBoard, where it stands there (METHOD.md 5)."""
+    """The names of a score. label: for people; log, tag: in published log lines and in TensorBoard, where it stands there (METHOD.md 5)."""
 
     label: str
     log: str | None = None

@@ -23,7 +23,7 @@ from engine import resume, screen
 from engine.evaluation import Counts, Labeler, Prediction, evaluate, validation_loader
 from engine.final_test import final_test, selection
 from engine.initial_model import start_model
-from engine.method import Method, shard_seed
+from engine.method import Method, judged, shard_seed
 from engine.page.writer import Watch
 from engine.provenance import add_start, changed_versions, versions
 from engine.pseudo_quality import quality_of
@@ -159,8 +159,8 @@ class Trainer:
         check_facts(state, self.cfg.backbone, self.learner.student.backbone, str(path))
         notes += [f"{change}: the bits may differ" for change in changed_versions(state.get("versions", {}))]
         notes += [f"resume=force: the run was started with {difference}" for difference in changed]
-        judged_by_ema = self.learner.teacher is not None and self.data.spec.task != "change"
-        if "config" not in state and judged_by_ema and (self.folder / resume.BEST).exists():
+        judges_ema = judged(self.method.models, self.data.spec.task) > 0
+        if "config" not in state and judges_ema and (self.folder / resume.BEST).exists():
             best = float(state.get("previous_best_ema", 0.0))
             notes.append(
                 f"{resume.BEST}: of the authors' program, which judges the student; an epoch whose EMA has more than {best:.2f} replaces it"

@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any
 
 from dataset.custom import spec_of
-from dataset.sampler import epoch_steps, repeated_length
+from dataset.sampler import epoch_steps, labeled_length
 from engine.method import Method
 from scripts.benchmark.footprint import GIB, KINDS, DryRun, Meter, Work
 from util.config import Config
@@ -88,10 +88,8 @@ class Plan:
 
     def steps(self, shards: int) -> int:
         """Optimiser steps of an epoch; 0 where the lists make no full mini-batch."""
-        spec, reads, unlabeled = spec_of(self.cfg), self.method.reads, self.lengths["unlabeled"]
-        repeats = reads.repeat_labeled or self.cfg.supervised_length is not None
-        target = unlabeled if reads.unlabeled else (spec.supervised_length or unlabeled) if repeats else 0
-        length = repeated_length(self.lengths["labeled"], target, spec.task == "change" or reads.cut_labeled)
+        labeled, unlabeled, reads = self.lengths["labeled"], self.lengths["unlabeled"], self.method.reads
+        length = labeled_length(labeled, unlabeled, spec_of(self.cfg), reads, self.cfg.supervised_length is not None)
         return epoch_steps([length, unlabeled] if reads.unlabeled else [length], shards, self.batch)
 
     @cached_property

@@ -40,7 +40,7 @@ STEPS_IN_ALL = 1000  # of the learning rate schedule; any number would do
 GOAL, CPU_GOAL = (AT_LEAST, 6.0), (AT_LEAST, 1.0)  # of a step in bf16 with compile on a GPU; in fp32 elsewhere
 PEAK_GOAL, TIME_GOAL = (AT_MOST, 24.0), (AT_MOST, 1.35)  # of activation checkpointing in fp32
 EVALUATION_GOAL = (AT_LEAST, 3.0)  # of bf16; in fp32 both ways wait for the same matrix products, at all but the full rate
-VARIED = [(350 + 14 * i, 375) for i in range(24)]  # sizes of images, with as many numbers of patches
+VARIED = [(350 + 16 * i, 375) for i in range(24)]  # sizes of images, so far apart that each has another number of patches
 # what a step is measured with besides the defaults, on a GPU; what says most comes first
 SETTINGS: dict[str, dict[str, Any]] = {
     "fp32": {},
@@ -59,7 +59,7 @@ class LiteralLoop:
         self.cfg, self.device, self.it = cfg, device, 0
         self.student = copy.deepcopy(model).to(device).train()
         self.teacher = make_teacher(self.student)
-        self.labels_by = self.student if METHOD.teacher_of(cfg, spec_of(cfg).task) == "student" else self.teacher
+        self.labels_by = self.student if METHOD.teacher_of(spec_of(cfg).task, cfg.teacher) == "student" else self.teacher
         self.factors = (1.0, cfg.lr_multi)
         groups = [{"params": list(part.parameters())} for part in (self.student.backbone, self.student.head)]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)

@@ -208,7 +208,7 @@ def variant(run: Run) -> str:
     usual: dict[str, float | bool | str] = _DEFAULTS | _OTHER_DEFAULTS.get((run.method or "", run.dataset or ""), {})
     own = own_method(run.method)
     if own and own.teacher == "ema":
-        usual["teacher"] = "student" if run.task == "change" or run.settings.get("program") == "unimatch_v1" else "ema"
+        usual["teacher"] = str(own.programs.get(run.settings.get("program", ""), own).teacher_of(run.task))
     if own and not own.thresholded:
         del usual["conf_thresh"]
     return ", ".join(f"{key} {value}" for key, value in run.settings.items() if key in usual and not _is(value, usual[key]))

@@ -1,6 +1,7 @@
 """Order of an epoch, shard positions, padding and step counts against METHOD.md 2.1, PyTorch's sampler and the published logs."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import DistributedSampler
 
-from dataset.sampler import ShardSampler, epoch_order, epoch_steps, repeated_length
+from dataset.batch import Reads
+from dataset.sampler import ShardSampler, epoch_order, epoch_steps, labeled_length
+from dataset.spec import get_spec
 
 # images of an epoch, shards, mini-batch of a shard, steps, steps between the published log's lines
 PUBLISHED = [
@@ -64,7 +67,7 @@ def literal(listed: int, images: int, epoch: int, shards: int, batch: int, shard
     epoch=st.integers(0, 9),
 )
 def test_mini_batches_of_every_process_count(labeled: int, unlabeled: int, shards: int, batch: int, epoch: int) -> None:
-    length = repeated_length(labeled, unlabeled, cut=False)
+    length = labeled_length(labeled, unlabeled, get_spec("pascal"), Reads())
     streams = {"x": (labeled, length), "u": (unlabeled, unlabeled)}
     steps = min(math.ceil(n / shards) // batch for n in (length, unlabeled))
     for processes in (p for p in (1, 2, 4) if shards % p == 0):
@@ -90,20 +93,32 @@ def test_lists_of_equal_length_share_their_order() -> None:
             assert x == u % 5
 
 
+SUPERVISED = Reads(unlabeled=False)
+
+
 @pytest.mark.parametrize(
-    ("listed", "target", "cut", "images"),
+    ("name", "reads", "labeled", "unlabeled", "images"),
     [
-        (92, 10490, False, 10490),  # repeated
-        (1464, 9118, False, 9118),
-        (20210, 15158, False, 20210),  # a longer segmentation list is left as it is
-        (7120, 3000, True, 3000),  # change detection cuts it
-        (356, 6764, True, 6764),
-        (5, 5, False, 5),
-        (7, 0, True, 7),  # own pairs: no number of images is asked for
+        ("pascal", Reads(), 92, 10490, 10490),  # repeated
+        ("pascal", Reads(), 1464, 9118, 9118),
+        ("ade20k", Reads(), 20210, 15158, 20210),  # a longer segmentation list is left as it is
+        ("ade20k", Reads(cut_labeled=True), 20210, 15158, 15158),  # but where the method cuts it
+        ("levir", SUPERVISED, 7120, 0, 3000),  # change detection cuts it
+        ("levir", Reads(), 356, 6764, 6764),
+        ("pascal", Reads(), 5, 5, 5),
+        ("pascal", SUPERVISED, 92, 0, 3000),  # without unlabelled images, to the data set's number
+        ("pascal", Reads(unlabeled=False, repeat_labeled=False), 92, 0, 92),  # not where the method does not repeat it
+        ("own pairs", SUPERVISED, 7, 0, 7),  # no number of images is asked for
     ],
 )
-def test_labelled_lists_are_repeated_and_cut(listed: int, target: int, cut: bool, images: int) -> None:
-    assert repeated_length(listed, target, cut) == images
+def test_labelled_lists_are_repeated_and_cut(name: str, reads: Reads, labeled: int, unlabeled: int, images: int) -> None:
+    spec = replace(get_spec("levir"), supervised_length=0) if name == "own pairs" else get_spec(name)
+    assert labeled_length(labeled, unlabeled, spec, reads) == images
+
+
+def test_supervised_length_of_a_config_repeats_what_the_method_does_not() -> None:
+    spec = replace(get_spec("pascal"), supervised_length=200)
+    assert labeled_length(92, 0, spec, Reads(unlabeled=False, repeat_labeled=False), repeats=True) == 200
 
 
 def test_the_shorter_list_ends_the_epoch() -> None:

@@ -44,7 +44,7 @@ def real_step(cfg: Config, method: Method) -> tuple[int, int]:
             saved[storage._cdata] = storage
         return tensor
 
-    teacher = student if method.teacher_of(cfg, spec.task) == "student" else make_teacher(student)
+    teacher = student if method.teacher_of(spec.task, cfg.teacher) == "student" else make_teacher(student)
     with FlopCounterMode(display=False, custom_mapping=OWN_FORMULAS) as counter:
         with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16, enabled=cfg.precision == "bf16"):
             loss, _ = method.step(student, teacher, batch, cfg)
