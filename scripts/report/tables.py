@@ -5,15 +5,17 @@
 
 import statistics
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
+from typing import Any
 
 from scripts.report import paper
 from scripts.report.identity import AUTHORS, encoder_name, method_name, own_method
 from scripts.report.paper import Entry
 from scripts.report.parse import Run
 from scripts.report.recipe import differences
+from util.config import Config
 
 TITLES = {"camvid": "CamVid", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}  # of data sets that are not in paper.yaml
 RULES = {
@@ -23,11 +25,8 @@ RULES = {
 }
 KINDS = {"segmentation": ("miou",), "change": ("cd_iou", "cd_oa"), "classification": ("acc1",)}
 PLACES = {"miou": 1, "cd_iou": 1, "cd_oa": 2, "acc1": 2}
-# a run with another value here is another experiment than the published one: it gets its own row and no published value
-_DEFAULTS: dict[str, float | bool | str] = {
-    "conf_thresh": 0.95, "threshold": 0.95, "lossu_weight": 1.0, "lock_backbone": False, "feature_dropout": "shared",
-    "dropout": "complementary", "dropout_at": "encoder", "strong_views": 2,
-}  # fmt: skip
+# a run with another value than the default here is another experiment than the published one: it gets its own row, no published value
+_TELLING = ("conf_thresh", "lossu_weight", "lock_backbone", "feature_dropout", "dropout", "dropout_at", "strong_views")
 _OTHER_DEFAULTS: dict[tuple[str, str], dict[str, float | bool | str]] = {("unimatch_v1", "cityscapes"): {"conf_thresh": 0.0}}
 
 ColumnKey = tuple[str, str]  # split, kind
@@ -205,8 +204,10 @@ def _with(label: str, text: str) -> str:
 
 def variant(run: Run) -> str:
     """The settings that make a run another experiment than the published one of its method, as text."""
-    usual: dict[str, float | bool | str] = _DEFAULTS | _OTHER_DEFAULTS.get((run.method or "", run.dataset or ""), {})
     own = own_method(run.method)
+    defaults = {one.name: one.default for one in fields(own.config if own else Config)}
+    usual = {key: defaults[key] for key in _TELLING if key in defaults} | {"threshold": defaults["conf_thresh"]}  # V1's name for it
+    usual |= _OTHER_DEFAULTS.get((run.method or "", run.dataset or ""), {})
     if own and own.teacher == "ema":
         usual["teacher"] = str(own.programs.get(run.settings.get("program", ""), own).teacher_of(run.task))
     if own and not own.thresholded:
@@ -214,7 +215,7 @@ def variant(run: Run) -> str:
     return ", ".join(f"{key} {value}" for key, value in run.settings.items() if key in usual and not _is(value, usual[key]))
 
 
-def _is(value: str, usual: float | bool | str) -> bool:
+def _is(value: str, usual: Any) -> bool:
     try:
         return float(value) == usual
     except ValueError:
