@@ -218,7 +218,7 @@ class Trainer:
             self.averages.add(stats | {"grad_norm": self.learner.grad_norm})
             progress.update()
             if self.learner.skipped_in_row:
-                self._tell_skipped(shards)
+                self._log_skipped(shards)
             due = i % max(1, self.steps // 8) == 0
             if due or self.step % READ_EVERY == 0 or self.step == self.steps or self.learner.stop:
                 rows = self.averages.read()
@@ -270,8 +270,8 @@ class Trainer:
                 out.append(make_batch(mini_batch, self.world.device, encoder, drop))
             yield out, bad
 
-    def _tell_skipped(self, shards: list[Batch]) -> None:
-        """Tells of a skipped step. Raises UserError when it was the last of too many in a row."""
+    def _log_skipped(self, shards: list[Batch]) -> None:
+        """Logs a skipped step. Raises UserError when it was the last of too many in a row."""
         learner = self.learner
         self.record.skipped(learner.it - 1, learner.skipped, learner.skipped_in_row)
         if learner.skipped_in_row < self.cfg.max_bad_steps:

@@ -46,7 +46,7 @@ class Config:
     dataset: str = key()  # a built-in data set (dataset/spec.py), or any name together with `classes`
     data_root: str = key(may_change=True)  # the lists' paths are relative to this folder
     backbone: str = key()  # name of an encoder (model/spec.py)
-    crop_size: int = key(positive=True)  # side of the training crop in pixels, a multiple of what the encoder needs (DINOv2: 14)
+    crop_size: int = key(positive=True)  # side of the training crop in pixels, a multiple of what the encoder needs
     epochs: int = key(positive=True)  # a run may be resumed with more
     batch_size: int = key(positive=True)  # labelled images, and as many unlabelled ones, of one shard's mini-batch
     lr: float = key(positive=True, most=1)  # of the encoder

@@ -16,7 +16,8 @@ from util.precision import PRECISIONS, SIXTEEN_BIT
 
 EFFICIENCY = 0.7  # an assumption, no measurement: the share of a card's peak rate and bandwidth that a run reaches
 LAUNCH = 6e-6  # an assumption: seconds that PyTorch takes on the CPU to start one operation
-UPDATE = 48  # bytes that AdamW in one kernel (28) and EMA (20) move for a parameter
+UPDATE = {"adamw": 28, "sgd": 20}  # bytes that an optimiser in one kernel moves for a parameter
+AVERAGE = 20  # and the moving average
 USABLE = 0.95  # share of a card's memory that a run may take; the rest is for CUDA, NCCL, cuDNN's workspaces and gaps
 GPUS = (1, 2, 4, 8)  # cards of one node
 
@@ -122,10 +123,11 @@ class Plan:
         memory, used = self.footprints["fp32" if "32" in precision else "bf16", self.cfg.activation_checkpointing]
         floor, scored = (sum(amount / (1e12 * rates[kind]) for kind, amount in work.items()) for work in self.work)
         shard = max((floor + used.moved / bandwidth) / self.efficiency, used.operations * LAUNCH)
+        moved = UPDATE[self.cfg.optimizer or self.method.optimizer] + (AVERAGE if self.method.teacher == "ema" else 0)
         return {
             "floor": floor,  # products of a shard's step at the peak rate: no implementation goes below
             "shard": shard,  # the estimate for it
-            "update": memory["gradients"] / 4 * UPDATE / bandwidth / self.efficiency,  # optimiser and EMA
+            "update": memory["gradients"] / 4 * moved / bandwidth / self.efficiency,  # optimiser and moving average
             "evaluation": self.evaluations * scored * shard / floor,  # all of the run
         }
 

@@ -26,7 +26,6 @@ from engine.evaluation import Prediction, evaluate, validation_loader
 from engine.schedule import poly
 from engine.update import Learner
 from model import configured_model
-from model.dropout import complementary_factors, factor_width
 from model.segmenter import Segmenter
 from scripts.benchmark.data import SIZE, Sizes, drawn_source, host_batch
 from scripts.benchmark.footprint import GIB, DryRun
@@ -89,7 +88,8 @@ class Alternatives:
         spec, self.cfg, self.device = spec_of(cfg), cfg, device
         torch.manual_seed(0)
         self.model = configured_model(cfg, spec.nclass, spec.task)
-        self.drop = complementary_factors(cfg.batch_size, factor_width(self.model.backbone.channels))
+        assert METHOD.draw is not None
+        self.drop = METHOD.draw(cfg.batch_size, self.model.channels, torch.Generator(), cfg)
         # one normalised float tensor a view, in pageable memory, as a plain DataLoader leaves it: copies of it block
         self.batch = make_batch(host_batch(cfg), torch.device("cpu"), self.model.backbone, self.drop)
 
