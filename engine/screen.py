@@ -1,6 +1,7 @@
 """What a run says on the screen beside the lines of its log: what it is at its start, where it is, and what it has made at its end.
 
-Each of these lines begins with "# ", by which readers of a captured screen, such as Slurm's, know that no figure is in it.
+Each of these lines begins with "# ", by which readers of a captured screen, such as Slurm's, know that no figure is in it. They count
+epochs from 1; the number that an epoch has in the log, which counts from 0, is called so.
 """
 
 from __future__ import annotations
@@ -30,12 +31,21 @@ def begin(cfg: Config, data: Data, title: str, world: World, epoch: int, step: i
     batch = " + ".join(str(sampler.batch) for name in sampler.streams if name in ("x", "u"))
     shards = f"on each of {sampler.shards} shards" if sampler.shards > 1 else "on one shard"
     by = f"{world.size} processes" if world.size > 1 else "one process"
-    done = f"Resumes at epoch {epoch}, step {step}." if epoch or step else f"Starts from {_weights(cfg)}."
     say(f"# {title} on {spec.name}, {spec.nclass} classes: {', '.join(counts)} and {validation}.")
     work = f"{count(cfg.epochs, 'epoch')} of {count(sampler.steps, 'step')}. A step sees {batch} {noun}s {shards}"
     say(f"# {work}, by {by} on {_device(world)}, {cfg.precision}.")
-    say(f"# Encoder {cfg.backbone}, model {cfg.model}, crop {cfg.crop_size}. {done}")
-    say(f"# Files in {cfg.save_path}: {LOG}, {METRICS}, {PAGE}, {LATEST}, {BEST}. All settings follow; the log counts epochs from 0.")
+    say(f"# Encoder {cfg.backbone}, model {cfg.model}, crop {cfg.crop_size}. {_start(cfg, epoch, step, sampler.steps)}")
+    files = f"{LOG}, {METRICS}, {PAGE}, {LATEST}, {BEST}"
+    say(f"# Files in {cfg.save_path}: {files}. All settings follow. These lines count epochs from 1, the log counts them from 0.")
+
+
+def _start(cfg: Config, epoch: int, step: int, steps: int) -> str:
+    """Where a run starts. epoch, step: counted from 0; steps: of an epoch."""
+    if epoch >= cfg.epochs:
+        return "This run is finished already: nothing is left to train."
+    if epoch or step:
+        return f"Resumes in epoch {epoch + 1} of {cfg.epochs}, after {step} of {count(steps, 'step')}."
+    return f"Starts from {_weights(cfg)}."
 
 
 def _weights(cfg: Config) -> str:
@@ -71,10 +81,12 @@ def end(page: PageData, folder: Path) -> None:
     say(f"# Finished: {count(page.total_epochs, 'epoch')} in {time}.")
     if page.best:
         rows = {"best": page.best, "last": page.evaluated[-1]}
-        scores = [f"{word} {page.score(row, page.judged):.2f} in epoch {row.epoch}" for word, row in rows.items()]
+        epochs = {word: f"in epoch {row.epoch + 1} ({row.epoch} in the log)" for word, row in rows.items()}
+        scores = [f"{word} {page.score(row, page.judged):.2f} {epochs[word]}" for word, row in rows.items()]
         say(f"# {page.figure} ({page.judged}): {', '.join(scores)}.")
     say(f"# Curves, classes and pictures: {folder / PAGE}")
     if best.exists():
         path, out = (shlex.quote(str(one)) for one in (best, folder / "predictions"))
         say(f"# Next: python evaluate.py --checkpoint {path}")
-        say(f"#       python predict.py --checkpoint {path} --out {out} IMAGE_OR_FOLDER")
+        inputs = "--pair BEFORE AFTER" if page.spec.task == "change" else "IMAGE_OR_FOLDER"
+        say(f"#       python predict.py --checkpoint {path} --out {out} {inputs}")

@@ -1,15 +1,19 @@
 """What a run says on the screen beside its log: read here as a cluster's log, without a terminal."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import evaluate
+import predict
 import supervised
 import unimatch_v2
 from engine import screen
 from scripts.report.parse import read_log
 from tests.conftest import Tiny
+from tests.pairs import make_pairs
 from util import progress
 
 Said = Callable[[], list[str]]
@@ -34,14 +38,35 @@ def test_a_run_says_what_it_is_and_what_it_has_made(tiny: Tiny, tmp_path: Path, 
     assert second == "# 1 epoch of 3 steps. A step sees 2 + 2 images on each of 2 shards, by one process on the CPU, fp32."
     assert third == "# Encoder dinov2_tiny, model dpt, crop 28. Starts from random weights."
     assert fourth.startswith(f"# Files in {folder}: train.log, metrics.jsonl, report.html, latest.pth, best.pth.")
+    assert fourth.endswith("These lines count epochs from 1, the log counts them from 0.")
     log = read_log(folder / "train.log")[0]
     assert last[0].startswith("# Finished: 1 epoch in ")
-    assert last[1] == f"# mIoU (EMA): best {log.best:.2f} in epoch 0, last {log.best:.2f} in epoch 0."
+    score = f"{log.best:.2f} in epoch 1 (0 in the log)"
+    assert last[1] == f"# mIoU (EMA): best {score}, last {score}."
     assert last[2] == f"# Curves, classes and pictures: {folder}/report.html"
     assert last[3] == f"# Next: python evaluate.py --checkpoint '{folder}/best.pth'"
+    assert last[4] == f"#       python predict.py --checkpoint '{folder}/best.pth' --out '{folder}/predictions' IMAGE_OR_FOLDER"
     assert "#" not in "".join(line[0] for line in (folder / "train.log").read_text().splitlines() if line)
     unimatch_v2.main(tiny.args(folder, "shards=2", "epochs=2", "resume=force"))
-    assert "Resumes at epoch 1, step 0." in said()[2]
+    assert said()[2].endswith("Resumes in epoch 2 of 2, after 0 of 3 steps.")
+    unimatch_v2.main(tiny.args(folder, "shards=2", "epochs=2", "resume=force"))
+    again = said()
+    assert again[2].endswith("This run is finished already: nothing is left to train.")
+    assert again[4].startswith("# Finished: 2 epochs in ")
+
+
+def test_the_commands_for_pairs_are_accepted(tmp_path: Path, said: Said) -> None:
+    """What a run of change detection proposes is what evaluate.py and predict.py take."""
+    pairs = make_pairs(tmp_path / "pairs")
+    supervised.main(pairs.args(tmp_path / "run", "epochs=1", "supervised_length=8", unlabeled=False))
+    score, predict_pairs = (line.partition("python ")[2] for line in said()[-2:])
+    assert predict_pairs.endswith(f"--out {tmp_path}/run/predictions --pair BEFORE AFTER")
+    dates = {"BEFORE": str(pairs.root / "A/0.png"), "AFTER": str(pairs.root / "B/0.png")}
+    for module, line in ((evaluate, score), (predict, predict_pairs)):
+        name, *words = shlex.split(line)
+        assert name == f"{module.__name__}.py"
+        module.main([dates.get(word, word) for word in words])
+    assert (tmp_path / "run/predictions/0.png").exists()
 
 
 def test_steps_and_evaluations_say_how_far_they_are(
