@@ -139,7 +139,7 @@ def picture_row(source: Source, index: int, predictors: dict[str, predict.Predic
     for name, predictor in predictors.items():
         ids, confidence = predictor.predict((dates[0], dates[1]) if len(dates) == 2 else dates[0])
         panels[name] = picture.paint(ids, source.spec)
-    panels[f"confidence, {list(predictors)[-1]}"] = picture.heat(confidence)
+    panels["confidence, dark: 0, yellow: 1"] = picture.heat(confidence)  # of the last one, which stands beside it
     ways = [Image.Resampling.BICUBIC] * len(dates) + [Image.Resampling.NEAREST] * (len(panels) - len(dates))
     cell = (CELL[0], ImageOps.contain(dates[0], CELL).height)
     fitted = [ImageOps.pad(panel, cell, way, "white", (0, 0)) for panel, way in zip(panels.values(), ways, strict=True)]
