@@ -214,10 +214,11 @@ def main(argv: list[str]) -> None:
     for left in chosen.left:
         print(left, flush=True)
     problems = predict_all(predictor, chosen.scenes, names, out, args)
-    skipped = f", {len(problems)} cannot be read" if problems else ""
-    files = [".png (classes)", "_overlay.jpg"]
-    files += ["_confidence.png"] * args.confidence + [".npz (probabilities)"] * args.probabilities
-    print(f"wrote {out}: of {count(len(chosen.scenes) - len(problems), noun)} {', '.join(files)}{skipped}")
+    files = ["NAME.png (classes)", "NAME_overlay.jpg"]
+    files += ["NAME_confidence.png"] * args.confidence + ["NAME.npz (probabilities)"] * args.probabilities
+    done = count(len(chosen.scenes) - len(problems), noun)
+    skipped = f" {count(len(problems), noun)} could not be read." if problems else ""
+    print(f"Predicted {done}: {', '.join(files[:-1])} and {files[-1]} of each are in {out}.{skipped}")
     for problem in problems[:-1]:
         tell_once(f"error: {problem}")
     if problems:

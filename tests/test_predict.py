@@ -172,7 +172,8 @@ def test_a_folder_tree_is_kept_and_what_is_left_out_named(
     assert (source / "results/front/deep/0_overlay.jpg").exists()
     out = capsys.readouterr().out
     assert f"{source}: left out by their ending: 1 .heic, 1 .jp2, 1 .txt" in out
-    assert f"wrote {source}/results: of 5 images .png (classes), _overlay.jpg, 1 cannot be read" in out
+    files = "NAME.png (classes) and NAME_overlay.jpg of each"
+    assert f"Predicted 5 images: {files} are in {source}/results. 1 image could not be read." in out
     run(tiny, checkpoint, tmp_path / "glob", str(source / "*"))
     assert f"{source}/*: left out by their ending: 3 (folder), 1 .heic" in capsys.readouterr().out
     assert pngs(tmp_path / "glob") == {"0.png"}
