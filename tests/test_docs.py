@@ -23,9 +23,12 @@ README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = [README, *DOCS, *ROOT.glob("[A-Z]*.md"), *ROOT.glob("*/README.md")]
 # programs that the documents start, other than the shell's: they record how they were called
-STUBS = ("python", "python3", "torchrun", "docker", "apptainer", "module", "nvidia-smi", "sbatch", "sleep")
+STUBS = ("python", "python3", "pip", "git", "torchrun", "docker", "apptainer", "module", "nvidia-smi", "sbatch", "sleep")
 STUB = """#!/bin/sh
-case "$1" in scripts/check_requirements.py | -c) exit 0 ;; esac
+case "$1" in
+scripts/check_requirements.py | -c) exit 0 ;;
+clone) exec ln -sfn . "$3" ;;  # the folder that `git clone` makes is this one
+esac
 printf '%s\\n' "${0##*/}" "$@" "--end of call--" >> "$CALLS"  # one write: calls may run side by side
 """
 
@@ -49,7 +52,7 @@ def test_links_resolve(page: Path) -> None:
     prose = re.sub(r"^```.*?^```|`[^`\n]*`", "", texts(page), flags=re.M | re.S)
     for link in re.findall(r"\]\(([^)\s]+)\)|(?:src|srcset)=\"([^\"]+)\"", prose):
         path, _, anchor = "".join(link).partition("#")
-        if path.startswith("https:"):
+        if path.startswith(("https:", "http:")):
             continue
         target = (page.parent / path).resolve() if path else page
         assert target.is_relative_to(ROOT), link
@@ -145,6 +148,22 @@ def calls(block: str, clone: Path) -> list[list[str]]:
     done = subprocess.run(["sh", "-e", "-c", block], cwd=clone, env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     return [call.splitlines() for call in record.read_text().split("--end of call--\n")[:-1]]
+
+
+@pytest.mark.parametrize("made", [True, False], ids=["venv", "none"])
+def test_the_installation_ends_well_with_and_without_a_venv(made: bool, clone: Path) -> None:
+    """scripts/setup.sh makes .venv only where it has to; where there is one, `python` is its own afterwards."""
+    (block,) = (block for block in blocks(README) if "sh scripts/setup.sh" in block)
+    venv, aside = clone / ".venv", clone / "aside"
+    (venv / "bin/activate").write_text("activated=yes\n")
+    if not made:
+        venv.rename(aside)
+    try:
+        found = calls(block + 'python "$activated"\n', clone)
+    finally:
+        if not made:
+            aside.rename(venv)
+    assert found[-1] == ["python", "yes" if made else ""]
 
 
 class ParsedError(Exception):
