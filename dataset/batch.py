@@ -50,7 +50,7 @@ class RawBatch:
     name_x: list[str] = field(default_factory=list)
     img_x: Tensor = _ABSENT  # (B, C, S, S) uint8: weak crop
     part_x: Tensor = _ABSENT  # (B, H, W, C) uint8: what a crop is resized from, padded with 0 at the right and below to one size
-    taps_x: Tensor = _ABSENT  # (B, 2, 2, taps, S) int32: where its columns and lines come from, see dataset.transform.cut_image
+    taps_x: Tensor = _ABSENT  # (B, 2, 2, taps, S) int32: filter taps of the resize, see dataset.transform.cut_image
     photometry_x: Tensor = _ABSENT  # as photometry, of one view: where a labelled image comes as a strong view
     ignore_u: Tensor = _ABSENT  # (B, S, S) uint8: 255 on padding, else 0
     box1: Tensor = _ABSENT  # (B, 4) int64: x, y, width, height of the CutMix box of view 1 in pixels, zeros for none

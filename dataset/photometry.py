@@ -184,29 +184,29 @@ def to_grey(images: Tensor, _: Sequence[float]) -> Tensor:
 
 def gaussian_blur(images: Tensor, radii: Sequence[float]) -> Tensor:
     """Three box blurs along the lines, then three along the columns. A box ends between pixels: those at its ends count in part."""
-    weights = [box_weights(radius) for radius in radii]
-    reach = max(sum(weight > 0 for weight in row) for row in weights)
-    taps = [_each(column, images, torch.int32) for column in list(zip(*weights, strict=True))[:reach]]
+    boxes = [box_weights(radius) for radius in radii]
+    reach = max(sum(weight > 0 for weight in box) for box in boxes)
+    weights = [_each(column, images, torch.int32) for column in list(zip(*boxes, strict=True))[:reach]]
     # Pixels minus 128, so that sums of 8 + 24 bits fit into int32: Pillow has them unsigned. Then the weights' sum, just below 2**24,
     # falls short by as many times 128.
-    half = _each([2**23 - 128 * (2**24 - row[0] - 2 * sum(row[1:])) for row in weights], images, torch.int32)
+    half = _each([2**23 - 128 * (2**24 - box[0] - 2 * sum(box[1:])) for box in boxes], images, torch.int32)
     out = images.int().sub_(128)
     for axis in (3, 2):
-        out = _blur_along(out, taps, half, axis)
+        out = _blur_along(out, weights, half, axis)
     return out.add_(128).byte()
 
 
-def _blur_along(images: Tensor, taps: list[Tensor], half: Tensor, axis: int) -> Tensor:
-    """Three passes of taps[d] times both pixels at distance d, summed. Beyond the border is the border's pixel."""
-    size, reach = images.shape[axis], len(taps) - 1
+def _blur_along(images: Tensor, weights: list[Tensor], half: Tensor, axis: int) -> Tensor:
+    """Three passes of weights[d] times both pixels at distance d, summed. Beyond the border the pixel at the border is repeated."""
+    size, reach = images.shape[axis], len(weights) - 1
     padded = torch.cat([images.narrow(axis, 0, 1)] * reach + [images] + [images.narrow(axis, size - 1, 1)] * reach, axis)
     inner = padded.narrow(axis, reach, size)
     total = torch.empty_like(images)
     for left in (2, 1, 0):
-        torch.mul(inner, taps[0], out=total).add_(half)
-        for distance, tap in enumerate(taps[1:], 1):
-            total.addcmul_(padded.narrow(axis, reach - distance, size), tap)
-            total.addcmul_(padded.narrow(axis, reach + distance, size), tap)
+        torch.mul(inner, weights[0], out=total).add_(half)
+        for distance, weight in enumerate(weights[1:], 1):
+            total.addcmul_(padded.narrow(axis, reach - distance, size), weight)
+            total.addcmul_(padded.narrow(axis, reach + distance, size), weight)
         torch.bitwise_right_shift(total, 24, out=inner)
         if left:
             padded.narrow(axis, 0, reach).copy_(inner.narrow(axis, 0, 1))

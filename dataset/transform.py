@@ -71,8 +71,8 @@ def _crop_as_opencv(image: Image.Image, geometry: Geometry, crop: int) -> Image.
 def cut_image(images: Sequence[Image.Image], geometry: Geometry, crop: int) -> tuple[Tensor, Tensor]:
     """What `crop_parts` makes the weak crop of an RGB image, or of its dates, from: the part it shows, and where each pixel comes from.
 
-    Returns the part, uint8 (H, W, C), and int32 (2, 2, taps, crop): along the lines, then along the columns, indices into the part and
-    their weights in 2**-22. Padding comes from nowhere: its weights are 0.
+    Returns the part, uint8 (H, W, C), and the filter taps of the resize, int32 (2, 2, taps, crop): along the lines, then along the columns,
+    indices into the part and their weights in 2**-22. The weights of padding are 0.
     """
     found = [_sources(image, geometry, crop) for image in images]
     part = torch.from_numpy(np.concatenate([np.asarray(part) for part, _, _ in found], 2))

@@ -193,12 +193,12 @@ def _cubic_matrix(count: int, factor: Tensor, device: torch.device) -> Tensor:
     first = centre.floor()
     columns = torch.arange(GRID, device=device)
     matrix = torch.zeros(1, device=device)
-    for tap in range(-1, 3):
-        distance = (centre - first - tap).abs()
+    for offset in range(-1, 3):
+        distance = (centre - first - offset).abs()
         near = 1.25 * distance**3 - 2.25 * distance**2 + 1  # a = -0.75
         far = -0.75 * distance**3 + 3.75 * distance**2 - 6 * distance + 3
         weight = torch.where(distance <= 1, near, far)
-        column = (first + tap).clamp(0, GRID - 1)  # edges are repeated
+        column = (first + offset).clamp(0, GRID - 1)  # edges are repeated
         matrix = matrix + weight[:, None] * (column[:, None] == columns)
     return matrix
 

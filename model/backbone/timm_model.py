@@ -27,13 +27,13 @@ _ELSEWHERE = {"dinov2": "dinov2_* (at sizes other than 518 timm's positions diff
 class Facts:
     """What a model turns out to be when it is tried without memory for its weights.
 
-    options: of `timm.create_model`. taps: the blocks or stages whose maps are taken; norm: whether the last norm is applied to them.
+    options: of `timm.create_model`. out_indices: the blocks or stages whose maps are taken; norm: whether the last norm is applied to them.
     pruned: names of the tensors of the whole model that are left out, for no map depends on them. parameters: how many it has. The rest
     is as in `Encoder`.
     """
 
     options: dict[str, Any]
-    taps: tuple[int, ...]
+    out_indices: tuple[int, ...]
     norm: bool
     pruned: tuple[str, ...]
     parameters: int
@@ -57,10 +57,10 @@ class TimmEncoder(Encoder):
         self._name = name
         facts = self._facts = find_facts(name, tuple(options.items()))
         self.multiple, self.fixed_size = facts.multiple, facts.fixed_size
-        self.least, self.out_indices = max(facts.strides), facts.taps
+        self.least, self.out_indices = max(facts.strides), facts.out_indices
         self.channels, self.strides, self.pruned = facts.channels, facts.strides, facts.pruned
         self.net = _create(name, facts.options)
-        _prune_(self.net, facts.taps, facts.norm)
+        _prune_(self.net, facts.out_indices, facts.norm)
         self.mean, self.std = (tuple(self.net.pretrained_cfg[key]) for key in ("mean", "std"))
         self.blocks: list[Any] = _find_blocks(self.net)  # type: ignore[assignment]
         for block in self.blocks:
@@ -70,7 +70,7 @@ class TimmEncoder(Encoder):
         self.grid(img)  # raises where a side does not fit
         for block in self.blocks:
             block.checkpointing = self.checkpointing
-        return _maps(self.net, img, self._facts.taps, self._facts.norm)
+        return _maps(self.net, img, self._facts.out_indices, self._facts.norm)
 
     def make_traceable_(self) -> None:
         if isinstance(getattr(self.net, "pos_embed", None), Tensor):
@@ -149,32 +149,32 @@ def _try(name: str, options: dict[str, Any]) -> Facts:
         raise UserError(f"backbone: timm/{name} has maps of {len(infos)} stages, expected {MAPS} or more; choose another model")
     plain = len({info["reduction"] for info in infos}) == 1
     norm = plain and all(info.get("num_chs_norm", info["num_chs"]) == info["num_chs"] for info in infos)  # SAM's changes the width
-    taps = even_taps(len(infos)) if plain else tuple(range(len(infos) - MAPS, len(infos)))
-    _prune_(net, taps, norm)
+    out_indices = even_indices(len(infos)) if plain else tuple(range(len(infos) - MAPS, len(infos)))
+    _prune_(net, out_indices, norm)
     kept = net.state_dict()
     pruned = tuple(key for key in _create(name, options, head=True).state_dict() if key not in kept)
     native = options.get("img_size") or net.pretrained_cfg["input_size"][-1]
-    maps = _maps(net.eval(), torch.zeros(1, 3, native, native), taps, norm)
-    strides = tuple(infos[tap]["reduction"] for tap in taps)
+    maps = _maps(net.eval(), torch.zeros(1, 3, native, native), out_indices, norm)
+    strides = tuple(infos[i]["reduction"] for i in out_indices)
     if not _covers(maps, (native, native), strides):
         raise UserError(f"backbone: timm/{name} leaves out the border of an image; choose another model")
-    multiple = next((multiple for multiple in _MULTIPLES if _takes(net, native, multiple, taps, norm, strides)), None)
+    multiple = next((multiple for multiple in _MULTIPLES if _takes(net, native, multiple, out_indices, norm, strides)), None)
     parameters = sum(parameter.numel() for parameter in net.parameters())
     channels = tuple(x.shape[1] for x in maps)
-    return Facts(options, taps, norm, pruned, parameters, multiple or native, multiple is None, channels, strides)
+    return Facts(options, out_indices, norm, pruned, parameters, multiple or native, multiple is None, channels, strides)
 
 
-def even_taps(depth: int) -> tuple[int, ...]:
+def even_indices(depth: int) -> tuple[int, ...]:
     """The blocks, counted from 0, whose maps are taken of a plain vision transformer; of 24 those that DPT takes."""
     return (4, 11, 17, 23) if depth == 24 else tuple(depth * i // MAPS - 1 for i in range(1, MAPS + 1))
 
 
-def _takes(net: Any, native: int, multiple: int, taps: tuple[int, ...], norm: bool, strides: tuple[int, ...]) -> bool:
+def _takes(net: Any, native: int, multiple: int, out_indices: tuple[int, ...], norm: bool, strides: tuple[int, ...]) -> bool:
     """Whether a model takes all pixels of images whose sides are odd multiples of `multiple`."""
     height = (native // multiple | 1) * multiple
     size = (height, height + 2 * multiple)
     try:
-        return _covers(_maps(net, torch.zeros(1, 3, *size), taps, norm), size, strides)
+        return _covers(_maps(net, torch.zeros(1, 3, *size), out_indices, norm), size, strides)
     except Exception:  # models refuse a size with errors of every kind
         return False
 
@@ -188,13 +188,13 @@ def _create(name: str, options: dict[str, Any], head: bool = False) -> Any:
     return load_timm().create_model(name, pretrained=False, num_classes=None if head else 0, **options)
 
 
-def _prune_(net: Any, taps: tuple[int, ...], norm: bool) -> None:
+def _prune_(net: Any, out_indices: tuple[int, ...], norm: bool) -> None:
     """Takes what no map depends on out of a model: its head, layers after the last map, its last norm where that is not applied."""
-    net.prune_intermediate_layers(list(taps), prune_norm=not norm, prune_head=True)
+    net.prune_intermediate_layers(list(out_indices), prune_norm=not norm, prune_head=True)
 
 
-def _maps(net: Any, img: Tensor, taps: tuple[int, ...], norm: bool) -> list[Tensor]:
-    return net.forward_intermediates(img, indices=list(taps), norm=norm, output_fmt="NCHW", intermediates_only=True)
+def _maps(net: Any, img: Tensor, out_indices: tuple[int, ...], norm: bool) -> list[Tensor]:
+    return net.forward_intermediates(img, indices=list(out_indices), norm=norm, output_fmt="NCHW", intermediates_only=True)
 
 
 def _find_blocks(net: Any) -> list[Any]:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# width, depth, heads, tapped blocks, SwiGLU
+# width, depth, heads, out_indices, SwiGLU
 TABLE = {
     "small": (384, 12, 6, (2, 5, 8, 11), False),
     "base": (768, 12, 12, (2, 5, 8, 11), False),
@@ -97,7 +97,7 @@ def tokens(w: Weights, img: Tensor) -> Tensor:
 
 def encode(state: dict[str, Tensor], encoder: str, images: list[Tensor]) -> list[list[Tensor]]:
     """For each image (3, H, W), which may differ in size, its four maps (N, width)."""
-    _, depth, heads, taps, swiglu = TABLE[encoder]
+    _, depth, heads, out_indices, swiglu = TABLE[encoder]
     w = lookup(state, "backbone.")
     xs = [tokens(w, img) for img in images]
     maps: list[list[Tensor]] = [[] for _ in images]
@@ -115,7 +115,7 @@ def encode(state: dict[str, Tensor], encoder: str, images: list[Tensor]) -> list
             x = x + attention(h, lookup(block, begin + "attn."), heads) * own("ls1.gamma")
             h = layer_norm(x, own("norm2.weight"), own("norm2.bias"))
             xs[image] = x + feed_forward(h, lookup(block, begin + "mlp."), swiglu) * own("ls2.gamma")
-            if i in taps:
+            if i in out_indices:
                 maps[image].append(layer_norm(xs[image], w("norm.weight"), w("norm.bias"))[1:])
     return maps
 

@@ -14,7 +14,7 @@ from model.segmenter import Segmenter
 from model.spec import ENCODERS, EncoderSpec
 from util.error import UserError
 
-# giant in everything but size: SwiGLU, four taps of six blocks, no narrowing in the decoder's projections
+# giant in everything but size: SwiGLU, maps of four of six blocks, no narrowing in the decoder's projections
 SMALL_GIANT = EncoderSpec("giant", partial(DINOv2, 48, 6, 3, (1, 2, 4, 5), 80), 24, (48,) * 4)
 
 

@@ -20,7 +20,7 @@ from dataset.spec import get_spec
 from engine.batch_norm import batch_norms, prepare_batch_norm_
 from engine.evaluation import Prediction, check_mode
 from model import build_model, pretrained
-from model.backbone.timm_model import TimmEncoder, even_taps, load_timm
+from model.backbone.timm_model import TimmEncoder, even_indices, load_timm
 from model.encoder import Encoder
 from model.foreign import OtherFormatError
 from model.formats import recognise
@@ -75,8 +75,8 @@ def test_the_maps_are_timms() -> None:
             torch.testing.assert_close(found, theirs)
 
 
-def test_taps_of_plain_vision_transformers() -> None:
-    assert [even_taps(depth) for depth in (12, 24, 32, 40)] == [(2, 5, 8, 11), (4, 11, 17, 23), (7, 15, 23, 31), (9, 19, 29, 39)]
+def test_blocks_of_plain_vision_transformers() -> None:
+    assert [even_indices(depth) for depth in (12, 24, 32, 40)] == [(2, 5, 8, 11), (4, 11, 17, 23), (7, 15, 23, 31), (9, 19, 29, 39)]
 
 
 def test_the_decoder_goes_with_the_encoders_size() -> None:
