@@ -62,9 +62,9 @@ class Learner:
         if cfg.compile:
             check_compiler(world.device)
             torch._dynamo.config.optimize_ddp = False  # would cut the compiled parts, between which gradients travel in any case
-            self.student.compile_parts()
+            self.student.compile_parts_()
             if self.teacher is not None:
-                self.teacher.compile_parts()
+                self.teacher.compile_parts_()
         # what the method calls: the student, or its wrapper that averages gradients
         self.net = average_gradients(self.student, world, cfg.grad_compression)
         self.optimizer = make_optimizer(self.student, cfg)

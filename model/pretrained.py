@@ -23,7 +23,7 @@ from pathlib import Path
 from model.encoder import Encoder
 from model.package import packaged_file
 from model.spec import ENCODERS, get_encoder
-from model.weights import default_path, load_encoder, read
+from model.weights import default_path, load_encoder_, read
 from util import checkpoint
 from util.cli import Parser
 from util.download import download
@@ -94,7 +94,7 @@ def check(path: Path, name: str, origin: str) -> tuple[Encoder, str]:
             raise UserError(f"{origin}: it is {other.file}, the weights of {other.name}, expected those of {name}")
     encoder = get_encoder(name).build()
     try:
-        return encoder, load_encoder(encoder, name, path)
+        return encoder, load_encoder_(encoder, name, path)
     except UserError as error:
         raise UserError(str(error).replace(str(path), origin)) from error
 

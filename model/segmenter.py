@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from model.encoder import Encoder
-from model.weights import load_encoder
+from model.weights import load_encoder_
 
 Maps = list[Tensor]  # (B, C_i, h_i, w_i) each
 
@@ -93,7 +93,7 @@ class Segmenter(nn.Module):
 
     def load_pretrained_(self, backbone: str, path: str | Path) -> None:
         """Loads the published weights of the encoder `backbone` from a file. Raises UserError."""
-        load_encoder(self.backbone, backbone, path)
+        load_encoder_(self.backbone, backbone, path)
 
     @property
     def multiple(self) -> int:
@@ -104,7 +104,7 @@ class Segmenter(nn.Module):
         """The parts of the model that are not the encoder."""
         return [part for name, part in self.named_children() if name != "backbone"]
 
-    def compile_parts(self) -> None:
+    def compile_parts_(self) -> None:
         """Has torch.compile replace what the encoder's blocks and the decoder do, in place: parameter names stay."""
         # Blocks of one class share the forms that are compiled of it. Where stages differ, each needs its own, for passes with and
         # without gradient and for each size of batch; beyond the limit, by default 8, PyTorch leaves a block as it is.

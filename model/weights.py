@@ -20,7 +20,7 @@ def default_path(backbone: str) -> Path:
     return Path("pretrained") / f"{backbone}.pth"
 
 
-def load_encoder(encoder: Encoder, backbone: str, path: str | Path) -> str:
+def load_encoder_(encoder: Encoder, backbone: str, path: str | Path) -> str:
     """Loads the weights of `backbone` into the encoder, all of them or none. Returns whose names the file has (model/formats.py).
 
     Raises UserError for a missing file, for one that has other tensors than the encoder, and for damaged ones.

@@ -120,7 +120,7 @@ class DINOv2(Encoder):
         self.patch_embed = PatchEmbed(width)
         self.blocks = nn.ModuleList(Block(width, heads, swiglu_hidden) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.apply(_init_linear)
+        self.apply(_init_linear_)
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
         nn.init.normal_(self.cls_token, std=1e-6)
         if registers:
@@ -216,7 +216,7 @@ def _bicubic_by_matrices(x: Tensor, scale: tuple[float, float]) -> Tensor:
         return vertical @ x @ horizontal
 
 
-def _init_linear(module: nn.Module) -> None:
+def _init_linear_(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

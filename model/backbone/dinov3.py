@@ -134,7 +134,7 @@ class DINOv3(Encoder):
         self.patch_embed = PatchEmbed(width)
         self.blocks = nn.ModuleList(Block(width, heads, swiglu_hidden, qkv_bias) for _ in range(depth))
         self.norm = nn.LayerNorm(width, eps=1e-5)
-        self.apply(_init)
+        self.apply(_init_)
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.storage_tokens, std=0.02)
 
@@ -161,7 +161,7 @@ class DINOv3(Encoder):
         return maps
 
 
-def _init(module: nn.Module) -> None:
+def _init_(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

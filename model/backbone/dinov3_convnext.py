@@ -55,7 +55,7 @@ class DINOv3ConvNeXt(Encoder):
         stages = (nn.Sequential(*(Block(width) for _ in range(depth))) for width, depth in zip(widths, depths, strict=True))
         self.stages = nn.ModuleList(stages)
         self.norm = ChannelNorm(widths[-1], eps=EPS)
-        self.apply(_init)
+        self.apply(_init_)
 
     @property
     def blocks(self) -> nn.ModuleList:  # type: ignore[override]
@@ -73,7 +73,7 @@ class DINOv3ConvNeXt(Encoder):
         return maps
 
 
-def _init(module: nn.Module) -> None:
+def _init_(module: nn.Module) -> None:
     if isinstance(module, nn.Linear | nn.Conv2d):
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:

@@ -119,7 +119,7 @@ class MiT(Encoder):
         for i, (width, depth, heads, reduction) in enumerate(zip(widths, depths, HEADS, REDUCTIONS, strict=True), 1):
             setattr(self, f"block{i}", nn.ModuleList(Block(width, heads, reduction, next(rates)) for _ in range(depth)))
             setattr(self, f"norm{i}", nn.LayerNorm(width, eps=EPS))
-        self.apply(_init)
+        self.apply(_init_)
 
     @property
     def blocks(self) -> list[nn.Module]:  # type: ignore[override]
@@ -146,7 +146,7 @@ def _map(x: Tensor, rows: int, cols: int) -> Tensor:
     return x.transpose(1, 2).reshape(x.shape[0], -1, rows, cols)
 
 
-def _init(module: nn.Module) -> None:
+def _init_(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

@@ -17,7 +17,7 @@ from model.backbone.clip import CLIP, CLIP_MEAN, CLIP_STD, EMBED, PATCH, Layer
 from model.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder
 from model.segmenter import Maps, Segmenter
 from model.spec import ENCODERS, EncoderSpec, get_encoder
-from model.weights import default_path, load_encoder
+from model.weights import default_path, load_encoder_
 from util.dist import to_device
 from util.error import UserError
 
@@ -195,7 +195,7 @@ class VLM(Segmenter):
         assert isinstance(self.backbone, CLIP)
         self.backbone = pretrained_clip(backbone, path, self.crop // PATCH, skips=self.backbone.skips)
         if self._finer:
-            load_encoder(self.conv_encoder, CONV_ENCODER, default_path(CONV_ENCODER))
+            load_encoder_(self.conv_encoder, CONV_ENCODER, default_path(CONV_ENCODER))
 
 
 def make_clip(name: str, **options: Any) -> CLIP:
@@ -212,7 +212,7 @@ def make_clip(name: str, **options: Any) -> CLIP:
 def pretrained_clip(name: str, path: str | Path, grid: int, **options: Any) -> CLIP:
     """The encoder `name` with the weights of a file, its positions for grid x grid patches. Raises UserError."""
     encoder = make_clip(name, **options)
-    load_encoder(encoder, name, path)
+    load_encoder_(encoder, name, path)
     encoder.resize_positions_(grid)
     return encoder
 

@@ -25,7 +25,7 @@ from model.encoder import Encoder
 from model.foreign import OtherFormatError
 from model.formats import recognise
 from model.spec import ENCODERS, check_crop, get_encoder
-from model.weights import load_encoder
+from model.weights import load_encoder_
 from tests.model.test_dinov3 import random_
 from util.config import Config
 from util.dist import World
@@ -147,11 +147,11 @@ def test_timms_files_load_whole(name: str, tmp_path: Path) -> None:
     """What the maps do not depend on is left out; all else is loaded, and what is missing or strange is refused."""
     file, encoder = whole_file(name), TimmEncoder(name)
     torch.save({"state_dict": {f"module.{key}": value for key, value in file.items()}}, tmp_path / "w.pth")
-    assert load_encoder(encoder, f"timm/{name}", tmp_path / "w.pth") == "timm's"
+    assert load_encoder_(encoder, f"timm/{name}", tmp_path / "w.pth") == "timm's"
     own = encoder.state_dict()
     assert all(torch.equal(value, file[key.removeprefix("net.")]) for key, value in own.items())
     torch.save(own, tmp_path / "own.pth")
-    assert load_encoder(TimmEncoder(name), f"timm/{name}", tmp_path / "own.pth") == "timm's under `net.`"
+    assert load_encoder_(TimmEncoder(name), f"timm/{name}", tmp_path / "own.pth") == "timm's under `net.`"
     key = next(key for key in file if f"net.{key}" in own)
     for changed in ({k: v for k, v in file.items() if k != key}, file | {"extra": torch.ones(1)}, file | {key: torch.ones(3)}):
         with pytest.raises(OtherFormatError, match=rf"nearest format: timm's, but .*({key}|extra)"):
@@ -284,7 +284,7 @@ def test_blocks_are_compiled_one_by_one(checkpointing: bool, monkeypatch: pytest
     model = build_model("timm/test_efficientnet", 2)
     random_(model.backbone)
     eager = copy.deepcopy(model)
-    model.compile_parts()
+    model.compile_parts_()
     model.backbone.checkpointing = checkpointing
     img = torch.randn(2, 3, 64, 64)
     found, expected = model.train()(img), eager.train()(img)

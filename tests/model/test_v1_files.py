@@ -15,7 +15,7 @@ from model import build_model, configured_model
 from model.backbone.resnet import ResNet
 from model.backbone.xception import Xception
 from model.encoder import Encoder
-from model.weights import load_encoder
+from model.weights import load_encoder_
 from tests.conftest import ROOT
 from util.config import load_config
 from util.error import UserError
@@ -119,11 +119,11 @@ def test_encoder_weights(make: Callable[[], Encoder], change: Change, words: str
                 value.uniform_(1, 2)  # running statistics belong to the weights
     torch.save(change(source.state_dict()), tmp_path / "encoder.pth")
     if not words:
-        load_encoder(encoder, "resnet101", tmp_path / "encoder.pth")
+        load_encoder_(encoder, "resnet101", tmp_path / "encoder.pth")
         assert all(torch.equal(value, encoder.state_dict()[name]) for name, value in source.state_dict().items())
         return
     with pytest.raises(UserError) as error:
-        load_encoder(encoder, "resnet101", tmp_path / "encoder.pth")
+        load_encoder_(encoder, "resnet101", tmp_path / "encoder.pth")
     assert words in str(error.value)
     assert str(tmp_path / "encoder.pth") in str(error.value)
     assert len(str(error.value).splitlines()) == 1
