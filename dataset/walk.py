@@ -9,7 +9,7 @@ from typing import NamedTuple
 from dataset.lists import IMAGE_ENDINGS
 from util.error import UserError, reason
 
-HIDDEN = (".", "__MACOSX", "@eaDir")  # how names begin that a system, not a person, has put there
+HIDDEN = (".", "__MACOSX", "@eaDir")  # how the names of files begin that a system made, not a person
 
 
 class Tree(NamedTuple):

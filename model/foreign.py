@@ -47,10 +47,12 @@ def _is_prefix(prefix: str, state: State) -> bool:
 
 @dataclass(frozen=True)
 class Format:
-    """title: whose names these are. rules: (pattern of our name, name there), of which the first that fits counts; `A + B` is A and
-    B one after the other, `A^T` a matrix transposed, `0` zeros; a name without a rule is the same there. beside: tensors that a file may
-    hold besides, which are not loaded: by name, the value that they must have (None for any). needs: a tensor of ours without which it
-    is another format.
+    """The names under which another program keeps our tensors.
+
+    title: whose names these are. rules: (pattern of our name, their name), of which the first that matches counts; `A + B` is A and B
+    concatenated, `A^T` a transposed matrix, `0` zeros; a name without a rule is the same in both. beside: further tensors that a file may
+    hold and that are not loaded: by name, the value that they must have (None for any). needs: a tensor of ours without which the format
+    is another one.
     """
 
     title: str
@@ -59,10 +61,10 @@ class Format:
     needs: str = ""
 
     def parts(self, name: str) -> list[str]:
-        """The names there of the tensors that make up our tensor `name`."""
-        for pattern, there in self.rules:
+        """The names, in the other program, of the tensors that make up our tensor `name`."""
+        for pattern, theirs in self.rules:
             if found := re.fullmatch(pattern, name):
-                return found.expand(there).split(" + ")
+                return found.expand(theirs).split(" + ")
         return [name]
 
     def likeness(self, encoder: nn.Module, state: State) -> int:

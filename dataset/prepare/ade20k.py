@@ -29,12 +29,12 @@ def prepare(args: argparse.Namespace) -> list[str]:
     train = sum(key.startswith("training/") for key in labels)
     return [
         f"{len(labels)} labels: {train} training, {len(labels) - train} validation (complete: 20210 and 2000); {made[True]} written, "
-        f"{made[False]} were there; {new} new images of {len(images)}"
+        f"{made[False]} already existed; {new} new images of {len(images)}"
     ]
 
 
 def convert(job: Job) -> bool:
-    """Writes one label file, shifted by one. False when it was there."""
+    """Writes one label file, shifted by one. False when it already existed."""
     if job.target.exists():
         if job.target.samefile(job.source):  # a second run would shift them again
             raise UserError(f"--dst: {job.target} is a raw label; choose another folder, so that it is not overwritten")

@@ -63,7 +63,7 @@ class Job(NamedTuple):
 
 
 class Made(NamedTuple):
-    """written: False where both files were there. stray: pixels whose colour no class has."""
+    """written: False where both files already existed. stray: pixels whose colour no class has."""
 
     written: bool
     stray: int = 0
@@ -84,7 +84,7 @@ def prepare(args: argparse.Namespace) -> list[str]:
     counts = Counter(job.part for job in jobs)
     lines = [
         f"{len(jobs)} images of {form}: {', '.join(f'{counts[part]} {part}' for part in PARTS)} (complete: 367, 101 and 233); "
-        f"{sum(one.written for one in made)} written, {sum(not one.written for one in made)} were there"
+        f"{sum(one.written for one in made)} written, {sum(not one.written for one in made)} already existed"
     ]
     if stray := sum(one.stray for one in made):
         lines.append(f"{stray} pixels of a colour that no class has are ignored")

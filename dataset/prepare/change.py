@@ -63,7 +63,7 @@ def prepare_levir(args: argparse.Namespace) -> list[str]:
     made = Counter(parallel(cut_tile, jobs, "tiles", "tile"))
     return [
         f"{len(tiles['A'])} tiles (complete: 445 + 64 + 128 = 637) in {16 * len(tiles['A'])} crops each for A, B and label; "
-        f"{made[True]} files cut, {made[False]} were there",
+        f"{made[True]} files cut, {made[False]} already existed",
         f"crops are numbered by {args.order}; the authors' numbering is not documented (see `python -m dataset.prepare levir --help`)",
     ]
 
@@ -75,7 +75,7 @@ def _names(folder: Path, stem: str, order: str) -> list[Path]:
 
 
 def cut_tile(job: Job) -> bool:
-    """Writes the 16 crops of one tile. False when they were there."""
+    """Writes the 16 crops of one tile. False when they already existed."""
     todo = [i for i, path in enumerate(job.targets) if job.overwrite or not path.exists()]
     if not todo:
         return False
@@ -117,7 +117,8 @@ def prepare_whu(args: argparse.Namespace) -> list[str]:
     assert size is not None
     cols, rows = size[0] // SIDE, size[1] // SIDE
     return [
-        f"{cols} x {rows} = {cols * rows} crops (complete: 7434) each for A, B and label; {made[True]} files cut, {made[False]} were there",
+        f"{cols} x {rows} = {cols * rows} crops (complete: 7434) each for A, B and label; "
+        f"{made[True]} files cut, {made[False]} already existed",
         f"{sum(int(hole.sum()) for hole in holes.values())} pixels without data: black in the images, unchanged in the label",
         "the authors' names and numbering are not documented (see `python -m dataset.prepare whu --help`)",
     ]

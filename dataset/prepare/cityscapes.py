@@ -30,12 +30,12 @@ def prepare(args: argparse.Namespace) -> list[str]:
     train = sum(key.startswith("train/") for key in labels)
     return [
         f"{len(labels)} labels: {train} train, {len(labels) - train} val (complete: 2975 and 500); {made[True]} written, "
-        f"{made[False]} were there; {new} new images of {len(images)}"
+        f"{made[False]} already existed; {new} new images of {len(images)}"
     ]
 
 
 def convert(job: Job) -> bool:
-    """Writes one label file. False when it was there."""
+    """Writes one label file. False when it already existed."""
     if job.target.exists() and not job.overwrite:
         return False
     ids = read_ids(job.source)

@@ -65,7 +65,7 @@ def prepare(args: argparse.Namespace) -> list[str]:
     new = sum(place_all(under(roots, part, ".jpg"), dst / part) for part in (*PARTS, "unlabeled2017"))
     return [
         f"{made.total()} masks from {args.labels} (complete: 118287 and 5000); {made[True]} written, "
-        f"{made[False]} were there; {new} new images",
+        f"{made[False]} already existed; {new} new images",
         "the authors' own masks are not documented and may differ (see `python -m dataset.prepare coco --help`)",
     ]
 

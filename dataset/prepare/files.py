@@ -112,7 +112,7 @@ def under(roots: Sequence[Path], folder: str, ending: str) -> dict[str, Path]:
 
 
 def place(source: Path, target: Path) -> bool:
-    """Brings an unchanged file to its place: a hard link where possible, else a copy. False when it was there."""
+    """Brings an unchanged file to its place: a hard link where possible, else a copy. False when it already existed."""
     if target.exists():
         return False
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,8 @@ def prepare(args: argparse.Namespace) -> list[str]:
     new = place_all({f"{name}.jpg": images[name] for name in names}, dst / "JPEGImages")
     own = len({Path(key).stem for key in voc} & set(names))
     lines = [
-        f"{len(names)} masks: {own} of VOC, {len(names) - own} of SBD; {made[True]} written, {made[False]} were there; {new} new images"
+        f"{len(names)} masks: {own} of VOC, {len(names) - own} of SBD; {made[True]} written, {made[False]} already existed; "
+        f"{new} new images"
     ]
     if left := len(masks.keys() - images.keys()):
         lines.append(f"{left} masks have no image and were left out")
@@ -49,7 +50,7 @@ def prepare(args: argparse.Namespace) -> list[str]:
 
 
 def convert(job: Job) -> bool:
-    """Writes one mask as palette PNG. False when it was there."""
+    """Writes one mask as palette PNG. False when it already existed."""
     if job.target.exists() and not (job.overwrite or job.target.samefile(job.source)):
         return False
     if job.source.suffix == ".mat":

@@ -178,7 +178,7 @@ def _hints(spec: DatasetSpec, jobs: dict[Job, Found], kinds: list[str]) -> list[
         hints.append(f"most files are missing: is the data root right? Expected, for example, {job.images[0]}; set it with --data-root.")
     untouched = (job.label.replace("labelTrainIds", "labelIds") for job, found in jobs.items() if found.kind == "no mask" and job.label)
     if spec.name == "cityscapes" and any(isfile(path) for path in untouched):
-        hints.append("only the raw Cityscapes label ids are there: make the train ids with `python -m dataset.prepare cityscapes`.")
+        hints.append("only the raw Cityscapes label ids exist: make the train ids with `python -m dataset.prepare cityscapes`.")
     if "mask" in kinds:
         how = (
             "`python -m dataset.prepare pascal` turns them into ids"

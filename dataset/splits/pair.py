@@ -113,8 +113,8 @@ def _able(args: argparse.Namespace, entries: list[Entry]) -> list[int]:
     if args.spec is None or args.spec.task != "change":
         return [i for i, entry in enumerate(entries) if entry.mask is not None]
     root = Path(args.data_root or f"data/{args.dataset}")
-    there = [i for i, entry in enumerate(entries) if (root / args.spec.files(entry)[1]).is_file()]
-    return there or list(range(len(entries)))
+    found = [i for i, entry in enumerate(entries) if (root / args.spec.files(entry)[1]).is_file()]
+    return found or list(range(len(entries)))
 
 
 def _share(args: argparse.Namespace, total: int) -> tuple[int, str]:

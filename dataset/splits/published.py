@@ -94,7 +94,7 @@ def fetch(names: list[str], base: str | None) -> None:
                     _discard([one.local, *brought] if not one.local.is_file() else brought)
                 raise
             brought.append(one.local)
-        print(f"{name}: {len(lists)} lists under splits/{name}, {len(brought)} downloaded, {len(lists) - len(missing)} were there")
+        print(f"{name}: {len(lists)} lists under splits/{name}, {len(brought)} downloaded, {len(lists) - len(missing)} already existed")
 
 
 def _discard(paths: list[Path]) -> None:

@@ -98,7 +98,7 @@ def test_pascal_with_color_and_grey_masks(capsys: pytest.CaptureFixture[str]) ->
         assert img.mode == "P"
         assert np.array_equal(np.asarray(img.convert("RGB")), colors[np.asarray(img)])
     out = capsys.readouterr().out
-    assert "4 masks: 2 of VOC, 2 of SBD; 4 written, 0 were there; 4 new images" in out
+    assert "4 masks: 2 of VOC, 2 of SBD; 4 written, 0 already existed; 4 new images" in out
     assert "1 masks have no image" in out
 
 
@@ -123,7 +123,7 @@ def test_pascal_in_place(capsys: pytest.CaptureFixture[str]) -> None:
     main(["pascal", "--src", "data", "sbd", "--dst", "data"])
     assert Path("data/SegmentationClass/a.png").read_bytes() == before
     assert read("data/SegmentationClass/c.png") == [3]
-    assert "1 written, 2 were there; 0 new images" in capsys.readouterr().out
+    assert "1 written, 2 already existed; 0 new images" in capsys.readouterr().out
 
 
 def test_comparison_with_the_lists(capsys: pytest.CaptureFixture[str]) -> None:
@@ -154,7 +154,7 @@ def test_cityscapes(capsys: pytest.CaptureFixture[str]) -> None:
     assert not Path("out/gtFine/test").exists()
     assert Path("out/leftImg8bit/train/jena/jena_0_leftImg8bit.png").exists()
     assert not Path("out/.unpacked").exists()
-    assert "4 labels: 2 train, 2 val (complete: 2975 and 500); 4 written, 0 were there; 6 new images" in capsys.readouterr().out
+    assert "4 labels: 2 train, 2 val (complete: 2975 and 500); 4 written, 0 already existed; 6 new images" in capsys.readouterr().out
 
 
 def test_cityscapes_ids_are_the_official_ones() -> None:
@@ -186,10 +186,10 @@ def test_resumes_where_it_stopped(capsys: pytest.CaptureFixture[str], monkeypatc
     assert "40 labels: 20 train, 20 val" in capsys.readouterr().out
     stamp = Path("images/gtFine/val/ulm/ulm_9_gtFine_labelTrainIds.png").stat().st_mtime_ns
     main(["cityscapes", "--src", "images", "--dst", "images"])
-    assert "0 written, 40 were there" in capsys.readouterr().out
+    assert "0 written, 40 already existed" in capsys.readouterr().out
     assert Path("images/gtFine/val/ulm/ulm_9_gtFine_labelTrainIds.png").stat().st_mtime_ns == stamp
     main(["cityscapes", "--src", "images", "--dst", "images", "--overwrite"])
-    assert "40 written, 0 were there" in capsys.readouterr().out
+    assert "40 written, 0 already existed" in capsys.readouterr().out
 
 
 def ade(values: list[int]) -> None:
@@ -202,7 +202,10 @@ def test_ade20k(capsys: pytest.CaptureFixture[str]) -> None:
     ade([0, 1, 2, 150])
     main(["ade20k", "--src", pack("ade", "ADEChallengeData2016.zip"), "--dst", "out"])
     assert read("out/annotations/validation/ADE_validation_1.png") == [255, 0, 1, 149]
-    assert "2 labels: 1 training, 1 validation (complete: 20210 and 2000); 2 written, 0 were there; 2 new images" in capsys.readouterr().out
+    assert (
+        "2 labels: 1 training, 1 validation (complete: 20210 and 2000); 2 written, 0 already existed; 2 new images"
+        in capsys.readouterr().out
+    )
     with pytest.raises(UserError, match="converted already"):  # converted labels are not shifted again
         main(["ade20k", "--src", "out", "--dst", "again"])
     with pytest.raises(UserError, match="choose another folder"):
@@ -243,7 +246,7 @@ def test_coco_panoptic(capsys: pytest.CaptureFixture[str]) -> None:
     assert pixels("out/masks/000000000009.png")[0].tolist() == [0, 1, 80, 0, 16, 0]
     assert "2 masks from panoptic" in capsys.readouterr().out
     main(["coco", "--src", "panoptic", "coco", "--dst", "out"])
-    assert "0 written, 2 were there; 0 new images" in capsys.readouterr().out
+    assert "0 written, 2 already existed; 0 new images" in capsys.readouterr().out
 
 
 def test_coco_stuff() -> None:
@@ -299,7 +302,7 @@ def test_levir(label: int, capsys: pytest.CaptureFixture[str]) -> None:
     assert "numbering is not documented" in out
     Path("out/B/train_7_3.png").unlink()
     main(["levir", "--src", "train", "--dst", "out"])
-    assert "1 files cut, 2 were there" in capsys.readouterr().out
+    assert "1 files cut, 2 already existed" in capsys.readouterr().out
     main(["levir", "--src", "train", "--dst", "columns", "--order", "column"])
     assert np.unique(pixels("columns/A/train_7_2.png")).tolist() == [5]
 
@@ -345,7 +348,7 @@ def test_whu(nodata: str | None, alpha: bool, holes: int, capsys: pytest.Capture
     assert "2 x 2 = 4 crops (complete: 7434)" in out
     assert f"{holes} pixels without data" in out
     main(["whu", "--src", "whu", "--dst", "out"])
-    assert "0 files cut, 12 were there" in capsys.readouterr().out
+    assert "0 files cut, 12 already existed" in capsys.readouterr().out
 
 
 def test_whu_label_with_a_copied_tag() -> None:

@@ -61,12 +61,12 @@ def test_fetch(server: Server, toy: dict[str, bytes], capsys: pytest.CaptureFixt
     main(["fetch", "toy", "--url", f"{server.url}/base/"])
     assert {p: local(p).read_bytes() for p in toy} == toy
     assert sorted(p for p in Path("splits").rglob("*") if p.is_file()) == sorted(map(local, toy))
-    assert "3 downloaded, 0 were there" in capsys.readouterr().out
+    assert "3 downloaded, 0 already existed" in capsys.readouterr().out
     asked = len(server.requests)
     local("splits/toy/val.txt").write_bytes(b"changed")
     main(["fetch", "toy", "--url", f"{server.url}/base"])
     assert len(server.requests) == asked + 1  # only what is not as published
-    assert "1 downloaded, 2 were there" in capsys.readouterr().out
+    assert "1 downloaded, 2 already existed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("bad", [0, 1, 2])
