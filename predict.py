@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from dataset import picture
 from dataset.batch import normalize
-from dataset.find import Scene, batches_by_size, find_scenes, output_names, read_image, read_scene
+from dataset.find import Input, batches_by_size, find_inputs, output_names, read_image, read_input
 from dataset.loader import WHOLE, with_room
 from dataset.semi import image_tensor, tensor_images, to_predict
 from engine.evaluation import LARGE, Prediction, check_window
@@ -129,12 +129,12 @@ def load(
 class Scenes(Dataset):
     """The images or pairs to predict, decoded in workers. A UserError comes back as it is."""
 
-    def __init__(self, scenes: Sequence[Scene]) -> None:
+    def __init__(self, scenes: Sequence[Input]) -> None:
         self.scenes = scenes
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | UserError]:
         try:
-            return index, image_tensor(read_scene(self.scenes[index]))
+            return index, image_tensor(read_input(self.scenes[index]))
         except UserError as error:
             return index, error
 
@@ -153,7 +153,7 @@ def write(out: Path, name: str, img: Tensor, ids: np.ndarray, probs: Tensor, pre
 
 
 def predict_all(
-    predictor: Predictor, scenes: Sequence[Scene], names: Sequence[str], out: Path, args: argparse.Namespace
+    predictor: Predictor, scenes: Sequence[Input], names: Sequence[str], out: Path, args: argparse.Namespace
 ) -> list[UserError]:
     """Predicts the scenes and writes their files. Returns what is wrong with those that cannot be read, in their order."""
     problems: dict[int, UserError] = {}
@@ -206,17 +206,17 @@ def main(argv: list[str]) -> None:
     options = {"which": args.which, "device": args.device, "tile": args.tile, "bf16": args.bf16, "settings": args.set}
     predictor = load(*filter(None, (args.config, args.checkpoint)), **options)
     out = Path(args.out)
-    chosen = find_scenes(args.inputs, args.pair, predictor.trained.spec, cfg.data_root, out)
-    names = output_names(chosen.scenes, out, args.confidence, chosen.folders)
+    chosen = find_inputs(args.inputs, args.pair, predictor.trained.spec, cfg.data_root, out)
+    names = output_names(chosen.inputs, out, args.confidence, chosen.folders)
     check_output("--out", out, folder=True)
     noun = "pair" if predictor.trained.spec.task == "change" else "image"
-    print(f"{args.checkpoint}: {predictor.trained}, {count(len(chosen.scenes), noun)}", flush=True)
+    print(f"{args.checkpoint}: {predictor.trained}, {count(len(chosen.inputs), noun)}", flush=True)
     for left in chosen.left:
         print(left, flush=True)
-    problems = predict_all(predictor, chosen.scenes, names, out, args)
+    problems = predict_all(predictor, chosen.inputs, names, out, args)
     files = ["NAME.png (classes)", "NAME_overlay.jpg"]
     files += ["NAME_confidence.png"] * args.confidence + ["NAME.npz (probabilities)"] * args.probabilities
-    done = count(len(chosen.scenes) - len(problems), noun)
+    done = count(len(chosen.inputs) - len(problems), noun)
     skipped = f" {count(len(problems), noun)} could not be read." if problems else ""
     print(f"Predicted {done}: {', '.join(files[:-1])} and {files[-1]} of each are in {out}.{skipped}")
     for problem in problems[:-1]:

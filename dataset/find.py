@@ -1,4 +1,4 @@
-"""Which files a command is to look at: images and folders, pairs of two dates by name, lists; and what their results are called."""
+"""Finds the inputs of a command: images and folders, pairs of two dates by name, lists; and names the results."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from util.error import UserError
 
 
 class Pair(NamedTuple):
-    """One scene at two dates, and its label where it is known."""
+    """Two images of one area at two dates, and their label where it is known."""
 
     name: str
     a: Path
@@ -31,7 +31,7 @@ class Pair(NamedTuple):
 
 
 Name = TypeVar("Name", str, Path)
-Scene = Path | Pair  # what one prediction is made of
+Input = Path | Pair  # what one prediction is made of: an image, or two dates
 
 
 def read_image(path: Path) -> Image.Image:
@@ -49,10 +49,10 @@ def read_image(path: Path) -> Image.Image:
 
 
 class Chosen(NamedTuple):
-    """What a command line names. folders: of the scenes that were found in one, which. left: what was left out, and why."""
+    """The inputs that a command line names. folders: for inputs found in a folder, that folder. left: what was left out, and why."""
 
-    scenes: list[Scene]
-    folders: dict[Scene, Path]
+    inputs: list[Input]
+    folders: dict[Input, Path]
     left: list[str]
 
 
@@ -105,48 +105,48 @@ def find_pairs(a: str, b: str, label: str | None = None) -> list[Pair]:
     return pairs
 
 
-def list_scenes(path: str, root: str, spec: DatasetSpec) -> list[Scene]:
+def list_inputs(path: str, root: str, spec: DatasetSpec) -> list[Input]:
     """The images or pairs of a list, below `root`; masks are not looked at."""
-    scenes: list[Scene] = []
+    inputs: list[Input] = []
     for entry in read_list(path, spec.task):
         images, _ = spec.files(entry)
         paths = [Path(inside(root, image)) for image in images]
-        scenes.append(Pair(entry.image, *paths) if len(paths) == 2 else paths[0])
-    return scenes
+        inputs.append(Pair(entry.image, *paths) if len(paths) == 2 else paths[0])
+    return inputs
 
 
-def find_scenes(inputs: Sequence[str], pair: Sequence[str] | None, spec: DatasetSpec, root: str, out: Path) -> Chosen:
-    """What a command line names, each once; images below `out` are left out of folders.
+def find_inputs(texts: Sequence[str], pair: Sequence[str] | None, spec: DatasetSpec, root: str, out: Path) -> Chosen:
+    """The inputs that a command line names, each once; images below `out` are left out of folders.
 
     Raises UserError where there is nothing, or something of another task.
     """
-    lists = [text for text in inputs if text.endswith(".txt")]
+    lists = [text for text in texts if text.endswith(".txt")]
     if pair:
         if spec.task != "change":
             raise UserError("--pair: the config is for single images; give images, or the config of a change detection run")
-        pairs: list[Scene] = [*find_pairs(pair[0], pair[1])]
+        pairs: list[Input] = [*find_pairs(pair[0], pair[1])]
         return Chosen(pairs, dict.fromkeys(pairs, Path("/")) if Path(pair[0]).is_dir() else {}, [])
-    if spec.task == "change" and len(lists) < len(inputs):
-        raise UserError(f"{inputs[0]}: the config is for pairs of two dates; give --pair A B (images or folders), or a list of pairs")
+    if spec.task == "change" and len(lists) < len(texts):
+        raise UserError(f"{texts[0]}: the config is for pairs of two dates; give --pair A B (images or folders), or a list of pairs")
     chosen = Chosen([], {}, [])
-    for text in inputs:
+    for text in texts:
         if text in lists:
-            chosen.scenes.extend(list_scenes(text, root, spec))
+            chosen.inputs.extend(list_inputs(text, root, spec))
             continue
         tree = find_images(text, out)
-        chosen.scenes.extend(tree.images)
+        chosen.inputs.extend(tree.images)
         if Path(text).is_dir():
             chosen.folders.update(dict.fromkeys(tree.images, Path(text)))
         if tree.others:
             chosen.left.append(f"{text}: {tree.left_out()}")
-    return chosen._replace(scenes=list(dict.fromkeys(chosen.scenes)))
+    return chosen._replace(inputs=list(dict.fromkeys(chosen.inputs)))
 
 
-def batches_by_size(scenes: Sequence[Scene], batch: int) -> list[list[int]]:
-    """Indices of scenes of one size, at most `batch` together. Reads the files' heads only; where that fails, a scene is alone."""
+def batches_by_size(inputs: Sequence[Input], batch: int) -> list[list[int]]:
+    """Indices of inputs of one size, at most `batch` together. Reads the files' heads only; where that fails, an input is alone."""
     groups: dict[Any, list[int]] = {}
-    for index, scene in enumerate(scenes):
-        path = scene.a if isinstance(scene, Pair) else scene
+    for index, one in enumerate(inputs):
+        path = one.a if isinstance(one, Pair) else one
         try:
             with Image.open(path) as image:
                 groups.setdefault(image.size, []).append(index)
@@ -156,23 +156,22 @@ def batches_by_size(scenes: Sequence[Scene], batch: int) -> list[list[int]]:
 
 
 def output_names(
-    scenes: Sequence[Scene], out: Path, confidence: bool = False, folders: Mapping[Scene, Path] = MappingProxyType({})
+    inputs: Sequence[Input], out: Path, confidence: bool = False, folders: Mapping[Input, Path] = MappingProxyType({})
 ) -> list[str]:
-    """A name for the results of each scene in `out`: its stem; of one that was found in a folder, its path there without the ending.
+    """A name for the results of each input in `out`: its stem, or for one found in a folder its path in there without the ending.
 
     Where names are equal, the folders above that distinguish them come in front: as folders where the path is kept, else
     with underscores. a.jpg and a.png of one folder are called a_jpg and a_png. Raises UserError where that does not suffice, or where
     a result would replace an input. confidence: whether confidence maps are among the results. folders: see `Chosen`.
     """
     # a link has its own name, not that of the file behind it
-    paths = [Path("/", scene.name) if isinstance(scene, Pair) else Path(abspath(scene)) for scene in scenes]
+    paths = [Path("/", one.name) if isinstance(one, Pair) else Path(abspath(one)) for one in inputs]
     twins = _doubles([path.with_suffix("") for path in paths])
     stems = [f"{path.stem}_{path.suffix[1:]}" if path.with_suffix("") in twins else path.stem for path in paths]
     # the root itself is no name
     above = [path.parent.parts[1:] for path in paths]
     kept = [
-        len(path.relative_to(abspath(folders[scene])).parts) - 1 if scene in folders else 0
-        for scene, path in zip(scenes, paths, strict=True)
+        len(path.relative_to(abspath(folders[one])).parts) - 1 if one in folders else 0 for one, path in zip(inputs, paths, strict=True)
     ]
     names = ["/".join((*up[len(up) - keep :], stem)) for stem, up, keep in zip(stems, above, kept, strict=True)]
     for depth in range(1, max(len(path.parts) for path in paths)):
@@ -181,16 +180,16 @@ def output_names(
             break
         for i in (i for i, name in enumerate(names) if name in double):
             parts = (*above[i][max(0, len(above[i]) - kept[i] - depth) :], stems[i])
-            names[i] = ("/" if scenes[i] in folders else "_").join(parts)
-    given = [path for scene in scenes for path in ((scene.a, scene.b) if isinstance(scene, Pair) else (scene,))]
-    inputs = {other for path in given for other in (path.resolve(), path.parent.resolve() / path.name)}
+            names[i] = ("/" if inputs[i] in folders else "_").join(parts)
+    given = [path for one in inputs for path in ((one.a, one.b) if isinstance(one, Pair) else (one,))]
+    originals = {other for path in given for other in (path.resolve(), path.parent.resolve() / path.name)}
     makers: dict[str, Path] = {}
     for path, name in zip(paths, names, strict=True):
         for result in (f"{name}.png", f"{name}_overlay.jpg", *([f"{name}_confidence.png"] if confidence else [])):
             if result in makers:
                 raise UserError(f"{makers[result]} and {path}: their results would have the same name; predict them into two folders")
             makers[result] = path
-            if (out.resolve() / result) in inputs:
+            if (out.resolve() / result) in originals:
                 raise UserError(f"{out / result}: is an input, and a result would replace it; give another --out")
     return names
 
@@ -200,7 +199,7 @@ def _doubles(names: Sequence[Name]) -> set[Name]:
 
 
 class PairSource:
-    """Labelled pairs found as files, readable where a list of a data set is (dataset.semi.Source)."""
+    """Labelled pairs found as files, which are read like the list of a data set (dataset.semi.Source)."""
 
     def __init__(self, spec: DatasetSpec, pairs: Sequence[Pair]) -> None:
         self.spec = spec
@@ -216,9 +215,9 @@ class PairSource:
         return open_mask(self.spec, str(pair.label.parent), pair.label.name, size, str(pair.a))
 
 
-def read_scene(scene: Scene) -> list[Image.Image]:
+def read_input(source: Input) -> list[Image.Image]:
     """The image, or both dates, RGB."""
-    return read_pair(scene) if isinstance(scene, Pair) else [read_image(scene)]
+    return read_pair(source) if isinstance(source, Pair) else [read_image(source)]
 
 
 def read_pair(pair: Pair) -> list[Image.Image]:

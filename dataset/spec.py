@@ -51,7 +51,7 @@ class DatasetSpec:
 
     @property
     def dates(self) -> int:
-        """Images of one scene, in the channels one after the other: 2 for change detection."""
+        """The number of images of one area, concatenated along the channels: 2 for change detection, else 1."""
         return 2 if self.task == "change" else 1
 
     @cached_property

@@ -37,8 +37,8 @@ def _parser() -> Parser:
         if name == "levir":
             sub.add_argument("--order", choices=("row", "column"), default="row", help="numbering of a tile's crops (default: %(default)s)")
         if name == "whu":
-            for what in change.SCENES:
-                sub.add_argument(f"--{what}", metavar="FILE", help=f"the {what} scene, where it is not recognised by its name")
+            for what in change.PATTERNS:
+                sub.add_argument(f"--{what}", metavar="FILE", help=f"the {what} image, where it is not recognised by its name")
     return parser
 
 

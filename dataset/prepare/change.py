@@ -1,4 +1,4 @@
-"""Change detection: LEVIR-CD tiles and the WHU-CD scene to 256 x 256 crops in A/, B/ and label/ (0 unchanged, 255 changed).
+"""Change detection: LEVIR-CD tiles and the WHU-CD images to 256 x 256 crops in A/, B/ and label/ (0 unchanged, 255 changed).
 
 LEVIR-CD (train.zip, val.zip, test.zip): each 1024 x 1024 tile `train_1.png` becomes `train_1_1.png` to `train_1_16.png`. The lists name
 these; that they are numbered row by row, as here, is an assumption (`--order column` counts down the columns): the crops of
@@ -27,9 +27,9 @@ from util.error import UserError
 
 SIDE = 256
 FOLDERS = ("A", "B", "label")
-SCENE_PIXELS = 1 << 30  # the WHU scene has 0.5e9, more than PIL opens by itself; 2 GB in memory
+MAX_PIXELS = 1 << 30  # a WHU image has 0.5e9, more than PIL opens by itself; 2 GB in memory
 NODATA_TAG = 42113  # of GeoTIFF files written by GDAL: the value of pixels without data, as text
-SCENES = {
+PATTERNS = {
     "before": ("before*.tif*", "*2012*.tif*"),
     "after": ("after*.tif*", "*2016*.tif*"),
     "label": ("*change*label*.tif*", "change*.tif*", "label*.tif*"),
@@ -104,16 +104,16 @@ def prepare_whu(args: argparse.Namespace) -> list[str]:
     """Writes A/, B/ and label/ below args.dst. Returns the lines of the summary. Raises UserError."""
     dst = Path(args.dst)
     roots = open_sources(args.src, dst, lambda path: path.lower().endswith((".tif", ".tiff")))
-    files = {what: Path(getattr(args, what) or _scene(roots, what, args.src)) for what in SCENES}
+    files = {what: Path(getattr(args, what) or _find(roots, what, args.src)) for what in PATTERNS}
     holes: dict[int, np.ndarray] = {}
     made: Counter[bool] = Counter()
     size: tuple[int, int] | None = None
-    for folder, what in zip(FOLDERS, SCENES, strict=True):  # the label last: it is unchanged where a date has no data
-        with open_scene(files[what]) as img:
+    for folder, what in zip(FOLDERS, PATTERNS, strict=True):  # the label last: it is unchanged where a date has no data
+        with open_geotiff(files[what]) as img:
             if size is not None and img.size != size:
                 raise UserError(f"{files[what]}: found {img.size}, expected {size} (width, height) as {files['before']}; take one release")
             size = img.size
-            made += cut_scene(img, files[what], dst / folder, holes, args.overwrite)
+            made += cut_crops(img, files[what], dst / folder, holes, args.overwrite)
     assert size is not None
     cols, rows = size[0] // SIDE, size[1] // SIDE
     return [
@@ -124,8 +124,8 @@ def prepare_whu(args: argparse.Namespace) -> list[str]:
     ]
 
 
-def _scene(roots: list[Path], what: str, sources: list[str]) -> Path:
-    for pattern in SCENES[what]:
+def _find(roots: list[Path], what: str, sources: list[str]) -> Path:
+    for pattern in PATTERNS[what]:
         found = [path for root in roots for path in sorted(root.rglob("*")) if path.match(pattern) and path.is_file()]
         if what != "label":
             found = [path for path in found if "label" not in path.name.lower()]
@@ -133,15 +133,15 @@ def _scene(roots: list[Path], what: str, sources: list[str]) -> Path:
             return found[0]
         if found:
             names = ", ".join(str(path) for path in found[:3])
-            raise UserError(f"--src: found {len(found)} files that may be the {what} scene ({names}); name it with --{what} FILE")
-    raise nothing(f"{what} scene ({SCENES[what][0]})", sources, f"the WHU-CD archive (or name the scene with --{what} FILE)")
+            raise UserError(f"--src: found {len(found)} files that may be the {what} image ({names}); name it with --{what} FILE")
+    raise nothing(f"{what} image ({PATTERNS[what][0]})", sources, f"the WHU-CD archive (or name the image with --{what} FILE)")
 
 
 @contextmanager
-def open_scene(path: Path) -> Iterator[Image.Image]:
+def open_geotiff(path: Path) -> Iterator[Image.Image]:
     """A GeoTIFF, decoded. PIL refuses images of this size as a possible attack; here the size is expected, so its limit is raised."""
     limit = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = SCENE_PIXELS
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     try:
         img = read_image(path)
     finally:
@@ -152,14 +152,14 @@ def open_scene(path: Path) -> Iterator[Image.Image]:
         yield img
 
 
-def cut_scene(img: Image.Image, path: Path, folder: Path, holes: dict[int, np.ndarray], overwrite: bool) -> Counter[bool]:
-    """Cuts a scene into crops row by row. holes: by crop, where a scene so far had no data; images add to it, the label obeys it."""
+def cut_crops(img: Image.Image, path: Path, folder: Path, holes: dict[int, np.ndarray], overwrite: bool) -> Counter[bool]:
+    """Cuts an image into crops row by row. holes: by crop, pixels where a date has no data; dates add to it, the label is 0 there."""
     nodata = _nodata(img, path)
     if folder.name == "label" and nodata in (0, 1, 255):  # a legal label: a tag that says so was copied from an image
         nodata = None
     cols, rows = img.width // SIDE, img.height // SIDE
     if not cols * rows:
-        raise UserError(f"{path}: found {img.width} x {img.height}, expected a scene of more than {SIDE} x {SIDE}")
+        raise UserError(f"{path}: found {img.width} x {img.height}, expected an image of more than {SIDE} x {SIDE}")
 
     def cut(i: int) -> bool:
         row, col = divmod(i, cols)
@@ -185,7 +185,7 @@ def cut_scene(img: Image.Image, path: Path, folder: Path, holes: dict[int, np.nd
         save_png(content, target)
         return True
 
-    with ThreadPool(cores()) as pool:  # PIL compresses outside of the interpreter's lock; a scene is too large for several processes
+    with ThreadPool(cores()) as pool:  # PIL compresses outside of the interpreter's lock; an image is too large for several processes
         return Counter(tqdm(pool.imap(cut, range(cols * rows)), desc=folder.name, total=cols * rows, leave=False, disable=None))
 
 

@@ -316,14 +316,14 @@ def whu(nodata: str | None = None, alpha: bool = False, label: int = 255, size: 
         tags[42113] = nodata
         tags.tagtype[42113] = 2
     rng = np.random.default_rng(0)
-    scene = rng.integers(1, 255, (size[1], size[0], 3), dtype=np.uint8)
-    after = scene.copy()
+    before = rng.integers(1, 255, (size[1], size[0], 3), dtype=np.uint8)
+    after = before.copy()
     after[:100, :100] = 0  # without data
     mask = np.where(np.arange(size[0]) < 300, label, 0).astype(np.uint8) * np.ones((size[1], 1), dtype=np.uint8)
     Path("whu").mkdir(exist_ok=True)
     if alpha:
         after = np.dstack((after, np.where((after == 0).all(-1), 0, 255).astype(np.uint8)))
-    for name, array in (("before", scene), ("after", after), ("change_label", mask)):
+    for name, array in (("before", before), ("after", after), ("change_label", mask)):
         Image.fromarray(array).save(f"whu/{name}.tif", tiffinfo=tags, **options)
 
 
@@ -336,12 +336,12 @@ def test_whu(nodata: str | None, alpha: bool, holes: int, capsys: pytest.Capture
     whu(nodata, alpha)
     main(["whu", "--src", pack("whu", "whu.zip"), "--dst", "out"])
     assert tree("out") == [f"{folder}/whucd_0000{i}.png" for folder in ("A", "B", "label") for i in (1, 2, 3, 4)]
-    scene, mask = pixels("whu/before.tif"), pixels("whu/change_label.tif").copy()
+    before, mask = pixels("whu/before.tif"), pixels("whu/change_label.tif").copy()
     if holes:
         mask[:100, :100] = 0
     for i in range(4):
         part = np.s_[i // 2 * 256 : i // 2 * 256 + 256, i % 2 * 256 : i % 2 * 256 + 256]
-        assert np.array_equal(pixels(f"out/A/whucd_0000{i + 1}.png"), scene[part])
+        assert np.array_equal(pixels(f"out/A/whucd_0000{i + 1}.png"), before[part])
         assert np.array_equal(pixels(f"out/label/whucd_0000{i + 1}.png"), mask[part])
         assert Image.open(f"out/B/whucd_0000{i + 1}.png").mode == "RGB"
     out = capsys.readouterr().out
@@ -359,9 +359,9 @@ def test_whu_label_with_a_copied_tag() -> None:
 
 @pytest.mark.parametrize("options", [{"compression": "tiff_lzw"}, {"compression": "tiff_adobe_deflate"}, {"big_tiff": True}], ids=str)
 def test_whu_other_tiffs(options: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compressed and 64-bit files; and a scene beyond what PIL opens by itself, whose limit holds again afterwards."""
+    """Compressed and 64-bit files; and an image beyond what PIL opens by itself, whose limit holds again afterwards."""
     whu(label=1, **options)
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # the scene has 312 000, a crop 65 536
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # the image has 312 000, a crop 65 536
     main(["whu", "--src", "whu", "--dst", "out"])
     assert Image.MAX_IMAGE_PIXELS == 100_000
     assert read("out/label/whucd_00002.png") == [255, 0]
@@ -495,7 +495,7 @@ ROWS = [
     ("empty ade", "ade20k --src empty", "expected ADEChallengeData2016.zip"),
     ("empty coco", "coco --src empty", "expected panoptic_annotations_trainval2017.zip"),
     ("empty levir", "levir --src empty", "expected train.zip"),
-    ("empty whu", "whu --src empty", "found no before scene"),
+    ("empty whu", "whu --src empty", "found no before image"),
     ("voc value", "pascal --src voc", "a.png: found the value 21, expected 0 to 20 or 255"),
     ("voc color", "pascal --src voc", "a.png: found the color (7, 7, 7)"),
     ("color in place", "pascal --src voc --dst voc/VOCdevkit/VOC2012", "choose another --dst"),
@@ -510,7 +510,7 @@ ROWS = [
     ("whu size", "whu --src whu", "found (300, 300), expected (600, 520)"),
     ("whu small", "whu --src whu", "found 100 x 100"),
     ("whu two", "whu --src whu", "name it with --before FILE"),
-    ("whu none", "whu --src whu", "found no after scene"),
+    ("whu none", "whu --src whu", "found no after image"),
     ("whu named", "whu --src whu --after absent.tif", "absent.tif: cannot be read"),
     ("whu deep", "whu --src whu", "found mode F, expected 8 bits"),
     ("coco text", "coco --src coco", "panoptic_train2017.json: not a COCO annotation file"),
