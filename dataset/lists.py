@@ -1,4 +1,4 @@
-"""The format of a list: one image per line (METHOD.md 2.1)."""
+"""The format of a list: one image per line (docs/own-data.md)."""
 
 import hashlib
 import os

@@ -91,17 +91,17 @@ class DatasetSpec:
         return (entry.image,), entry.mask
 
     def list_path(self, split: str, name: str) -> str:
-        """Path of a list below the project: `split` is "1_8" and so on, `name` is "labeled" or "unlabeled"."""
+        """The path of a list below the project: `split` is "1_8" and so on, `name` is "labeled" or "unlabeled"."""
         return f"splits/{self.name}/{split}/{name}.txt"
 
     @property
     def val_list(self) -> str:
-        """List that the published numbers are measured on (change detection: the test list, METHOD.md 2.4)."""
+        """The list that the published numbers are measured on (METHOD.md 4); for change detection the test list."""
         return self.test_list if self.task == "change" else f"splits/{self.name}/val.txt"
 
     @property
     def test_list(self) -> str:
-        """List that a model is scored on which another list selected. Not every data set has one."""
+        """The list for the final score of a model that another list selected. Not every data set has one."""
         return f"splits/{self.name}/test.txt"
 
 

@@ -1,4 +1,4 @@
-"""Dropout of whole channels of the encoder's maps: UniMatch V2's complementary one, and UniMatch V1's (METHOD.md 1.3)."""
+"""Dropout of whole channels of the encoder's maps: UniMatch V2's complementary one, and UniMatch V1's (METHOD.md 1.3 and 3.1)."""
 
 from collections.abc import Callable
 

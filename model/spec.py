@@ -1,4 +1,4 @@
-"""What is known about each encoder by its name: one EncoderSpec per encoder (METHOD.md 1.1 and 1.2)."""
+"""What is known about each encoder by its name: one EncoderSpec per encoder (METHOD.md 1)."""
 
 import difflib
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Weights of an encoder from a file, whatever program's names it has (METHOD.md 1.1)."""
+"""Weights of an encoder from a file, whatever program's names it has (METHOD.md 1.2)."""
 
 from pathlib import Path
 from typing import Any

@@ -1,1 +1,1 @@
-"""From the official archives to the folders that the published lists expect: `python -m dataset.prepare pascal ...` (METHOD.md 2.4)."""
+"""From the official archives to the folders that the published lists expect: `python -m dataset.prepare pascal ...` (docs/data.md)."""

@@ -1,4 +1,4 @@
-"""Lists: `python -m dataset.splits fetch | import | make | check` (METHOD.md 2.1 and 2.4).
+"""Lists: `python -m dataset.splits fetch | import | make | check` (docs/data.md).
 
 fetch   downloads the published lists of UniMatch V2 into splits/ and verifies them against splits/manifest.tsv
 import  takes them from a clone of the public repository

@@ -1,4 +1,4 @@
-"""The published lists of UniMatch V2 and V1: downloaded or copied, and verified against the sums in splits/manifest.tsv (METHOD.md 2.4)."""
+"""The published lists of UniMatch V2 and V1: downloaded or copied, and verified against the sums in splits/manifest.tsv."""
 
 import csv
 import hashlib
