@@ -1,4 +1,4 @@
-"""Tensors of a TorchScript archive, as which OpenAI publishes CLIP, without running anything that is in it."""
+"""Reads the tensors of a TorchScript archive, the format of OpenAI's CLIP, without running any code in it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Storage:
 
 
 class _Node:
-    """Stands for an object of the archive; its attributes are what `__setstate__` gets."""
+    """Stands for an object of the archive, whose attributes it keeps."""
 
     def __init__(self, *_: Any) -> None:
         self.values: dict[str, Any] = {}

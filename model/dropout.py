@@ -32,7 +32,7 @@ def channel_factors(batch: int, channels: int, generator: torch.Generator | None
 
 
 def factor_width(channels: tuple[int, ...]) -> int:
-    """How many factors an image gets: one for each channel where all maps have the same channels, and else one for each of each map."""
+    """The number of factors of an image: one for each channel where all maps have as many, else one for each channel of each map."""
     return channels[0] if len(set(channels)) == 1 else sum(channels)
 
 

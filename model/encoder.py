@@ -15,11 +15,12 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Encoder(nn.Module):
-    """forward: (B, 3, H, W) float, normalised, sides multiples of `multiple` -> maps (B, channels[i], H / strides[i], W / strides[i]).
+    """An encoder.
 
+    forward: (B, 3, H, W) float, normalised, sides multiples of `multiple` -> maps (B, channels[i], H / strides[i], W / strides[i]).
     Maps run from fine to coarse, or all have one grid (a plain vision transformer), earliest block first. Their sides are rounded up.
-    multiple: what the sides of an image must be multiples of; fixed_size: they must be `multiple` itself; least: the smallest side.
-    mean, std: of the images it was pretrained on, RGB in 0..1. out_indices: the blocks or stages, counted from 0, whose maps are
+    multiple: number that the sides of an image must be multiples of; fixed_size: they must be `multiple` itself; least: smallest side.
+    mean, std: with these its images are normalised, RGB in 0..1. out_indices: the blocks or stages, counted from 0, whose maps are
     returned; empty for all stages.
     blocks: the parts that `torch.compile` and activation checkpointing take one by one.
     draws: whether a training pass draws random numbers (stochastic depth, dropout).
@@ -38,7 +39,7 @@ class Encoder(nn.Module):
     checkpointing = False
 
     def run(self, block: nn.Module, *inputs: Tensor) -> Tensor:
-        """What a block makes of its inputs. With `checkpointing`, a pass that gets gradients keeps these alone and computes it again."""
+        """The output of a block. With `checkpointing`, a pass with gradients keeps only the inputs and computes the block again."""
         if not (self.checkpointing and torch.is_grad_enabled()):
             return block(*inputs)
         return recomputed(block, block, *inputs, draws=self.draws)
@@ -56,7 +57,7 @@ class Encoder(nn.Module):
 
 
 def recomputed(block: nn.Module, call: Callable[..., Any], *inputs: Any, draws: bool = True, **named: Any) -> Any:
-    """`call(*inputs)`, the output of a block, of which the backward pass keeps the inputs alone and computes the rest again."""
+    """`call(*inputs)`, the output of a block, for which only the inputs are kept; the backward pass computes the rest again."""
     layers = [layer for layer in block.modules() if isinstance(layer, _BatchNorm) and layer.training]
     contexts = (lambda: (nullcontext(), _statistics_kept(layers))) if layers else noop_context_fn
     return checkpoint(call, *inputs, use_reentrant=False, preserve_rng_state=draws, context_fn=contexts, **named)
@@ -64,7 +65,7 @@ def recomputed(block: nn.Module, call: Callable[..., Any], *inputs: Any, draws: 
 
 @contextmanager
 def _statistics_kept(layers: list[_BatchNorm]) -> Iterator[None]:
-    """Inside, BatchNorm layers normalise as before but do not update their running statistics: a block that is computed again has."""
+    """A context in which BatchNorm layers do not update their running statistics: a block that is computed again has done so already."""
     counts = [layer.num_batches_tracked for layer in layers if layer.num_batches_tracked is not None]
     kept, momenta = [count.clone() for count in counts], [layer.momentum for layer in layers]
     try:

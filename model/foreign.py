@@ -1,4 +1,4 @@
-"""Encoder weights of another program, taken out of what is around them and converted, whole or not at all.
+"""Extracts encoder weights from the file of another program and converts them, all or none.
 
 A `Format` says under which names a program keeps each of our tensors; model/formats.py lists them.
 """
@@ -20,7 +20,7 @@ _OTHER_PARTS = re.compile(r"(dino_head|ibot_head|head|decode_head|reduce|fuse|cl
 
 
 class OtherFormatError(Exception):
-    """The weights are not of this format and encoder; the message is the first difference, in their own names."""
+    """Raised where weights are not of this format and encoder; the message is the first difference, in their own names."""
 
 
 def unwrap(state: dict[str, Any]) -> State:
@@ -68,7 +68,7 @@ class Format:
         return [name]
 
     def likeness(self, encoder: nn.Module, state: State) -> int:
-        """How many of this format's names the file has, less those that it has not."""
+        """The number of this format's names that the file has, less the number of those that it lacks."""
         names = {part.removesuffix("^T") for name in encoder.state_dict() for part in self.parts(name)} - {"0"}
         return len(names & set(state)) - len(names - set(state))
 
@@ -90,7 +90,7 @@ class Format:
 
 
 def _agrees(found: Tensor, constant: Tensor | None) -> bool:
-    """Whether a tensor that is not loaded has the value that it must have; of a tensor without data, the shape."""
+    """Whether a tensor that is not loaded has the value that it must have; for a tensor without data, whether it has the shape."""
     if constant is None or found.is_meta:
         return constant is None or found.shape == constant.shape
     return found.shape == constant.shape and torch.allclose(found.float(), constant.float(), rtol=1e-5)

@@ -1,4 +1,4 @@
-"""Under which names other programs keep encoder weights: the rules of each layout, which is recognised by its names (model/foreign.py)."""
+"""The names of encoder weights in other programs: the rules of each format, which is recognised by its names (model/foreign.py)."""
 
 import re
 from dataclasses import replace
@@ -18,7 +18,7 @@ from model.foreign import Format, OtherFormatError, State, unwrap
 
 
 def _metas_vit(encoder: DINOv3, state: State) -> dict[str, Tensor | None]:
-    """Constants that DINOv3's files hold for each layer; a norm for local crops that only the pretraining of some has used."""
+    """The constants that DINOv3's files hold for each layer; a norm for local crops that only the pretraining of some has used."""
     return {**encoder.constants(), **dict.fromkeys(encoder.unused)}
 
 
@@ -32,29 +32,29 @@ _COUNTERS = ((r".+\.num_batches_tracked", "0"),)
 
 
 def _beside_resnet(encoder: nn.Module, state: State) -> dict[str, Tensor | None]:
-    """Counters, and the classifier of ImageNet."""
+    """The counters of BatchNorm, and the classifier of ImageNet."""
     return dict.fromkeys(["fc.weight", "fc.bias", *(name for name in state if name.endswith("num_batches_tracked"))])
 
 
 def _beside_xception(encoder: nn.Module, state: State) -> dict[str, Tensor | None]:
-    """Counters of BatchNorm and of its training."""
+    """The counters of BatchNorm and of Xception's training."""
     return dict.fromkeys(name for name in state if any(part in name for part in ("itr", "tmp", "track")))
 
 
 def _beside_timm(encoder: TimmEncoder, state: State) -> dict[str, Tensor | None]:
-    """What timm's whole model has besides: its head, and layers that no map depends on."""
+    """The tensors that only timm's whole model has: its head, and layers that no map depends on."""
     return dict.fromkeys(encoder.pruned)
 
 
 def _beside_clip(encoder: nn.Module, state: State) -> dict[str, Tensor | None]:
-    """The text encoder, and what says how it is built."""
+    """The text encoder, and the numbers that say how it is built."""
     text = r"(text_model|transformer|token_embedding|ln_final)\..+|positional_embedding|text_projection(\.weight)?|logit_scale|logit_bias"
     numbers = r"input_resolution|context_length|vocab_size|attn_mask|vision_model\.embeddings\.position_ids"
     return dict.fromkeys(name for name in state if re.fullmatch(f"{text}|{numbers}", name))
 
 
 def _beside_stage(encoder: nn.Module, state: State) -> dict[str, Tensor | None]:
-    """Counters, later stages, and the classifier of ImageNet."""
+    """The counters of BatchNorm, later stages, and the classifier of ImageNet."""
     later = ("layer2.", "layer3.", "layer4.", "fc.", "head.")
     return dict.fromkeys(name for name in state if name.startswith(later) or name.endswith("num_batches_tracked"))
 
@@ -65,7 +65,7 @@ def _beside_mit(encoder: nn.Module, state: State) -> dict[str, Tensor | None]:
 
 
 def _hugging_face_dinov2(attention: str, project: str, swiglu: str, out: str) -> tuple[tuple[str, str], ...]:
-    """Rules of Transformers, whose version 5 calls the tensors of a block otherwise than the published files do."""
+    """The rules for DINOv2 of Transformers, whose version 5 names the tensors of a block otherwise than the published files."""
     qkv = " + ".join(rf"encoder.layer.\1.attention.{part}.\2" for part in attention.split())
     halves = " + ".join(rf"encoder.layer.\1.mlp.{part}.\2" for part in swiglu.split())
     return (
@@ -83,7 +83,7 @@ def _hugging_face_dinov2(attention: str, project: str, swiglu: str, out: str) ->
 
 
 def _hugging_face_dinov3(start: str) -> tuple[tuple[str, str], ...]:
-    """The same of DINOv3; the names of its blocks begin with `start` (empty in the published files). Keys have no bias."""
+    """The rules for DINOv3 of Transformers; its blocks begin with `start` (empty in the published files). Keys have no bias."""
     layer = rf"{start}layer.\1."
     return (
         (r"cls_token|mask_token", r"embeddings.\g<0>"),
@@ -159,7 +159,7 @@ _HUGGING_FACE_CLIP = (
 
 
 def _hugging_face_mit() -> tuple[tuple[str, str], ...]:
-    """Rules of Transformers' SegFormer, which counts stages from 0."""
+    """The rules for SegFormer of Transformers, which counts stages from 0."""
     rules = []
     for ours, theirs in ((i, i - 1) for i in range(1, 5)):
         block, layer = rf"block{ours}\.(\d+)\.", rf"encoder.block.{theirs}.\1."
@@ -181,7 +181,7 @@ def _hugging_face_mit() -> tuple[tuple[str, str], ...]:
 
 
 def _efficientnet_lite(repeats: tuple[int, ...]) -> tuple[tuple[str, str], ...]:
-    """Rules of the package efficientnet-lite-pytorch, which counts the blocks of all stages through. repeats: blocks of each stage."""
+    """The rules for the package efficientnet-lite-pytorch, which numbers blocks across stages. repeats: blocks of each stage."""
     parts = "conv_pw=_expand_conv bn1=_bn0 conv_dw=_depthwise_conv bn2=_bn1 conv_pwl=_project_conv bn3=_bn2"
     first = "conv_dw=_depthwise_conv bn1=_bn1 conv_pw=_project_conv bn2=_bn2"  # the first stage does not expand
     rules = [(r"net\.conv_stem\.(\w+)", r"_conv_stem.\1"), (r"net\.bn1\.(\w+)", r"_bn0.\1")]
@@ -193,7 +193,7 @@ def _efficientnet_lite(repeats: tuple[int, ...]) -> tuple[tuple[str, str], ...]:
 
 
 def _beside_efficientnet_lite(encoder: nn.Module, state: State) -> dict[str, Tensor | None]:
-    """What comes after the last map, and the classifier of ImageNet."""
+    """The layers after the last map, and the classifier of ImageNet."""
     return dict.fromkeys(name for name in state if name.startswith(("_conv_head.", "_bn1.", "_fc.")))
 
 

@@ -15,7 +15,7 @@ IGNORED = 255
 
 
 class Guide(nn.Module):
-    """A frozen CLIP that labels pixels by what they look like in words.
+    """A frozen CLIP that labels each pixel with the class of the most similar concept.
 
     text: embeddings (R, 512) of concepts. classes: the class of each concept, ids 0 to K - 1, each of which has one or more.
     """
@@ -34,8 +34,8 @@ class Guide(nn.Module):
     def forward(self, img: Tensor, thresh: float) -> Tensor:
         """Class ids (B, H, W) of images (B, 3, H, W), 255 where the confidence is below `thresh`.
 
-        A class is as similar to a pixel as the nearest of its concepts. Similarities, resized to the image, become probabilities by the
-        softmax of a hundred times their values, as CLIP was trained.
+        The similarity of a class to a pixel is that of the most similar of its concepts. Similarities, resized to the image, become
+        probabilities by the softmax of a hundred times their values, as CLIP was trained.
         """
         dense = self.encoder(renormalized(img) if self.renorm_clip_img else img)[-1]
         with torch.autocast(img.device.type, enabled=False):  # times a hundred, 16 bits would not do

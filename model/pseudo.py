@@ -7,25 +7,25 @@ from torch import Tensor, nn
 
 
 def labels_of(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Label (B, H, W) long and confidence (B, H, W) float of each pixel, without gradient: argmax and maximum of the softmax."""
+    """The label (B, H, W) long and confidence (B, H, W) float of each pixel, without gradient: argmax and maximum of the softmax."""
     conf, pseudo = logits.detach().softmax(dim=1).max(dim=1)
     return pseudo, conf
 
 
 @torch.no_grad()
 def pseudo_label(teacher: nn.Module, img: Tensor) -> tuple[Tensor, Tensor]:
-    """`labels_of` the teacher's logits for images (B, C, H, W)."""
+    """The labels and confidences (`labels_of`) of the teacher's logits for images (B, C, H, W)."""
     return labels_of(teacher(img))
 
 
 def pseudo_label_in_eval_mode(student: nn.Module, img: Tensor) -> tuple[Tensor, Tensor]:
-    """`pseudo_label` by a model in training, for once with its running statistics and without dropout."""
+    """The result of `pseudo_label` by a model in training that is in eval mode for this one pass."""
     return labels_of(logits_in_eval_mode(student, img))
 
 
 @torch.no_grad()
 def logits_in_eval_mode(student: nn.Module, img: Tensor) -> Tensor:
-    """Logits (B, K, H, W) of images (B, C, H, W), without gradient, of a model in training that is for once in eval mode."""
+    """Logits (B, K, H, W) of images (B, C, H, W), without gradient, of a model in training that is in eval mode for this one pass."""
     try:
         return student.eval()(img)
     finally:

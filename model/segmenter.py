@@ -1,4 +1,4 @@
-"""The seam between encoder, method and decoder: a segmentation model made of any encoder and any decoder."""
+"""The interface between encoder, method and decoder: a segmentation model made of any encoder and any decoder."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ Maps = list[Tensor]  # (B, C_i, h_i, w_i) each
 
 
 class Segmenter(nn.Module):
-    """forward: (B, 3, H, W) float, normalised, sides multiples of `backbone.multiple` -> logits (B, K, H, W), at least float32.
+    """A segmentation model: an encoder and a decoder.
+
+    forward: (B, 3, H, W) float, normalised, sides multiples of `backbone.multiple` -> logits (B, K, H, W), at least float32.
 
     bitemporal: images are two dates, (B, 6, H, W), date A in the first three channels. Both go through the encoder as one batch,
     and the decoder reads the absolute difference of their maps (METHOD.md 1.4).
     perturb: changes the encoder's maps before the decoder reads them; it may return a larger batch (feature dropout of UniMatch V1).
-    to_head: what else the decoder needs.
-    last_layer: name of the layer that has an output for each class. frozen_statistics: whether BatchNorm layers keep their running
+    to_head: further inputs of the decoder.
+    last_layer: name of the layer with one output channel per class. frozen_statistics: whether BatchNorm layers keep their running
     statistics in training. A subclass whose decoder has several parts, or another name, gives no head and overrides `decode`.
     """
 
@@ -79,7 +81,7 @@ class Segmenter(nn.Module):
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """Of the maps that the decoder reads."""
+        """The channels of the maps that the decoder reads."""
         return self.backbone.channels
 
     def memory(self) -> dict[str, Tensor]:
@@ -87,8 +89,7 @@ class Segmenter(nn.Module):
         return {}
 
     def accept_(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Makes the model one that the weights of a checkpoint, ours or the authors', fit, in place. Returns them without what it does not
-        keep."""
+        """Adapts the model, in place, to the weights of a checkpoint, ours or the authors'. Returns the weights that it keeps."""
         return weights
 
     def load_pretrained_(self, backbone: str, path: str | Path) -> None:
@@ -97,7 +98,7 @@ class Segmenter(nn.Module):
 
     @property
     def multiple(self) -> int:
-        """What the sides of an image must be multiples of."""
+        """The number that the sides of an image must be multiples of."""
         return self.backbone.multiple
 
     def decoder_parts(self) -> list[nn.Module]:
@@ -105,7 +106,7 @@ class Segmenter(nn.Module):
         return [part for name, part in self.named_children() if name != "backbone"]
 
     def compile_parts_(self) -> None:
-        """Has torch.compile replace what the encoder's blocks and the decoder do, in place: parameter names stay."""
+        """Compiles the encoder's blocks and the decoder with torch.compile, in place: parameter names stay."""
         # Blocks of one class share the forms that are compiled of it. Where stages differ, each needs its own, for passes with and
         # without gradient and for each size of batch; beyond the limit, by default 8, PyTorch leaves a block as it is.
         torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 8 * len(self.backbone.blocks))

@@ -1,4 +1,4 @@
-"""What is known about each encoder by its name: one EncoderSpec per encoder (METHOD.md 1)."""
+"""The facts about each encoder by its name: one EncoderSpec per encoder (METHOD.md 1)."""
 
 import difflib
 from collections.abc import Callable
@@ -24,8 +24,8 @@ from util.error import UserError
 class EncoderSpec:
     """An encoder and the decoder widths that go with it.
 
-    build: makes the encoder with random weights. fusion, widths: of the DPT decoder, channels inside it and of each map after its
-    1x1 convolution (empty: it has none). file: name of the published weights file, empty where none was published.
+    build: makes the encoder with random weights. fusion: channels inside the DPT decoder. widths: channels of each map after the
+    decoder's 1x1 convolution (empty: it has none). file: name of the published weights file, empty where none was published.
     model: the architecture that goes with the encoder where a config names none.
     """
 
@@ -38,14 +38,14 @@ class EncoderSpec:
 
     @property
     def license(self) -> str:
-        """Of the published weights."""
+        """The license of the published weights, "unknown" where none were published."""
         known = {"dinov2": "Apache-2.0", "dinov3": "DINOv3 License", "efficientnet": "Apache-2.0", "clip": "MIT", "resnet101": "Apache-2.0"}
         known["mit"] = "NVIDIA Source Code License for SegFormer (research and evaluation alone)"
         return known[self.name.split("_")[0]] if self.file else "unknown"
 
     @property
     def of_timm(self) -> bool:
-        """Whether the package timm makes it."""
+        """Whether the encoder is a model of the package timm."""
         return getattr(self.build, "func", None) is TimmEncoder
 
     def facts(self) -> Encoder:
@@ -61,7 +61,7 @@ _SMALL, _BASE, _LARGE = (64, (48, 96, 192, 384)), (128, (96, 192, 384, 768)), (2
 
 
 def _dinov2(size: str, file: str, decoder: tuple[int, tuple[int, ...]], *shape: Any) -> tuple[EncoderSpec, EncoderSpec]:
-    """Without and with registers."""
+    """The EncoderSpecs of a DINOv2 encoder without and with registers."""
     return (
         EncoderSpec(f"dinov2_{size}", partial(DINOv2, *shape), *decoder, f"{file}_pretrain.pth"),
         EncoderSpec(f"dinov2_{size}_reg", partial(DINOv2, *shape, registers=4), *decoder, f"{file}_reg4_pretrain.pth"),
@@ -132,7 +132,7 @@ _FAMILIES = ("dinov3_convnext", "dinov3", "dinov2")
 
 
 def get_encoder(name: str) -> EncoderSpec:
-    """The EncoderSpec of a `backbone` value; of other weights, as `dinov2_mine_small`, the last part says the size. Raises UserError."""
+    """The EncoderSpec of a `backbone` value; for other weights, as in `dinov2_mine_small`, the end names the size. Raises UserError."""
     if name in ENCODERS:
         return ENCODERS[name]
     if name.startswith("timm/"):
@@ -146,7 +146,7 @@ def get_encoder(name: str) -> EncoderSpec:
 
 
 def _timm(name: str) -> EncoderSpec:
-    """A model of timm, with the decoder that an encoder of its size has here."""
+    """The EncoderSpec of a model of timm, with the decoder widths for an encoder of its size."""
     model = name.removeprefix("timm/")
     facts = find_facts(model)
     largest = (384, facts.channels)
@@ -165,7 +165,7 @@ def check_crop(crop_size: int, encoder: Encoder) -> None:
 
 
 def encoder_facts(name: str, encoder: Encoder) -> dict[str, Any]:
-    """What a checkpoint records of an encoder and of the decoder that goes with it, as plain lists (see Encoder and EncoderSpec)."""
+    """The facts that a checkpoint holds about an encoder and its decoder, as plain lists (see Encoder and EncoderSpec)."""
     spec, facts = get_encoder(name), ("multiple", "mean", "std", "out_indices", "channels", "strides")
     made = {key: getattr(encoder, key) for key in facts} | {"fusion": spec.fusion, "widths": spec.widths}
     return {key: list(value) if isinstance(value, tuple) else value for key, value in made.items()}

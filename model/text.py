@@ -1,4 +1,4 @@
-"""Embeddings of texts: what a language-guided model knows of its classes (METHOD.md 1.8).
+"""Embeddings of texts, from which a language-guided model knows its classes (METHOD.md 1.8).
 
 `python -m model.text --config C` makes them (scripts/text.py).
 """
@@ -40,7 +40,7 @@ class Text:
     source: str
 
     def of_classes(self) -> Tensor:
-        """An embedding of each class (K, 512): the mean of those of its concepts, of length 1."""
+        """The embedding of each class (K, 512): the mean of those of its concepts, normalised to length 1."""
         ids = torch.tensor(self.index)
         return F.normalize(torch.stack([self.embeddings[ids == k].mean(dim=0) for k in range(len(self.classes))]), dim=1)
 
@@ -49,14 +49,14 @@ class Text:
 
 
 def text_path(cfg: Config) -> Path:
-    """Where the embeddings of the data set's class names are."""
+    """The path of the embeddings of the data set's class names."""
     return Path(cfg.text or f"pretrained/text_{cfg.dataset}.pth")
 
 
 def read_text(path: str | Path, classes: Sequence[str], config: str, random: bool = False) -> Text:
     """The embeddings of a file for a data set with these classes. Raises UserError where there is none or it is for other classes.
 
-    random: of a run from random weights, which needs no texts of a trained CLIP; the error's advice is then to draw some.
+    random: whether the run starts from random weights and needs no texts of a trained CLIP; the error's advice is then to draw some.
     """
     how = HOW.format(config=config or "CONFIG") + (" --random" if random else "")
     if not Path(path).is_file():

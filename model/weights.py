@@ -1,4 +1,4 @@
-"""Weights of an encoder from a file, whatever program's names it has (METHOD.md 1.2)."""
+"""Loads the weights of an encoder from a file, in any known program's names (METHOD.md 1.2)."""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from util.extra import extra
 
 
 def default_path(backbone: str) -> Path:
-    """Where an encoder's weights are looked for when the config says nothing."""
+    """The path of an encoder's weights where the config names none."""
     return Path("pretrained") / f"{backbone}.pth"
 
 
@@ -39,7 +39,7 @@ def load_encoder_(encoder: Encoder, backbone: str, path: str | Path) -> str:
 
 
 def read(path: str | Path) -> dict[str, Any]:
-    """What a file of weights holds: a safetensors file, by its ending, a TorchScript archive, or one of torch.save."""
+    """The content of a file of weights: a safetensors file, by its ending, a TorchScript archive, or one of torch.save."""
     if is_archive(path):
         return read_archive(path)
     if Path(path).suffix != ".safetensors":
@@ -52,7 +52,7 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 def _advice(content: dict[str, Any], backbone: str) -> str:
-    """What a file is instead that is not the weights of `backbone`."""
+    """The advice of an error: what a file holds that does not hold the weights of `backbone`."""
     if getattr(content.get("conv1.weight"), "shape", None) == (64, 3, 7, 7):
         return (
             "it is a ResNet whose stem is one 7x7 convolution (torchvision's layout), expected a deep stem of three 3x3; take the file of "

@@ -36,7 +36,7 @@ class Attention(nn.Module):
         return self.attn.out_proj(attend(q, k, v).transpose(1, 2).reshape(batch, tokens, width))
 
     def of_itself(self, x: Tensor) -> Tensor:
-        """The output where every token attends to itself alone."""
+        """The output of attention in which every token attends to itself alone."""
         width = x.shape[-1]
         return self.attn.out_proj(F.linear(x, self.attn.in_proj_weight[-width:], self.attn.in_proj_bias[-width:]))
 
@@ -84,7 +84,7 @@ class PatchEmbed(nn.Module):
 
 
 class CLIP(Encoder):
-    """The encoder. forward: (B, 3, H, W) of any size -> maps (B, channels[i], ceil(H / 16), ceil(W / 16)).
+    """CLIP's image encoder. forward: (B, 3, H, W) of any size -> maps (B, channels[i], ceil(H / 16), ceil(W / 16)).
 
     The maps are the values (`Layer.values`) of the layers `skips`, and at last the dense embedding: the values of the last layer in the
     space that images and texts share, of length 1 at each position. Only attention and positions are trained; the rest is frozen.
@@ -115,7 +115,7 @@ class CLIP(Encoder):
         return self.layers
 
     def resize_positions_(self, grid: int) -> None:
-        """Makes the positions those of grid x grid patches."""
+        """Resizes the position embedding to grid x grid patches."""
         resized = self._positions(grid, grid).detach()
         self.pos_embed = nn.Parameter(resized.clone(), self.pos_embed.requires_grad)
 

@@ -14,7 +14,7 @@ QUERIES = 1024  # tokens of a head whose weights exist at once
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attention (B, heads, tokens, D) of three such tensors: softmax(q k^T / sqrt(D)) v."""
+    """Scaled dot-product attention: softmax(q k^T / sqrt(D)) v, all (B, heads, tokens, D)."""
     if q.device.type != "cpu" or q.dtype != torch.bfloat16 or torch.is_grad_enabled() or q.shape[2] < LONG:
         return F.scaled_dot_product_attention(q, k, v)
     # PyTorch's fused kernel reaches a fifth of a CPU's bfloat16 rate; head by head, the weights stay in the cache. Scores are rounded
@@ -165,11 +165,11 @@ class DINOv2(Encoder):
         return self._resized(*(_cubic_matrix(count, factor, device) for count, factor in zip((rows, cols), factors, strict=True)))
 
     def _position_antialiased(self, rows: int, cols: int) -> Tensor:
-        """The positions of a grid where there are registers. For 37 x 37 too they are matrix products, with the identity."""
+        """The position embedding of a grid for models with registers. For 37 x 37 too they are matrix products, with the identity."""
         return self._resized(*(_antialiased_matrix(count, self.pos_embed.device) for count in (rows, cols)))
 
     def _resized(self, vertical: Tensor, horizontal: Tensor) -> Tensor:
-        """Positions whose grid is resized by matrices (rows, GRID) and (cols, GRID), in float32."""
+        """The position embedding with its grid resized by matrices (rows, GRID) and (cols, GRID), in float32."""
         pos = self.pos_embed.float()
         with torch.autocast(pos.device.type, enabled=False):
             grid = torch.einsum("yi,ijc,xj->yxc", vertical, pos[0, 1:].reshape(GRID, GRID, -1), horizontal)
@@ -208,7 +208,7 @@ def _bicubic(x: Tensor, scale: tuple[float, float]) -> Tensor:
 
 
 def _bicubic_by_matrices(x: Tensor, scale: tuple[float, float]) -> Tensor:
-    """The same up to rounding, with a gradient that CUDA adds up in a fixed order: (1, C, GRID, GRID) between two matrices."""
+    """`_bicubic` up to rounding, with a gradient that CUDA adds up in a fixed order: (1, C, GRID, GRID) between two matrices."""
     identity = torch.eye(GRID, device=x.device)
     with torch.autocast(x.device.type, enabled=False):
         vertical = _bicubic(identity[None, :, :, None], (scale[0], 1.0))[0, :, :, 0].T  # (rows, GRID)

@@ -139,7 +139,7 @@ class DINOv3(Encoder):
         nn.init.normal_(self.storage_tokens, std=0.02)
 
     def constants(self) -> dict[str, Tensor]:
-        """What files of weights hold beside the parameters, always with these values: the rotary periods and the masks of the biases."""
+        """The constants that files of weights hold beside the parameters: the rotary periods and the masks of the biases."""
         masks = {}
         for name, parameter in self.named_parameters():
             if name.endswith("qkv.bias"):

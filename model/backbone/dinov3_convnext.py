@@ -20,7 +20,7 @@ class ChannelNorm(nn.LayerNorm):
 
 
 class Block(nn.Module):
-    """(B, C, H, W) -> the same shape."""
+    """A ConvNeXt block. forward: (B, C, H, W) -> the same shape."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

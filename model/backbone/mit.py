@@ -16,7 +16,7 @@ EPS = 1e-6  # of the norms of blocks and stages; the others have PyTorch's 1e-5
 
 
 class PatchEmbed(nn.Module):
-    """(B, C, H, W) -> tokens (B, h * w, width) of a map of h = ceil(H / stride) rows, and h and w."""
+    """A strided convolution. forward: (B, C, H, W) -> tokens (B, h * w, width), h = ceil(H / stride) and w."""
 
     def __init__(self, inputs: int, width: int, kernel: int, stride: int) -> None:
         super().__init__()
@@ -29,7 +29,10 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Tokens (B, h * w, width) -> the same shape. reduction: side of the squares that keys and values are made of."""
+    """Self-attention. forward: tokens (B, h * w, width) -> the same shape.
+
+    reduction: side of the squares that keys and values are made of.
+    """
 
     def __init__(self, width: int, heads: int, reduction: int) -> None:
         super().__init__()
@@ -51,7 +54,7 @@ class Attention(nn.Module):
         return self.proj(out.transpose(1, 2).flatten(2))
 
     def _split(self, x: Tensor) -> Tensor:
-        """(B, N, width) -> (B, heads, N, width / heads)."""
+        """Splits tokens into heads: (B, N, width) -> (B, heads, N, width / heads)."""
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
 
 
@@ -76,7 +79,10 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Tokens (B, h * w, width) -> the same shape. drop: probability that an image skips a branch in training."""
+    """A transformer block. forward: tokens (B, h * w, width) -> the same shape.
+
+    drop: probability that an image skips a branch in training.
+    """
 
     def __init__(self, width: int, heads: int, reduction: int, drop: float) -> None:
         super().__init__()
@@ -91,7 +97,7 @@ class Block(nn.Module):
         return x + self._kept(self.mlp(self.norm2(x), rows, cols))
 
     def _kept(self, branch: Tensor) -> Tensor:
-        """A branch, in training 0 for some images and scaled up for the others: stochastic depth."""
+        """Stochastic depth: in training, a branch is 0 for some images and scaled up for the others."""
         if not self.training or self.drop == 0:
             return branch
         keep = torch.rand(len(branch), 1, 1, device=branch.device) >= self.drop
@@ -99,8 +105,9 @@ class Block(nn.Module):
 
 
 class MiT(Encoder):
-    """forward: (B, 3, H, W) of any size -> maps (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])), each after its norm.
+    """The Mix Transformer.
 
+    forward: (B, 3, H, W) of any size -> maps (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])), each after its norm.
     widths, depths: channels and number of blocks of each stage.
     """
 
@@ -137,12 +144,12 @@ class MiT(Encoder):
 
 
 def _tokens(x: Tensor) -> Tensor:
-    """(B, C, h, w) -> (B, h * w, C)."""
+    """The tokens of a map: (B, C, h, w) -> (B, h * w, C)."""
     return x.flatten(2).transpose(1, 2)
 
 
 def _map(x: Tensor, rows: int, cols: int) -> Tensor:
-    """(B, h * w, C) -> (B, C, h, w)."""
+    """The map of tokens: (B, h * w, C) -> (B, C, h, w)."""
     return x.transpose(1, 2).reshape(x.shape[0], -1, rows, cols)
 
 

@@ -18,7 +18,7 @@ def conv3x3(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn
 
 
 class Bottleneck(nn.Module):
-    """forward: (B, inputs, H, W) -> (B, 4 * width, ceil(H / stride), ceil(W / stride))."""
+    """A bottleneck block. forward: (B, inputs, H, W) -> (B, 4 * width, ceil(H / stride), ceil(W / stride))."""
 
     def __init__(self, inputs: int, width: int, stride: int = 1, dilation: int = 1, shortcut: bool = False) -> None:
         super().__init__()

@@ -25,11 +25,11 @@ _ELSEWHERE = {"dinov2": "dinov2_* (at sizes other than 518 timm's positions diff
 
 @dataclass(frozen=True)
 class Facts:
-    """What a model turns out to be when it is tried without memory for its weights.
+    """The properties of a model of timm, found by trying it on the meta device.
 
-    options: of `timm.create_model`. out_indices: the blocks or stages whose maps are taken; norm: whether the last norm is applied to them.
-    pruned: names of the tensors of the whole model that are left out, for no map depends on them. parameters: how many it has. The rest
-    is as in `Encoder`.
+    options: arguments of `timm.create_model`. out_indices: the blocks or stages whose maps are returned; norm: whether the last norm is
+    applied to them. pruned: names of the tensors of the whole model that are left out, for no map depends on them. parameters: how
+    many it has. The other fields are those of `Encoder`.
     """
 
     options: dict[str, Any]
@@ -44,10 +44,11 @@ class Facts:
 
 
 class TimmEncoder(Encoder):
-    """forward: (B, 3, H, W) -> four maps (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])): of a plain vision transformer
-    those after four evenly spaced blocks and its last norm, of another model those of its last four stages as they are.
+    """A model of timm. forward: (B, 3, H, W) -> four maps (B, channels[i], ceil(H / strides[i]), ceil(W / strides[i])).
 
-    name: timm's, with or without a tag. options: more of `timm.create_model`. Raises UserError for a model that is no such encoder.
+    The maps of a plain vision transformer are those after four evenly spaced blocks and its last norm, of another model those of its last
+    four stages as they are. name: timm's name, with or without a tag. options: further arguments of `timm.create_model`.
+    Raises UserError for a model that is no such encoder.
     """
 
     draws = True  # some models have dropout or stochastic depth
@@ -79,7 +80,7 @@ class TimmEncoder(Encoder):
             )
 
     def converted(self, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
-        """A file of the model's authors, or one for another image size, as timm itself converts it; None where it cannot."""
+        """The weights of the model's authors, or for another image size, converted by timm's own function; None where it cannot."""
         entry = load_timm().model_entrypoint(self._name.partition(".")[0])
         convert = getattr(sys.modules[entry.__module__], "checkpoint_filter_fn", None)
         try:
@@ -91,7 +92,7 @@ class TimmEncoder(Encoder):
 
 
 def load_torchvision() -> None:
-    """Imports torchvision where it is installed, which other packages import."""
+    """Imports torchvision, where it is installed, before other packages do."""
     try:
         importlib.import_module("torchvision")
     except ImportError:
@@ -103,7 +104,7 @@ def load_torchvision() -> None:
 
 
 def load_timm() -> Any:
-    """The package timm. Raises UserError where it is not installed."""
+    """Imports the package timm. Raises UserError where it is not installed."""
     load_torchvision()
     return extra("timm", "this backbone needs it")
 
@@ -165,7 +166,7 @@ def _try(name: str, options: dict[str, Any]) -> Facts:
 
 
 def even_indices(depth: int) -> tuple[int, ...]:
-    """The blocks, counted from 0, whose maps are taken of a plain vision transformer; of 24 those that DPT takes."""
+    """The blocks, counted from 0, whose maps a plain vision transformer returns; of 24 those that DPT reads."""
     return (4, 11, 17, 23) if depth == 24 else tuple(depth * i // MAPS - 1 for i in range(1, MAPS + 1))
 
 
@@ -189,7 +190,7 @@ def _create(name: str, options: dict[str, Any], head: bool = False) -> Any:
 
 
 def _prune_(net: Any, out_indices: tuple[int, ...], norm: bool) -> None:
-    """Takes what no map depends on out of a model: its head, layers after the last map, its last norm where that is not applied."""
+    """Removes the layers that no map depends on: the head, those after the last map, the last norm where it is not applied."""
     net.prune_intermediate_layers(list(out_indices), prune_norm=not norm, prune_head=True)
 
 

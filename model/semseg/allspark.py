@@ -64,7 +64,7 @@ class ChannelAttention(nn.Module):
         return self.drop(self.out_l2u(out.transpose(1, 2)))
 
     def stored(self) -> Tensor:
-        """What the memory holds, as a `source` (K, P, C)."""
+        """The content of the memory, as a `source` (K, P, C)."""
         return self.kv_queue.transpose(1, 2)
 
     @torch.no_grad()
@@ -96,7 +96,7 @@ class ChannelAttention(nn.Module):
 
     @staticmethod
     def _heads(x: Tensor) -> Tensor:
-        """(M, N, heads * C) -> (M, heads, C, N)."""
+        """Splits channels into heads: (M, N, heads * C) -> (M, heads, C, N)."""
         return x.unflatten(-1, (HEADS, -1)).permute(0, 2, 3, 1)
 
 
@@ -134,7 +134,7 @@ class SemanticAttention(nn.Module):
 
 
 class Projection(nn.Module):
-    """A map's channels, position by position, through a linear layer. (B, inputs, h, w) -> (B, outputs, h, w)."""
+    """A linear layer over the channels of a map, at each position. forward: (B, inputs, h, w) -> (B, outputs, h, w)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -145,7 +145,7 @@ class Projection(nn.Module):
 
 
 class Fusion(nn.Module):
-    """1x1 convolution, BatchNorm, ReLU."""
+    """A 1x1 convolution, BatchNorm and ReLU."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -158,7 +158,7 @@ class Fusion(nn.Module):
 
 
 class SegFormerHead(nn.Module):
-    """forward: four maps (B, channels[i], h_i, w_i), fine to coarse -> logits (B, K, h_0, w_0)."""
+    """SegFormer's head. forward: four maps (B, channels[i], h_i, w_i), fine to coarse -> logits (B, K, h_0, w_0)."""
 
     def __init__(self, channels: tuple[int, ...], embed: int, nclass: int) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class Decoder(nn.Module):
 
 
 class AllSpark(Segmenter):
-    """forward: images (B, 3, H, W) of any size -> logits (B, K, H, W), which depend on all images of the batch.
+    """The model. forward: images (B, 3, H, W) of any size -> logits (B, K, H, W), which depend on all images of the batch.
 
     In training the batch is labelled images and then as many unlabelled ones; guide, memory: see SemanticAttention.
     crop: side of the training crops, which the memory is for.

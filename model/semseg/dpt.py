@@ -35,7 +35,7 @@ class FusionBlock(nn.Module):
 
 
 class Scratch(nn.Module):
-    """The part that was always trained from scratch; the name is the public checkpoints'."""
+    """The part that is always trained from scratch; its name is that of the public checkpoints."""
 
     def __init__(self, projections: tuple[int, ...], channels: int, nclass: int) -> None:
         super().__init__()
@@ -66,9 +66,10 @@ class Scratch(nn.Module):
 
 
 class DPTHead(nn.Module):
-    """forward: four maps -> logits (B, K, h, w). Maps of one grid become four resolutions first, and h is 8 times the grid's rows;
-    maps that halve from one to the next go straight into the fusion, and h is twice the rows of the finest.
+    """The DPT decoder. forward: four maps -> logits (B, K, h, w).
 
+    Maps of one grid become four resolutions first, and h is 8 times the grid's rows; maps that halve from one to the next go straight into
+    the fusion, and h is twice the rows of the finest.
     widths: channels of each map after a 1x1 convolution, empty for none. fusion: channels inside the decoder.
     classifier_factors: (B, fusion), multiply the channels that the last convolution reads.
     """
@@ -89,7 +90,7 @@ class DPTHead(nn.Module):
 
 
 def _reassembling(widths: tuple[int, ...]) -> list[nn.Module]:
-    """4, 2, 1 and 1/2 times the resolution of a plain vision transformer's maps."""
+    """The layers that bring a plain vision transformer's maps to 4, 2, 1 and 1/2 times their resolution."""
     return [
         nn.ConvTranspose2d(widths[0], widths[0], 4, 4),
         nn.ConvTranspose2d(widths[1], widths[1], 2, 2),

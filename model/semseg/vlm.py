@@ -97,9 +97,9 @@ class Upsampling(nn.Module):
 
 
 class LanguageGuidedDecoder(nn.Module):
-    """forward: two maps of an image, a dense embedding (B, 512, h, w) and texts (K, 512) -> logits (B, K, 4h, 4w).
+    """The decoder. forward: two maps of an image, a dense embedding (B, 512, h, w) and texts (K, 512) -> logits (B, K, 4h, 4w).
 
-    The number of classes is no part of it. skips: channels of the first and the second map; widths: what they become.
+    It has no parameters that depend on the number of classes. skips: channels of the first and the second map; widths: what they become.
     """
 
     def __init__(self, skips: tuple[int, int], widths: tuple[int, int]) -> None:
@@ -127,7 +127,7 @@ class LanguageGuidedDecoder(nn.Module):
 
 
 class VLM(Segmenter):
-    """forward: images (B, 3, H, W) of any size -> logits (B, K, H, W).
+    """SemiVL's model. forward: images (B, 3, H, W) of any size -> logits (B, K, H, W).
 
     crop: side S of the training crops. Positions are for as many patches, and logits are resized to S x S before they are resized to the
     image. conv_encoder: makes the decoder's finer map instead of the encoder's first values.
@@ -218,7 +218,7 @@ def pretrained_clip(name: str, path: str | Path, grid: int, **options: Any) -> C
 
 
 def renormalized(img: Tensor) -> Tensor:
-    """Images with ImageNet's mean and deviation -> the same with CLIP's."""
+    """Images normalised with CLIP's mean and deviation, from images normalised with ImageNet's."""
     scale = [std / clip for std, clip in zip(IMAGENET_STD, CLIP_STD, strict=True)]
     shift = [(mean - clip) / std for mean, clip, std in zip(IMAGENET_MEAN, CLIP_MEAN, CLIP_STD, strict=True)]
     scale_map, shift_map = (to_device(torch.tensor(values, dtype=img.dtype), img.device)[:, None, None] for values in (scale, shift))
