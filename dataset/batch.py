@@ -19,7 +19,7 @@ _ABSENT = torch.empty(0)
 
 @dataclass(frozen=True)
 class Reads:
-    """Which images a method reads.
+    """The images that a method reads.
 
     labeled: labelled images of a mini-batch, in units of `batch_size`; of unlabelled ones there are always `batch_size`.
     strong_labeled: whether labelled images come as a strong view; there is no weak one then.
@@ -43,7 +43,7 @@ class RawBatch:
     """A mini-batch of one shard as a loader process leaves it. B images of each kind, C is 3 or 6 (two dates), crop S x S.
 
     Crops and strong views are made already (img_*), or are left to the training device (part_*, taps_*, photometry). Supervised training
-    has no unlabelled images. What is absent is empty.
+    has no unlabelled images. An absent field is empty.
     """
 
     mask_x: Tensor = _ABSENT  # (B, S, S) uint8 class ids, 255 is ignored
@@ -123,7 +123,7 @@ def box_map(box: Tensor, size: int) -> Tensor:
 
 
 def make_batch(raw: RawBatch, device: torch.device, encoder: Encoder, drop: Tensor | None = None) -> Batch:
-    """A mini-batch moved to the device and normalised there. Crops and views that are still to be made are made there."""
+    """A mini-batch moved to the device and normalised there; crops and views that the loader has left out are made there."""
     out = Batch(_ABSENT, _ABSENT, drop=_ABSENT if drop is None else to_device(drop, device), name_x=raw.name_x)
     if len(raw.mask_x):
         img_x = _weak(raw.img_x, raw.part_x, raw.taps_x, device)
@@ -145,5 +145,5 @@ def make_batch(raw: RawBatch, device: torch.device, encoder: Encoder, drop: Tens
 
 
 def _weak(img: Tensor, part: Tensor, taps: Tensor, device: torch.device) -> Tensor:
-    """The weak crops on the device: as they came, or made there."""
+    """The weak crops on the device: those of the loader, or made here from parts."""
     return to_device(img, device) if len(img) else crop_parts(to_device(part, device), to_device(taps, device))

@@ -1,4 +1,4 @@
-"""From a config to the facts about its data: a built-in DatasetSpec, or one that the config itself describes."""
+"""Makes the DatasetSpec of a config: a built-in one, or one that the config itself describes."""
 
 import os
 import re
@@ -66,7 +66,7 @@ def _own(cfg: Config) -> DatasetSpec:
 
 
 def _names(classes: list | str, config: str) -> tuple[str, ...]:
-    """The names of a list or of a file, whose path counts from here or from the config's folder."""
+    """The names in a list or in a file, whose path is relative to the current folder or to the config's."""
     if isinstance(classes, str):
         names, where = _file_names(classes, config), classes
     else:
@@ -118,7 +118,7 @@ def _color(i: int, color: Any) -> Color:
 
 
 def _label_map(pairs: dict, classes: tuple[str, ...]) -> tuple[dict[int, int], bool]:
-    """{mask value, or colour as 0xRRGGBB: class id or IGNORE}, and whether it is colours. A key of `--set label_map.255=...` is text."""
+    """The map {mask value, or colour as 0xRRGGBB: class id or IGNORE}, and whether its keys are colours. Keys from `--set` are text."""
     out: dict[int, int] = {}
     colors = [key for key in pairs if isinstance(key, str) and re.fullmatch(HEX, key)]
     for key, label in pairs.items():
@@ -152,7 +152,7 @@ def _class_id(value: int | str, label: Any, classes: tuple[str, ...]) -> int:
 
 
 def _check_ignored(given: int | None, spec: DatasetSpec) -> None:
-    """A value that the config names as ignored must not be a class too. (255 is ignored unless a label_map uses it.)"""
+    """Raises UserError where a value is both ignored and a class. (255 is ignored unless a label_map uses it.)"""
     if given is None:
         return
     if not 0 <= given < VALUES:
@@ -168,7 +168,7 @@ def _check_ignored(given: int | None, spec: DatasetSpec) -> None:
 
 
 def unlabeled_places(cfg: Config) -> list[tuple[str, str]]:
-    """(list, data root) of each unlabelled list. Raises UserError where the numbers of lists and roots do not agree."""
+    """The pairs (list, data root) of the unlabelled lists. Raises UserError where the numbers of lists and roots do not agree."""
     lists = _strings("unlabeled_id_path", cfg.unlabeled_id_path or "")
     roots = _strings("data_root_u", cfg.data_root if cfg.data_root_u is None else cfg.data_root_u)
     if len(roots) == 1:

@@ -23,7 +23,7 @@ class Entry(NamedTuple):
 
 
 def shown(line: str) -> str:
-    """A line for a message: what it begins with."""
+    """A line for a message: its beginning."""
     return repr(line) if len(line) <= 120 else f"{line[:120]!r}..."
 
 
@@ -69,7 +69,7 @@ def _read(path: str | os.PathLike[str]) -> bytes:
         if not content.isascii():
             content.decode()
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{_not_there(path)}; get it with `python -m dataset.splits fetch` or write one with `make`") from None
+        raise UserError(f"{_no_such_list(path)}; get it with `python -m dataset.splits fetch` or write one with `make`") from None
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a path with a zero byte
         raise UserError(f"{path}: not a list that can be read ({reason(error)}); expected a UTF-8 text with one image per line") from error
     if b"\0" in content:
@@ -83,19 +83,19 @@ def _read(path: str | os.PathLike[str]) -> bytes:
 
 
 def odd_name(path: str) -> str:
-    """What may be wrong with a path of a list that leads to no file; "" where nothing catches the eye."""
+    """The likely error in a path of a list that leads to no file; "" where none is recognised."""
     return " (its folders are parted by \\, expected /)" if "\\" in path else ""
 
 
-def _not_there(path: str | os.PathLike[str]) -> str:
-    """Says from where a relative path was looked for: the folder of the shell, which is not always the repository."""
+def _no_such_list(path: str | os.PathLike[str]) -> str:
+    """The beginning of an error about a missing list, with the folder that a relative path was looked for in."""
     return f"{path}: no such list" + ("" if os.path.isabs(path) else f" in {os.getcwd()}")
 
 
 def missing_validation(path: str | os.PathLike[str]) -> str:
-    """What to say of a validation list that does not exist."""
+    """The message for a validation list that does not exist."""
     return (
-        f"{_not_there(path)}, expected one to validate on; hold images out with `python -m dataset.splits make ... --val 1/8`, "
+        f"{_no_such_list(path)}, expected one to validate on; hold images out with `python -m dataset.splits make ... --val 1/8`, "
         "get a published one with `fetch`, or name one with val_id_path"
     )
 
@@ -116,7 +116,7 @@ def write_lines(path: Path, lines: list[str]) -> None:
 
 
 def inside(root: str, path: str) -> str:
-    """`path` below `root`. Raises UserError where it would leave the root: `..`, or an absolute path elsewhere."""
+    """The path `path` below `root`. Raises UserError where it would leave the root: `..`, or an absolute path elsewhere."""
     base = os.path.abspath(root)
     full = os.path.normpath(os.path.join(base, path))
     if os.path.commonpath([base, full]) != base:
@@ -146,7 +146,7 @@ class ImageList:
                 )
 
     def _unusual(self, text: np.ndarray) -> list[int]:
-        """The lines that are not `image mask` with one space, found without a look at each of them in Python."""
+        """The lines that are not `image mask` with one space, found without a Python loop over all lines."""
         starts = np.append(0, self._ends[:-1] + 1)
         spaces, tabs = np.flatnonzero(text == ord(" ")), np.flatnonzero(text == ord("\t"))
         count = np.searchsorted(spaces, self._ends) - np.searchsorted(spaces, starts)

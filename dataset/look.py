@@ -34,8 +34,9 @@ class Job(NamedTuple):
 
 
 class Found(NamedTuple):
-    """kind and problem: "" when nothing is wrong. values: pixels per mask value. orientation: of the image, see dataset.stored.
+    """The result of `inspect`.
 
+    kind and problem: "" when nothing is wrong. values: pixels per mask value. orientation: of the image, see dataset.stored.
     digest: of the image's pixels, where they were decoded and are not all alike.
     """
 
@@ -47,9 +48,9 @@ class Found(NamedTuple):
 
 
 def inspect(job: Job, spec: DatasetSpec | None) -> Found:
-    """Opens image and mask: do they exist, can they be read, have they one size, which values has the mask.
+    """Opens image and mask and checks that they exist, can be read and have one size; counts the values of the mask.
 
-    spec: None for a data set that nothing is known of yet.
+    spec: None for a data set that is not described yet.
     """
     sizes, turn, pixels = {}, 1, []
     for path in (*job.images, *filter(None, (job.label,))):
@@ -85,7 +86,7 @@ def inspect(job: Job, spec: DatasetSpec | None) -> Found:
 
 
 def _digest(images: list[np.ndarray]) -> bytes:
-    """Equal for equal pixels, whatever the file is called and however it is compressed. Nothing for blank images, which many sets have."""
+    """A digest of the pixels, whatever the file's name and compression; empty for blank images, which many sets have."""
     if all((image == image[0, 0]).all() for image in images):
         return b""
     digest = hashlib.blake2b(digest_size=16)
@@ -95,7 +96,7 @@ def _digest(images: list[np.ndarray]) -> bytes:
 
 
 def count(values: np.ndarray) -> dict[int, int]:
-    """How many pixels of a mask have each of its values, ascending."""
+    """The number of pixels of each value of a mask, in ascending order of the values."""
     if values.dtype == np.uint8:
         return {value: n for value, n in enumerate(Image.fromarray(values).histogram()) if n}
     found, counts = np.unique(values, return_counts=True)
@@ -103,7 +104,7 @@ def count(values: np.ndarray) -> dict[int, int]:
 
 
 def by_class(values: Mapping[int, int], spec: DatasetSpec) -> Counter[int]:
-    """Pixels of each class id from pixels of each mask value; -1: ignored, and illegal ones."""
+    """The pixels of each class id, from the pixels of each mask value; -1: ignored, and illegal ones."""
     pixels = Counter[int]()
     for value, n in values.items():
         label = class_of(value, spec)
@@ -112,7 +113,7 @@ def by_class(values: Mapping[int, int], spec: DatasetSpec) -> Counter[int]:
 
 
 def nothing_to_learn(pixels: Counter[int], masks: int, spec: DatasetSpec) -> str:
-    """What is wrong with labelled masks of fewer than two classes; "" of others. pixels: see `by_class`."""
+    """The problem of labelled masks with fewer than two classes; "" for other masks. pixels: see `by_class`."""
     seen = [c for c in pixels if c >= 0]
     if len(seen) > 1:
         return ""
@@ -129,7 +130,7 @@ def two_values(values: Collection[int], spec: DatasetSpec) -> str:
 
 
 def unknown_color(mask: np.ndarray, value: int, spec: DatasetSpec) -> str:
-    """What to say of a colour of a mask (H, W) that no class has."""
+    """The message for a colour of a mask (H, W) that no class has."""
     y, x = np.argwhere(mask == value)[0]
     found = f"found the colour {spec.shown(value)} at x = {x}, y = {y}, expected {spec.legal}"
     return f"{found}; add it to label_map (null ignores it), or save the mask without smoothing"
@@ -141,7 +142,7 @@ def illegal(values: Iterable[int], spec: DatasetSpec) -> list[int]:
 
 
 def class_of(value: int, spec: DatasetSpec) -> int | None:
-    """Class id of a mask value, None for the ignored and the illegal ones."""
+    """The class id of a mask value, None for the ignored and the illegal ones."""
     label = _label(value, spec)
     return label if 0 <= label < IGNORE else None
 

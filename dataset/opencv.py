@@ -6,13 +6,13 @@ Span = tuple[int, int]  # start and end
 
 
 def fitted(width: int, height: int, frame: tuple[int, int]) -> tuple[int, int]:
-    """Width and height of an image that is made as large as the long and the short side of a frame allow, in proportion."""
+    """The width and height of an image that is made as large as the long and the short side of a frame allow, in proportion."""
     factor = min(max(frame) / max(width, height), min(frame) / min(width, height))
     return int(width * factor + 0.5), int(height * factor + 0.5)
 
 
 def with_short_side(width: int, height: int, short: int) -> tuple[int, int]:
-    """Width and height of an image whose short side becomes `short`."""
+    """The width and height of an image whose short side becomes `short`."""
     factor = short / min(width, height)
     return int(width * factor + 0.5), int(height * factor + 0.5)
 
@@ -35,7 +35,7 @@ def resize_image(pixels: np.ndarray, width: int, height: int, columns: Span | No
 
 
 def _bilinear(source: int, target: int, span: Span) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of the pixels `span` of a line of `target` pixels: the two source pixels, the first of which may be -1, and their weights (2, n)."""
+    """The two source pixels, the first of which may be -1, and their weights (2, n), of the pixels `span` of a line of `target` pixels."""
     scale = 1 / (target / source)
     position = ((np.arange(*span) + 0.5) * scale - 0.5).astype(np.float32)
     first = np.floor(position).astype(np.int64)
@@ -45,5 +45,5 @@ def _bilinear(source: int, target: int, span: Span) -> tuple[np.ndarray, np.ndar
 
 
 def nearest_index(source: int, target: int) -> np.ndarray:
-    """The source pixel of each of `target` pixels."""
+    """The index of the source pixel of each of `target` pixels."""
     return np.minimum(np.floor(np.arange(target) * (1 / (target / source))).astype(np.int64), source - 1)

@@ -23,18 +23,18 @@ DEUTERANOPE = np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.
 
 
 def linear(colors: np.ndarray) -> np.ndarray:
-    """sRGB (N, 3) in 0..255 as linear RGB in 0..1."""
+    """Converts sRGB (N, 3) in 0..255 to linear RGB in 0..1."""
     part = colors / 255
     return np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)
 
 
 def oklab(rgb: np.ndarray) -> np.ndarray:
-    """Linear RGB (N, 3) as points whose distances are differences to the eye; the first coordinate is lightness."""
+    """Converts linear RGB (N, 3) to OKLab, where distances are perceived differences; the first coordinate is lightness."""
     return np.cbrt(rgb @ TO_CONES.T) @ TO_LAB.T
 
 
 def differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """How different colours (N, 3) and (M, 3) in 0..255 are: (N, M), the smaller of the distance in OKLab and twice a deuteranope's."""
+    """The differences (N, M) of colours (N, 3) and (M, 3) in 0..255: the smaller of the OKLab distance and twice a deuteranope's."""
     views = [(oklab(rgb), oklab((rgb @ DEUTERANOPE.T).clip(0, 1))) for rgb in (linear(a), linear(b))]
     own, blind = (np.linalg.norm(x[:, None] - y, axis=2) for x, y in zip(*views, strict=True))
     return np.minimum(own, 2 * blind)
@@ -42,7 +42,7 @@ def differences(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 @cache
 def distinct_palette(count: int) -> tuple[Color, ...]:
-    """`count` colours, each palette the beginning of every longer one.
+    """A palette of `count` colours, which is the beginning of every longer one.
 
     First FIRST, then always the colour of a grid of LEVELS^3, without the dark ones, that differs most from all before it and from TAKEN.
     """

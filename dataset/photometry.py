@@ -30,7 +30,7 @@ class Photometry:
     blur: float | None
 
     def pack(self) -> list[float]:
-        """Ten numbers: the order as indices into JITTER (-1: no jitter), the factors in that order, grey, and the radius (0: no blur)."""
+        """The view as ten numbers: order as indices into JITTER (-1: no jitter), factors in that order, grey, and radius (0: no blur)."""
         order = [float(JITTER.index(name)) for name, _ in self.jitter] or [-1.0] * 4
         factors = [factor for _, factor in self.jitter] or [1.0] * 4
         return [*order, *factors, float(self.grey), self.blur or 0.0]
@@ -64,14 +64,14 @@ def strong_view(image: Image.Image, view: Photometry) -> Image.Image:
 
 
 def _turn_hue(image: Image.Image, factor: float) -> Image.Image:
-    """Through Pillow's 8-bit HSV and back."""
+    """Turns the hue through Pillow's 8-bit HSV and back."""
     hue, saturation, value = image.convert("HSV").split()
     turned = hue.point([(step + hue_steps(factor)) % 256 for step in range(256)])
     return Image.merge("HSV", (turned, saturation, value)).convert("RGB")
 
 
 def hue_steps(factor: float) -> int:
-    """A turn of the hue in 256 steps of the circle; a factor of 1 is the whole circle."""
+    """The turn of the hue in steps of 1/256 of the circle; a factor of 1 is the whole circle."""
     return int(255 * factor)
 
 
@@ -110,12 +110,12 @@ def _apply(adjust: Adjust, crops: list[Tensor], factors: dict[int, float]) -> No
 
 
 def _each(values: Sequence[float], images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """One number per image, (N, 1, 1, 1), on the images' device."""
+    """A tensor of one number per image, (N, 1, 1, 1), on the images' device."""
     return to_device(torch.tensor(values, dtype=dtype), images.device)[:, None, None, None]
 
 
 def _to_8_bits(images: Tensor) -> Tensor:
-    """Cuts off what is behind the point. By way of int16, which takes a third of the time on a CPU."""
+    """Truncates to uint8, by way of int16, which takes a third of the time on a CPU."""
     return images.short().byte()
 
 
@@ -132,12 +132,12 @@ def _grey(images: Tensor) -> Tensor:
 
 
 def adjust_brightness(images: Tensor, factors: Sequence[float]) -> Tensor:
-    """uint8 (N, 3, H, W), a factor for each image -> the same shape; so are the adjustments below."""
+    """Scales the brightness. uint8 (N, 3, H, W), a factor for each image -> the same shape, as for the adjustments below."""
     return _blend(0, images, factors)
 
 
 def adjust_contrast(images: Tensor, factors: Sequence[float]) -> Tensor:
-    """Towards the image's mean grey, rounded to a whole number."""
+    """Blends with the image's mean grey, rounded to a whole number."""
     lines = _grey(images).sum(-1).long()  # whole numbers below 2**24: exact in float32
     count = images.shape[-1] * images.shape[-2]
     mean = (2 * lines.sum(-1) + count) // (2 * count)
@@ -145,12 +145,12 @@ def adjust_contrast(images: Tensor, factors: Sequence[float]) -> Tensor:
 
 
 def adjust_saturation(images: Tensor, factors: Sequence[float]) -> Tensor:
-    """Towards grey."""
+    """Blends with the greyscale image."""
     return _blend(_grey(images), images, factors)
 
 
 def adjust_hue(images: Tensor, factors: Sequence[float]) -> Tensor:
-    """Through Pillow's 8-bit HSV and back, in float32 alone, in an order that rounds to what Pillow gives for each of the 2**24 colours."""
+    """Turns the hue through Pillow's 8-bit HSV and back, in float32, in an order that rounds as Pillow for each of the 2**24 colours."""
     steps = _each([hue_steps(factor) for factor in factors], images)
     red, green, blue = images.split(1, 1)
     value = torch.maximum(torch.maximum(red, green), blue)
@@ -178,12 +178,12 @@ def adjust_hue(images: Tensor, factors: Sequence[float]) -> Tensor:
 
 
 def to_grey(images: Tensor, _: Sequence[float]) -> Tensor:
-    """Grey in all three channels."""
+    """The greyscale image in all three channels."""
     return _to_8_bits(_grey(images)).expand(-1, 3, -1, -1)
 
 
 def gaussian_blur(images: Tensor, radii: Sequence[float]) -> Tensor:
-    """Three box blurs along the lines, then three along the columns. A box ends between pixels: those at its ends count in part."""
+    """Blurs by three box filters along the lines, then three along the columns. Pixels at the ends of a box count in part."""
     boxes = [box_weights(radius) for radius in radii]
     reach = max(sum(weight > 0 for weight in box) for box in boxes)
     weights = [_each(column, images, torch.int32) for column in list(zip(*boxes, strict=True))[:reach]]
@@ -197,7 +197,7 @@ def gaussian_blur(images: Tensor, radii: Sequence[float]) -> Tensor:
 
 
 def _blur_along(images: Tensor, weights: list[Tensor], half: Tensor, axis: int) -> Tensor:
-    """Three passes of weights[d] times both pixels at distance d, summed. Beyond the border the pixel at the border is repeated."""
+    """Filters three times along an axis: the sum of weights[d] times both pixels at distance d. Pixels at the border are repeated."""
     size, reach = images.shape[axis], len(weights) - 1
     padded = torch.cat([images.narrow(axis, 0, 1)] * reach + [images] + [images.narrow(axis, size - 1, 1)] * reach, axis)
     inner = padded.narrow(axis, reach, size)

@@ -24,7 +24,7 @@ def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def save(image: Image.Image, path: Path) -> None:
-    """Writes a picture as its suffix says, so that no half of one is ever left."""
+    """Writes a picture in the format of its suffix, atomically."""
     kind = "JPEG" if path.suffix == ".jpg" else "PNG"
     write_atomic(path, lambda file: image.save(file, kind, quality=90), sync=False)
 
@@ -48,7 +48,7 @@ def palette_mask(ids: np.ndarray, spec: DatasetSpec) -> Image.Image:
 
 
 def colors(spec: DatasetSpec) -> np.ndarray:
-    """(256, 3) uint8: colour of each class on a picture; grey where ignored."""
+    """The colour of each class on a picture, uint8 (256, 3); grey where ignored."""
     out = np.full((256, 3), 128, np.uint8)
     out[: spec.nclass] = spec.palette
     if spec.task == "change":
@@ -57,7 +57,7 @@ def colors(spec: DatasetSpec) -> np.ndarray:
 
 
 def paint(ids: np.ndarray, spec: DatasetSpec) -> Image.Image:
-    """Class ids (H, W) as flat colours."""
+    """Class ids (H, W) as an image of flat colours."""
     return Image.fromarray(colors(spec)[ids])
 
 
@@ -76,7 +76,7 @@ def tint(image: Image.Image, ids: np.ndarray, spec: DatasetSpec, strength: float
 
 
 def enlarge(image: Image.Image) -> Image.Image:
-    """A picture whose long side is below 240 pixels, a whole number of times larger."""
+    """Enlarges a picture whose long side is below 240 pixels by a whole factor."""
     times = -(-240 // max(image.size))
     return image if times <= 1 else image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
 
@@ -84,9 +84,9 @@ def enlarge(image: Image.Image) -> Image.Image:
 def legend(
     ids: np.ndarray, spec: DatasetSpec, width: int, shares: bool = True, more: Sequence[Key] = (), over: bool = False
 ) -> Image.Image:
-    """Colour and name of each class in `ids`, the largest first, with its share in percent, in lines of at most `width` pixels.
+    """A legend: colour and name of each class in `ids`, the largest first, with its share in percent, in lines of at most `width` pixels.
 
-    more: entries behind the classes. over: of a tinted image, which background and unchanged pixels leave as it is: no colour is theirs.
+    more: entries after the classes. over: whether the legend is of a tinted image, on which background and unchanged pixels have no colour.
     """
     counts = np.bincount(ids[ids != IGNORE].ravel(), minlength=spec.nclass)
     named: list[Key] = []

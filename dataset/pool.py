@@ -1,4 +1,4 @@
-"""Many small jobs on all cores, with a progress bar."""
+"""Runs many small jobs on all cores, with a progress bar."""
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -15,14 +15,14 @@ Result = TypeVar("Result")
 
 
 def cores() -> int:
-    """Number of cores that this process may use."""
+    """The number of cores that this process may use."""
     from util.dist import cpu_count  # here: PyTorch takes seconds to load, which commands on few files need not wait for
 
     return cpu_count()
 
 
 def parallel(function: Callable[[Job], Result], jobs: Sequence[Job], what: str, unit: str = "img") -> list[Result]:
-    """Results of `function` (importable, for the worker processes) in the order of the jobs. Its first exception is raised here."""
+    """The results of `function` (importable, for the worker processes) in the order of the jobs. Its first exception is raised here."""
     bar = partial(tqdm, total=len(jobs), desc=what, unit=unit, leave=False, disable=None)
     if len(jobs) < 32 or cores() == 1:  # starting processes would cost more than they save
         return [function(job) for job in bar(jobs)]

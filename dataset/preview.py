@@ -125,7 +125,7 @@ def first_mini_batches(cfg: Config, encoder: Encoder, count: int) -> tuple[list[
 
 
 def notes(mini_batches: Sequence[Batch], cfg: Config, spec: DatasetSpec) -> list[str]:
-    """What a picture of training crops does not show: images that viewers turn and training does not."""
+    """Notes on what a picture of training crops does not show: images that viewers turn and training does not."""
     names = [name for batch in mini_batches for name in (*batch.name_x, *batch.name_u)]
     roots = [cfg.data_root, *(root for _, root in unlabeled_places(cfg))]
     paths = [inside(root, path) for root in roots for name in names for path in spec.files(Entry(name, None))[0]]
@@ -133,7 +133,7 @@ def notes(mini_batches: Sequence[Batch], cfg: Config, spec: DatasetSpec) -> list
 
 
 def _config(args: argparse.Namespace) -> Config:
-    """The config with its lists: named, of a split, or those in the config itself."""
+    """The config with its lists: those named on the command line, those of a split, or its own."""
     unlabeled = args.unlabeled_id_path
     cfg = load_config(args.config, args.set, labeled_id_path=args.labeled_id_path, unlabeled_id_path=unlabeled)
     if args.split:

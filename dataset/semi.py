@@ -35,7 +35,7 @@ _CHANNELS = {"RGB": "rgb", "L": "mono"}  # kornia-rs's names of Pillow's modes t
 
 
 class BadFileError(UserError):
-    """An image or mask file that is missing or cannot be read."""
+    """Raised for an image or mask file that is missing or cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,13 @@ class Source:
         return images
 
     def mask(self, entry: Entry, size: tuple[int, int]) -> np.ndarray:
-        """Class ids (H, W) uint8 of an entry's mask, 255 where ignored; `size` is its image's (width, height)."""
+        """The class ids (H, W) uint8 of an entry's mask, 255 where ignored; `size` is its image's (width, height)."""
         (image, *_), path = self.spec.files(entry)
         return open_mask(self.spec, self.root, str(path), size, inside(self.root, image))
 
 
 class Sources:
-    """One list, or several one after the other as one: index -> the Source it belongs to and its entry there."""
+    """One list, or several concatenated: index -> the Source that it belongs to and the entry in it."""
 
     def __init__(self, parts: Sequence[Source]) -> None:
         self.parts = parts
@@ -79,7 +79,7 @@ class Sources:
 
     @property
     def sha256(self) -> str:
-        """SHA-256 of the content: of one list its own, of several that of theirs, in order."""
+        """The SHA-256 of the content; of several lists, that of their SHA-256s in order."""
         sums = [part.ids.sha256 for part in self.parts]
         return sums[0] if len(sums) == 1 else hashlib.sha256("\n".join(sums).encode()).hexdigest()
 
@@ -104,7 +104,7 @@ def _unreadable(full: str, error: Exception) -> BadFileError:
 
 
 def open_file(root: str, path: str) -> tuple[Image.Image, np.ndarray | None]:
-    """An image as Pillow has it, and its pixels where they are an array already, which saves a copy."""
+    """An image as Pillow opens it, and its pixels where they already are an array, which saves a copy."""
     full = find_file(root, path)
     try:
         with Image.open(full) as image:
@@ -119,7 +119,7 @@ def open_file(root: str, path: str) -> tuple[Image.Image, np.ndarray | None]:
 
 
 def _decode_png(path: str, mode: str) -> np.ndarray | None:
-    """A PNG read by kornia-rs, in less than half of Pillow's time. None where Pillow is to read it: not installed, or it gives up."""
+    """A PNG read by kornia-rs, in less than half of Pillow's time. None where Pillow reads it: kornia-rs is not installed, or fails."""
     if read_png is None or mode not in _CHANNELS:
         return None
     try:
@@ -141,7 +141,7 @@ def open_image(root: str, path: str) -> Image.Image:
 
 
 def open_mask(spec: DatasetSpec, root: str, path: str, size: tuple[int, int], image_path: str = "") -> np.ndarray:
-    """Class ids (H, W) uint8 of a mask file, 255 where ignored. `size` is the image's (width, height); its path is for the message.
+    """The class ids (H, W) uint8 of a mask file, 255 where ignored. `size` is the image's (width, height); its path is for the message.
 
     Raises UserError for a colour mask, another size, or a value that is no class.
     """
@@ -178,7 +178,7 @@ def image_tensor(images: Sequence[Image.Image]) -> Tensor:
 
 
 def tensor_images(img: Tensor) -> list[Image.Image]:
-    """What `image_tensor` has made, as images again."""
+    """The inverse of `image_tensor`: the images of a tensor."""
     return [Image.fromarray(date.permute(1, 2, 0).numpy()) for date in img.split(3)]
 
 
@@ -265,7 +265,7 @@ class TrainSet(Dataset):
         return sample
 
     def _cut(self, images: list[Image.Image], geometry: Geometry, kind: str) -> dict[str, Any]:
-        """What the training device makes the weak crop of; in a frame, the crop itself."""
+        """The fields from which the training device makes the weak crop; in a frame, the crop itself."""
         if geometry.in_frame:
             return {"img_x" if kind == "x" else "img_u_w": image_tensor([crop_image(image, geometry, self.crop) for image in images])}
         part, taps = cut_image(images, geometry, self.crop)
@@ -273,7 +273,7 @@ class TrainSet(Dataset):
 
 
 def to_predict(images: list[Image.Image], spec: DatasetSpec) -> Tensor:
-    """An image, or its dates, as a model is to see it: uint8 (3 * dates, H, W), with the frame's short side where the data set has one."""
+    """The input of a model for an image, or its dates: uint8 (3 * dates, H, W), with the frame's short side where the data set has one."""
     if spec.frame is not None:
         size = with_short_side(*images[0].size, min(spec.frame))
         images = [Image.fromarray(resize_image(np.asarray(image), *size)) for image in images]
@@ -303,7 +303,7 @@ class ValSet(Dataset):
 
 
 def collate(samples: list[dict[str, Any] | UserError]) -> RawBatch | UserError:
-    """A mini-batch of TrainSet samples, parts and taps padded with 0 to the largest of them; the first error stands for all of it."""
+    """Collates TrainSet samples, with parts and taps padded with 0 to the largest; the first error replaces the mini-batch."""
     good: list[dict[str, Any]] = []
     for sample in samples:
         if isinstance(sample, UserError):
@@ -316,7 +316,7 @@ def collate(samples: list[dict[str, Any] | UserError]) -> RawBatch | UserError:
 
 
 def collate_whole(samples: list[dict[str, Any] | UserError]) -> dict[str, Any] | UserError:
-    """A mini-batch of ValSet samples of one size; the first error stands for all of it."""
+    """Collates ValSet samples of one size; the first error replaces the mini-batch."""
     return next((sample for sample in samples if isinstance(sample, UserError)), None) or default_collate(samples)
 
 

@@ -1,4 +1,4 @@
-"""What is known about each data set: one DatasetSpec per data set, one place per fact (METHOD.md 2.4)."""
+"""The facts about each data set: one DatasetSpec per data set (METHOD.md 2.4)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ class DatasetSpec:
     colors: the masks are in colour; a value is then 0xRRGGBB, and every one that occurs is in label_map.
     task: "segmentation" (a list line is `image mask`) or "change" (a list line is one name, found under A/, B/ and label/).
     eval_mode: "original" (whole image) or "sliding_window".
-    supervised_length: to how many images an epoch of supervised training repeats a shorter labelled list (change detection:
+    supervised_length: number of images to which an epoch of supervised training repeats a shorter labelled list (change detection:
         or cuts a longer one); 0 leaves it.
     scale: range of the random scale of the long side, or of the frame.
     frame: sides of a frame that training images are fitted into, as mmsegmentation does; those to be predicted get its short side. None:
@@ -56,7 +56,7 @@ class DatasetSpec:
 
     @cached_property
     def label_table(self) -> np.ndarray:
-        """int16, at least 256 long: mask value -> class id, IGNORE for ignored, -1 for a value that is illegal. Not of masks in colour."""
+        """The table mask value -> class id, int16, 256 or longer: IGNORE for ignored, -1 for illegal values. Not for masks in colour."""
         legal = self.label_map or {i: i for i in range(self.nclass)}
         table = np.full(max(255, self.ignore_index, *legal) + 1, -1, dtype=np.int16)
         if self.ignore_index not in self.label_map:
@@ -67,7 +67,7 @@ class DatasetSpec:
 
     @property
     def legal(self) -> str:
-        """The mask values that may occur, for messages."""
+        """The mask values that may occur, as messages show them."""
         ignored = f"{self.ignore_index} (ignored)"
         if not self.label_map:
             return f"0..{self.nclass - 1} or {ignored}"
@@ -78,7 +78,7 @@ class DatasetSpec:
         return listed if self.colors or self.ignore_index in self.label_map else f"{listed} or {ignored}"
 
     def shown(self, value: int) -> str:
-        """A mask value for messages."""
+        """A mask value as messages show it."""
         return f"#{value:06x}" if self.colors else str(value)
 
     def files(self, entry: Entry) -> tuple[tuple[str, ...], str | None]:

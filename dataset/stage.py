@@ -39,7 +39,7 @@ def copy(source: Path, target: Path) -> int:
 
 
 def stage(cfg: Config, folder: Path) -> list[str]:
-    """Copies what the run of `cfg` reads to below `folder`. Returns the settings that lead there. Raises UserError."""
+    """Copies the files that the run of `cfg` reads to `folder`. Returns the settings for reading them from it. Raises UserError."""
     spec, folder = spec_of(cfg), folder.resolve()
     sources = training_sources(cfg, spec, cfg.unlabeled_id_path is not None)
     unlabeled = sources["u"].parts if "u" in sources else []

@@ -1,4 +1,4 @@
-"""What an image file stores, where Pillow hands over something else: grey values of few bits, inverted TIFF, one of several pages."""
+"""Reads what an image file stores, where Pillow returns something else: grey values of few bits, inverted TIFF, one of several pages."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ MOVING = ("GIF", "WEBP", "PNG")  # formats of moving pictures
 
 
 def _tag(image: Image.Image, number: int, default: int) -> int:
-    """A number of a TIFF file's head, the largest where each channel has one; `default` where there is none, or in another format."""
+    """A number in the header of a TIFF file, the largest where each channel has one; `default` where there is none or in other formats."""
     value = getattr(image, "tag_v2", {}).get(number, default)
     return max(value) if isinstance(value, tuple) else value
 
@@ -46,7 +46,7 @@ def check_whole(image: Image.Image, path: str) -> None:
 
 
 def _tiff_pages(path: str) -> int:
-    """How many pictures a TIFF holds, apart from smaller copies of one (the overviews of a GeoTIFF).
+    """The number of pictures in a TIFF, apart from smaller copies of one (the overviews of a GeoTIFF).
 
     Read from the heads alone: Image.n_frames fails where one of them is of a kind that Pillow cannot read.
     """
@@ -63,7 +63,7 @@ def _tiff_pages(path: str) -> int:
 
 
 def unreadable(error: Exception, advice: str) -> str:
-    """What to say of a file that Pillow gave up on with `error`, and what to do about it."""
+    """The message for a file that Pillow fails to read with `error`, with advice."""
     if isinstance(error, Image.DecompressionBombError):
         found, limit = (int(number) / 1e6 for number in re.findall(r"\d+", str(error))[:2])
         return f"found {found:.0f} megapixels, expected at most {limit:.0f} in one image; cut it into tiles"
@@ -79,7 +79,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def turned(path: str) -> str:
-    """What to say of an image file that has such an orientation; "" of another one."""
+    """The message for an image file with such an orientation; "" for another one."""
     try:
         with Image.open(path) as image:
             found = orientation(image)
@@ -89,7 +89,7 @@ def turned(path: str) -> str:
 
 
 def unknown_range(image: Image.Image) -> str:
-    """What an image has instead of 8 or 16 bits without sign; "" where it has those. In the others nobody knows what is black and white."""
+    """The kind of pixels of an image that are not 8 or 16 bits without sign, whose black and white are unknown; "" for those that are."""
     bits = _tag(image, BITS, 32)
     if image.mode == "F":
         return "floating-point values"
@@ -99,7 +99,7 @@ def unknown_range(image: Image.Image) -> str:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """8-bit RGB of an image of any mode: grey, palette, RGBA (alpha is dropped), CMYK; of more bits the upper 8.
+    """The 8-bit RGB image of one of any mode: grey, palette, RGBA (alpha is dropped), CMYK; of more bits the upper 8.
 
     Raises ValueError where Pillow cannot convert it.
     """
@@ -173,7 +173,7 @@ def _mask_bits(image: Image.Image, path: str) -> int:
 
 
 def _pnm_bits(path: str, expected: str) -> int:
-    """Of a PGM or PBM file. Readers rescale what has another largest value than 8 or 16 bits have."""
+    """The bits of each value of a PGM or PBM file. Readers rescale what has another largest value than 8 or 16 bits have."""
     head = re.sub(rb"#[^\n]*", b"", Path(path).read_bytes()[:4096]).split()
     if head[0] in (b"P1", b"P4"):
         raise UserError(f"{path}: found a PBM of 1 bit, whose 1 is black: the file does not say which value is class 1, {expected}")

@@ -16,7 +16,7 @@ Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 
 @dataclass(frozen=True)
 class Geometry:
-    """What happens to an image: resize to `width` x `height`, pad to the crop size, crop at (x, y), flip.
+    """The parameters of a weak crop: resize to `width` x `height`, pad to the crop size, crop at (x, y), flip.
 
     in_frame: resize as OpenCV does (dataset/opencv.py), and not as Pillow.
     """
@@ -46,7 +46,7 @@ def draw_geometry(
 
 
 def _visible(geometry: Geometry, crop: int) -> tuple[int, int]:
-    """Columns and rows of the crop that show the image; the rest, right and below, is padding."""
+    """The columns and rows of the crop that show the image; the rest, right and below, is padding."""
     return min(crop, geometry.width - geometry.x), min(crop, geometry.height - geometry.y)
 
 
@@ -69,7 +69,7 @@ def _crop_as_opencv(image: Image.Image, geometry: Geometry, crop: int) -> Image.
 
 
 def cut_image(images: Sequence[Image.Image], geometry: Geometry, crop: int) -> tuple[Tensor, Tensor]:
-    """What `crop_parts` makes the weak crop of an RGB image, or of its dates, from: the part it shows, and where each pixel comes from.
+    """Prepares the weak crop of an RGB image, or of its dates, for `crop_parts`: the part that it shows, and the taps of the resize.
 
     Returns the part, uint8 (H, W, C), and the filter taps of the resize, int32 (2, 2, taps, crop): along the lines, then along the columns,
     indices into the part and their weights in 2**-22. The weights of padding are 0.
@@ -103,7 +103,7 @@ def crop_parts(parts: Tensor, taps: Tensor) -> Tensor:
 
 
 def _sources(image: Image.Image, geometry: Geometry, crop: int) -> tuple[Image.Image, tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """The part of the image that the crop shows, and where the crop's columns and lines come from: see `_bilinear`."""
+    """The part of the image that the crop shows, and the taps of its columns and of its lines (see `_bilinear`)."""
     if image.height > geometry.height and image.height - geometry.height >= 2 * (image.width - geometry.width):
         # newer Pillow: columns first
         image = image.resize((geometry.width, geometry.height), Image.Resampling.BILINEAR)
@@ -118,7 +118,7 @@ def _sources(image: Image.Image, geometry: Geometry, crop: int) -> tuple[Image.I
 
 
 def _shown(geometry: Geometry, cols: int) -> slice:
-    """Where the image is in the lines of a crop: at their start, flipped at their end."""
+    """The columns of a crop that show the image: at the start of its lines, flipped at their end."""
     return slice(-cols, None) if geometry.flip else slice(cols)
 
 
@@ -140,7 +140,7 @@ def _bilinear(source: int, target: int, start: int, count: int) -> tuple[Tensor,
 
 
 def nearest_index(source: int, target: int) -> np.ndarray:
-    """Source index of each of `target` pixels, as PIL's NEAREST takes them: pixel centres, positions summed up one by one."""
+    """The source index of each of `target` pixels, as PIL's NEAREST takes them: pixel centres, positions summed up one by one."""
     step = source / target
     position = np.add.accumulate(np.concatenate(([0.5 * step], np.full(target - 1, step))))
     return np.minimum(position.astype(np.int64), source - 1)
@@ -158,7 +158,7 @@ def crop_mask(mask: np.ndarray, geometry: Geometry, crop: int, fill: int) -> np.
 
 
 def ignore_map(geometry: Geometry, crop: int) -> np.ndarray:
-    """(crop, crop) uint8: 255 on padding, 0 elsewhere."""
+    """The ignore map of a weak crop, uint8 (crop, crop): 255 on padding, 0 elsewhere."""
     cols, rows = _visible(geometry, crop)
     out = np.full((crop, crop), 255, dtype=np.uint8)
     out[:rows, _shown(geometry, cols)] = 0

@@ -13,19 +13,19 @@ HIDDEN = (".", "__MACOSX", "@eaDir")  # how the names of files begin that a syst
 
 
 class Tree(NamedTuple):
-    """images: sorted. others: how many files have each other ending."""
+    """The images of a folder, sorted, and the number of files of each other ending."""
 
     images: list[Path]
     others: Counter[str]
 
     def left_out(self) -> str:
-        """What to say of the other files; "" where there is none."""
+        """The message about the other files; "" where there are none."""
         endings = ", ".join(f"{count} {ending or 'without an ending'}" for ending, count in sorted(self.others.items()))
         return f"left out by their ending: {endings}" if endings else ""
 
 
 def folders(top: Path, without: Sequence[Path] = ()) -> Iterator[tuple[Path, list[str]]]:
-    """(folder, names of its files) for a folder and those below it, without hidden ones and those of `without`.
+    """The pairs (folder, names of its files) of a folder and those below it, without hidden ones and those of `without`.
 
     Symbolic links to folders are followed once all real ones are done, so that a folder counts once and under its own name. Raises
     UserError for a folder that may not be read.

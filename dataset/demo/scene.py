@@ -33,7 +33,7 @@ class Thing:
 
 
 def _inside(kind: int, u: Array, v: Array) -> NDArray[np.bool_]:
-    """Which points (u, v) of the unit disc belong to the shape of a class."""
+    """Whether points (u, v) of the unit disc belong to the shape of a class."""
     radius = np.hypot(u, v)
     if kind == 1:  # disc
         return radius <= 0.95
@@ -47,7 +47,7 @@ def _inside(kind: int, u: Array, v: Array) -> NDArray[np.bool_]:
 
 
 def coverage(thing: Thing, height: int, width: int) -> Array:
-    """(height, width) share of each pixel that the object covers, in [0, 1]."""
+    """The share of each pixel that the object covers, (height, width) in [0, 1]."""
     out = np.zeros((height, width), np.float32)
     reach = 1.1 * thing.radius * max(thing.stretch, 1 / thing.stretch) + 1  # a square's corners stick out of the unit disc
     x0, x1 = max(0, int(thing.x - reach)), min(width, int(thing.x + reach) + 1)
@@ -64,13 +64,13 @@ def coverage(thing: Thing, height: int, width: int) -> Array:
 
 
 def smooth_noise(rng: Generator, height: int, width: int, cell: float) -> Array:
-    """(height, width) noise of standard deviation about 1 whose bumps are `cell` px wide."""
+    """Noise (height, width) of standard deviation about 1 whose bumps are `cell` px wide."""
     grid = rng.normal(size=(int(height / cell) + 2, int(width / cell) + 2)).astype(np.float32)
     return np.asarray(Image.fromarray(grid).resize((width, height), Image.Resampling.BICUBIC))
 
 
 def texture(rng: Generator, height: int, width: int) -> Array:
-    """(height, width) pattern in [0, 1] that mixes the two colours of an object: stripes, checks, dots, marble or a soft ramp."""
+    """A pattern (height, width) in [0, 1] that mixes the two colours of an object: stripes, checks, dots, marble or a soft ramp."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     angle, period = rng.uniform(0, np.pi), rng.uniform(6, 14)
     u = (np.cos(angle) * x + np.sin(angle) * y) * (2 * np.pi / period)
@@ -96,7 +96,7 @@ def warm(rng: Generator) -> Array:
 
 
 def background(rng: Generator, height: int, width: int) -> Array:
-    """(height, width, 3) clutter in [0, 255]: a colour gradient, blotches, lines and blobs too small to be an object."""
+    """Clutter (height, width, 3) in [0, 255]: a colour gradient, blotches, lines and blobs too small to be an object."""
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[:height, :width].astype(np.float32)
     ramp = 0.5 + (np.cos(angle) * (x / width - 0.5) + np.sin(angle) * (y / height - 0.5))
@@ -116,7 +116,7 @@ def background(rng: Generator, height: int, width: int) -> Array:
 
 
 def place(rng: Generator, height: int, width: int, count: int) -> list[Thing]:
-    """Up to `count` objects; the centre is inside the image, and at most about a fifth of an object is behind a later one."""
+    """Draws up to `count` objects; the centre is inside the image, and at most about a fifth of an object is behind a later one."""
     things: list[Thing] = []
     for _ in range(30):
         if len(things) == count:
@@ -130,7 +130,7 @@ def place(rng: Generator, height: int, width: int, count: int) -> list[Thing]:
 
 
 def surface(thing: Thing, height: int, width: int) -> Array:
-    """(height, width, 3) look of an object: a light and a dark colour, mixed by a texture."""
+    """The surface of an object, (height, width, 3): a light and a dark colour, mixed by a texture."""
     rng = default_rng(thing.seed)
     light, dark = warm(rng), 0.7 * warm(rng)
     return light + texture(rng, height, width)[..., None] * (dark - light)
@@ -155,7 +155,7 @@ def develop(img: Array, rng: Generator) -> Image.Image:
 
 
 def two_dates(rng: Generator, height: int, width: int) -> tuple[Array, Array, NDArray[np.bool_]]:
-    """The same place at two dates in the same light, and where (height, width) objects came or went."""
+    """One scene at two dates in the same light, and a mask (height, width) of the objects that came or went."""
     scene = background(rng, height, width)
     things = place(rng, height, width, 5)
     # an object stays, goes or comes

@@ -25,7 +25,7 @@ VERSION = "3"  # raise it when the drawing changes: sets drawn by another versio
 
 
 def draw_image(part: str, index: int) -> tuple[Image.Image, Image.Image]:
-    """Image and palette mask number `index` of `part` ("train" or "val") of the segmentation set."""
+    """Draws image and palette mask number `index` of `part` ("train" or "val") of the segmentation set."""
     rng = default_rng((1, list(PARTS).index(part), index))
     width, height = rng.integers(SIDES[0], SIDES[1] + 1, 2)
     img, mask = render(background(rng, height, width), place(rng, height, width, int(rng.integers(2, 5))))
@@ -36,7 +36,7 @@ def draw_image(part: str, index: int) -> tuple[Image.Image, Image.Image]:
 
 
 def draw_pair(part: str, index: int) -> tuple[Image.Image, Image.Image, Image.Image]:
-    """Dates A and B and the label (0 unchanged, 255 changed) of pair `index` of `part` ("train", "val", "test")."""
+    """Draws dates A and B and the label (0 unchanged, 255 changed) of pair `index` of `part` ("train", "val", "test")."""
     rng = default_rng((2, list(CHANGE_PARTS).index(part), index))
     width, height = rng.integers(CHANGE_SIDES[0], CHANGE_SIDES[1] + 1, 2)
     before, after, changed = two_dates(rng, height, width)
@@ -45,7 +45,7 @@ def draw_pair(part: str, index: int) -> tuple[Image.Image, Image.Image, Image.Im
 
 
 def _save(img: Image.Image, path: Path) -> None:
-    """Writes a JPEG or PNG; a file that exists is whole, also when a process is killed or two of them draw."""
+    """Writes a JPEG or PNG atomically, so that a file that exists is whole even when a process is killed or two of them draw."""
     if path.suffix == ".jpg":
         write_atomic(path, lambda file: img.save(file, "JPEG", quality=92, subsampling=0), sync=False)
     else:

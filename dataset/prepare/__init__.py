@@ -1,1 +1,1 @@
-"""From the official archives to the folders that the published lists expect: `python -m dataset.prepare pascal ...` (docs/data.md)."""
+"""Converts the official archives to the folders that the published lists expect: `python -m dataset.prepare pascal ...` (docs/data.md)."""

@@ -63,7 +63,7 @@ class Job(NamedTuple):
 
 
 class Made(NamedTuple):
-    """written: False where both files already existed. stray: pixels whose colour no class has."""
+    """The result of a job. written: False where both files already existed. stray: pixels whose colour no class has."""
 
     written: bool
     stray: int = 0
@@ -104,7 +104,7 @@ def _tutorial(roots: list[Path], dst: Path, overwrite: bool) -> list[Job]:
 
 
 def _archive(roots: list[Path], dst: Path, overwrite: bool) -> tuple[list[Job], int]:
-    """The jobs, and how many labelled images no list names."""
+    """The jobs, and the number of labelled images that no list names."""
     files = {path.stem: path for root in roots for where, names in folders(root) for path in (where / name for name in names)}
     parts = {Path(entry.image).stem: part for part in PARTS for entry in read_list(f"splits/camvid/{part}.txt")}
     labels = {stem.removesuffix("_L"): path for stem, path in files.items() if stem.endswith("_L")}
@@ -137,7 +137,7 @@ def convert(job: Job) -> Made:
 
 
 def from_ids(path: Path) -> np.ndarray:
-    """Class ids (H, W) uint8 of a label of the tutorial."""
+    """The class ids (H, W) uint8 of a label of the tutorial."""
     ids = read_ids(path)
     if (worst := int(ids.max())) > VOID:
         raise UserError(f"{path}: found the value {worst}, expected 0 to {VOID}; is it a label of the SegNet tutorial?")
@@ -145,7 +145,7 @@ def from_ids(path: Path) -> np.ndarray:
 
 
 def from_colors(rgb: np.ndarray, path: Path) -> tuple[np.ndarray, int]:
-    """Class ids (H, W) uint8 of a label (H, W, 3) of the public archive, and how many pixels have a colour that no class has."""
+    """The class ids (H, W) uint8 of a label (H, W, 3) of the public archive, and the number of pixels in a colour that no class has."""
     packed = rgb.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
     ids = np.full(packed.shape, IGNORE, np.uint8)
     known = packed == 0  # black is void

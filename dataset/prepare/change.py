@@ -90,7 +90,7 @@ def cut_tile(job: Job) -> bool:
 
 
 def to_label(array: np.ndarray, path: Path) -> np.ndarray:
-    """A change label (H, W) or (H, W, bands) of 0 and 1 or 0 and 255, or bool, as uint8 of 0 and 255."""
+    """Converts a change label (H, W) or (H, W, bands) of 0 and 1 or 0 and 255, or bool, to uint8 of 0 and 255."""
     flat = array[..., 0] if array.ndim == 3 else array
     if array.ndim == 3 and (array[..., :3] != flat[..., None]).any():
         raise UserError(f"{path}: found colors, expected a label of 0 and 255")
@@ -139,7 +139,7 @@ def _find(roots: list[Path], what: str, sources: list[str]) -> Path:
 
 @contextmanager
 def open_geotiff(path: Path) -> Iterator[Image.Image]:
-    """A GeoTIFF, decoded. PIL refuses images of this size as a possible attack; here the size is expected, so its limit is raised."""
+    """Decodes a GeoTIFF. PIL refuses images of this size as a possible attack; here the size is expected, so its limit is raised."""
     limit = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = MAX_PIXELS
     try:

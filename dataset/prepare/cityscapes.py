@@ -1,4 +1,4 @@
-"""Cityscapes: gtFine labelIds to labelTrainIds. Archives and terms (non-commercial, after registration): cityscapes-dataset.com."""
+"""Cityscapes: gtFine labelIds become labelTrainIds. Archives and terms (non-commercial, after registration): cityscapes-dataset.com."""
 
 import argparse
 from collections import Counter

@@ -1,4 +1,4 @@
-"""COCO 2017 to masks of 81 classes: 0 is everything that is none of the 80 object classes.
+"""COCO 2017: converts annotations to masks of 81 classes: 0 is everything that is none of the 80 object classes.
 
 The authors' own masks are not documented; these may differ from them, so numbers on COCO are comparable only with that in mind.
 --labels panoptic (default): panoptic_annotations_trainval2017.zip. Segments do not overlap. Object segments get their class, crowd

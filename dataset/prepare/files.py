@@ -1,4 +1,4 @@
-"""What every data set needs: archives opened, files found and placed, PNGs written, the result compared with the lists."""
+"""Shared by all data sets: opens archives, finds and places files, writes PNGs, compares the result with the lists."""
 
 import os
 import shutil
@@ -37,7 +37,7 @@ class Job(NamedTuple):
 def open_sources(sources: Sequence[str], dst: Path, wanted: Callable[[str], bool]) -> list[Path]:
     """The folders to look in: folders as they are, archives (.zip, .tar, .tar.gz, .tgz) unpacked below `dst`.
 
-    wanted: says of a path in an archive whether it is needed. Raises UserError for a source that is missing or broken.
+    wanted: whether a path in an archive is needed. Raises UserError for a source that is missing or broken.
     """
     roots = []
     for source in map(Path, sources):
@@ -92,7 +92,7 @@ def _copy(content: Any, target: Path) -> None:
 
 
 def under(roots: Sequence[Path], folder: str, ending: str) -> dict[str, Path]:
-    """Files that end in `ending` below a folder called `folder` ("a", or "a/b"): a root itself or any folder in it.
+    """The files that end in `ending` below a folder called `folder` ("a", or "a/b"): a root itself or any folder in it.
 
     Keys are the paths below that folder, in order; where two roots have the same, the earlier one counts.
     """
@@ -112,7 +112,7 @@ def under(roots: Sequence[Path], folder: str, ending: str) -> dict[str, Path]:
 
 
 def place(source: Path, target: Path) -> bool:
-    """Brings an unchanged file to its place: a hard link where possible, else a copy. False when it already existed."""
+    """Puts an unchanged file at its target: a hard link where possible, else a copy. False when it already existed."""
     if target.exists():
         return False
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -70,7 +70,7 @@ def convert(job: Job) -> bool:
 
 
 def read_mat(path: Path) -> np.ndarray:
-    """Class ids (H, W) uint8 of an SBD file. Needs scipy."""
+    """The class ids (H, W) uint8 of an SBD file. Needs scipy."""
     try:
         from scipy.io import loadmat
     except ImportError as error:
@@ -82,7 +82,7 @@ def read_mat(path: Path) -> np.ndarray:
 
 
 def from_colors(rgb: np.ndarray, path: Path) -> np.ndarray:
-    """Class ids (H, W) uint8 of a mask (H, W, 3) painted in VOC's colours."""
+    """The class ids (H, W) uint8 of a mask (H, W, 3) painted in VOC's colours."""
     weights = np.array([1 << 16, 1 << 8, 1])
     codes, ids = rgb.astype(np.int64) @ weights, np.array(PALETTE) @ weights
     order = np.argsort(ids)

@@ -20,7 +20,7 @@ EXAMPLES = 3  # problems of one kind that are printed in full
 
 @dataclass
 class Checked:
-    """A list and what was found in it.
+    """A list and the findings about it.
 
     role: "labeled", "unlabeled" (masks are not read), "select" or "val". pair: lists of one run share it.
     """
@@ -80,7 +80,7 @@ def _folders(base: Path) -> list[str]:
 
 
 def check(spec: DatasetSpec, lists: list[Checked], decode: bool = False) -> list[str]:
-    """Fills in problems and pixel counts of every list. Returns hints on what the problems come from and how to fix them."""
+    """Fills in problems and pixel counts of every list. Returns hints on the causes of the problems and how to fix them."""
     _check_membership(lists)
     jobs: dict[Job, Found] = {}
     decode = decode or spec.name not in SPECS  # nobody has looked at these lists before
@@ -140,7 +140,7 @@ def _some(values: list[int]) -> str:
 
 
 def _check_membership(lists: list[Checked]) -> None:
-    """No image twice in a list, in two lists of a pair, or in a validation list and in one that trains or selects."""
+    """Checks that no image is twice in a list, in two lists of a pair, or in a validation list and in one that trains or selects."""
     for one in lists:
         for file, count in Counter(one.files).items():
             if count > 1:
@@ -156,7 +156,7 @@ def _check_membership(lists: list[Checked]) -> None:
 
 
 def _check_content(lists: list[Checked], digests: list[list[bytes]]) -> None:
-    """No validation image in a training list under another name. digests: of each list's images, empty ones say nothing."""
+    """Checks that no validation image is in a training list under another name. digests: of each list's images; empty ones are skipped."""
     held: dict[bytes, tuple[Path, str]] = {}
     for one, group in zip(lists, digests, strict=True):
         if one.role == "val":
@@ -169,7 +169,7 @@ def _check_content(lists: list[Checked], digests: list[list[bytes]]) -> None:
 
 
 def _hints(spec: DatasetSpec, jobs: dict[Job, Found], kinds: list[str]) -> list[str]:
-    """The most common causes, recognised by what was found."""
+    """Hints on the most common causes of the problems found."""
     hints = []
     values = {value for found in jobs.values() for value in found.values}
     absent = sum(found.kind in ("no image", "no mask") for found in jobs.values())

@@ -12,7 +12,7 @@ from util.error import UserError
 
 
 def rank(lines: Sequence[str], seed: int) -> list[int]:
-    """Indices of the lines in the order of sha256("<seed>\\n<line>"): a shuffle that no library version changes.
+    """The indices of the lines in the order of sha256("<seed>\\n<line>"): a shuffle that no library version changes.
 
     It does not depend on the order of the list, and a larger labelled part contains every smaller one of the same seed.
     """
@@ -47,7 +47,7 @@ def choose(ranked: Sequence[int], count: int, classes: Sequence[frozenset[int]] 
 
 
 class Paired(NamedTuple):
-    """Images with their masks, relative to `root`. alone: how many masks have no image. notes: which files were left out."""
+    """Images with their masks, relative to `root`. alone: number of masks without an image. notes: which files were left out."""
 
     root: Path
     entries: list[Entry]
@@ -59,7 +59,7 @@ def pair_folders(images: Path, masks: Path | None, root: Path | None, suffix: st
     """Pairs each image with the mask of the same name (other ending allowed), subfolders included, in the order of the names.
 
     One folder may lie in the other. root: data root below which paths are written; None means the nearest folder that has both. suffix:
-    what a mask's name has behind the image's name (`_L` for a.jpg and a_L.png). An image without a mask gets None. Raises UserError for
+    what a mask's name has after the image's name (`_L` for a.jpg and a_L.png). An image without a mask gets None. Raises UserError for
     folders without images or without a single match.
     """
     if masks is not None and masks.resolve() == images.resolve():
@@ -82,7 +82,7 @@ def pair_folders(images: Path, masks: Path | None, root: Path | None, suffix: st
 
 
 def _by_name(folder: Path, option: str, other: Path | None) -> tuple[dict[str, Path], list[str]]:
-    """Images of a folder and its subfolders by path without the ending, and what to say of its other files. `other` is left out."""
+    """The images of a folder and its subfolders by path without the ending, and a note on its other files. `other` is left out."""
     if not folder.is_dir():
         raise UserError(f"{option}: no such folder: {folder}")
     inner = [other] if other is not None and folder.resolve() in other.resolve().parents else []
@@ -101,7 +101,7 @@ def _by_name(folder: Path, option: str, other: Path | None) -> tuple[dict[str, P
 
 
 def _below(path: Path, root: Path) -> str:
-    """Path relative to the data root (symbolic links are kept as they are). Raises UserError for one that cannot stand in a list."""
+    """The path relative to the data root (symbolic links are kept as they are). Raises UserError for one that cannot stand in a list."""
     absolute, base = Path(os.path.abspath(path)), Path(os.path.abspath(root))
     if not absolute.is_relative_to(base):
         raise UserError(f"--data-root: {absolute} is not below {base}; give a folder that holds images and masks")

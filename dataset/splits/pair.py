@@ -17,13 +17,13 @@ Classes = list[frozenset[int]] | None  # of each line's mask, where the choice i
 
 
 class Made(NamedTuple):
-    """The lines of each list to write, and what to say about them: written together, once nothing is wrong with any of them."""
+    """The lines of each list to write, and notes about them; they are written together, once all of them are right."""
 
     lists: dict[Path, list[str]]
     notes: list[str]
 
     def write(self) -> None:
-        """Raises UserError, with nothing written, where a list exists with other content."""
+        """Writes the lists. Raises UserError, with nothing written, where one exists with other content."""
         for path, lines in self.lists.items():
             for folder in path.parents:
                 if folder in self.lists or folder.is_file():
@@ -97,7 +97,7 @@ def _add_pair(
 
 
 def hold_out(ranked: Sequence[int], count: int, classes: Classes = None) -> set[int]:
-    """Which `count` of the labelled lines select: those that the choice of a smaller labelled part leaves over (`choose`).
+    """The `count` labelled lines that select: those that the choice of a smaller labelled part leaves over (`choose`).
 
     Raises UserError where either side would have no image.
     """
@@ -109,7 +109,7 @@ def hold_out(ranked: Sequence[int], count: int, classes: Classes = None) -> set[
 
 
 def _able(args: argparse.Namespace, entries: list[Entry]) -> list[int]:
-    """Which entries can be labelled: images with a mask, pairs whose label file exists (all pairs where no label is on this machine)."""
+    """The entries that can be labelled: images with a mask, pairs whose label file exists (all pairs where no label is on this machine)."""
     if args.spec is None or args.spec.task != "change":
         return [i for i, entry in enumerate(entries) if entry.mask is not None]
     root = Path(args.data_root or f"data/{args.dataset}")
@@ -118,14 +118,14 @@ def _able(args: argparse.Namespace, entries: list[Entry]) -> list[int]:
 
 
 def _share(args: argparse.Namespace, total: int) -> tuple[int, str]:
-    """Number of labelled images and the folder's name: 1/8 of 367 is 46 (rounded half up) in `1_8`, 5% in `5%`, --count 50 in `50`."""
+    """The number of labelled images and the folder's name: 1/8 of 367 is 46 (rounded half up) in `1_8`, 5% in `5%`, --count 50 in `50`."""
     if args.count is not None:
         return args.count, str(args.count)
     return part(args.labeled, total, "--labeled") or 1, args.labeled.replace("/", "_")
 
 
 def part(text: str, total: int, option: str) -> int:
-    """A share like 1/8 or 5% of `total`, rounded half up."""
+    """The number that a share like 1/8 or 5% is of `total`, rounded half up."""
     parts = re.fullmatch(r"(\d+)(?:/([1-9]\d*)|%)", text)
     if not parts:
         raise UserError(f"{option}: found {text!r}, expected a share like 1/8 or 5% (a number of labelled images is --count)")

@@ -22,7 +22,7 @@ PUBLISHED = {
 
 
 class Published(NamedTuple):
-    """A published list: path in the public repository, path here, size in bytes, sums, number of lines ("" or 0 where unknown), and the
+    """A published list: path in the public repository, local path, size in bytes, sums, number of lines ("" or 0 where unknown), and the
     repository (a key of PUBLISHED)."""
 
     path: str
@@ -35,7 +35,7 @@ class Published(NamedTuple):
 
     @property
     def sum(self) -> str:
-        """What identifies the content: the SHA-256 where it is known, else git's blob SHA-1 (which covers the size)."""
+        """The sum that identifies the content: the SHA-256 where it is known, else git's blob SHA-1 (which covers the size)."""
         return self.sha256 or self.blob
 
     def sum_of(self, content: bytes) -> str:
@@ -78,9 +78,9 @@ def _wanted(names: list[str]) -> dict[str, list[Published]]:
 
 
 def fetch(names: list[str], base: str | None) -> None:
-    """Downloads the lists that are not here yet, from `base` where it is given.
+    """Downloads the lists that do not exist yet, from `base` where it is given.
 
-    After a list with wrong content nothing that this run brought is kept.
+    After a list with wrong content nothing that this run downloaded is kept.
     """
     for name, lists in _wanted(names).items():
         missing = [one for one in lists if not (one.local.is_file() and one.matches(one.local.read_bytes()))]
@@ -98,7 +98,7 @@ def fetch(names: list[str], base: str | None) -> None:
 
 
 def _discard(paths: list[Path]) -> None:
-    """Deletes files and the folders that are empty without them."""
+    """Deletes files, and the folders that become empty."""
     for path in paths:
         path.unlink(missing_ok=True)
         for folder in path.parents[:-1]:
