@@ -1,4 +1,4 @@
-"""Several processes of a command, told apart by their environment as the launcher tells them.
+"""Several processes of a command, distinguished by the environment variables that the launcher sets.
 
 They are forked from a process that has PyTorch in memory: an interpreter takes 3 seconds to get there, more than most tests compute. What
 the launcher does, and what happens while an interpreter ends, is tested with real ones.

@@ -261,7 +261,7 @@ def test_an_onnx_file_takes_one_image(trained: Path, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_the_authors(trained: Path, tiny: Tiny, tmp_path: Path) -> None:
-    """`module.` before the names, a memory for another crop: the same scores. A run goes on from it, with the crop that it is for."""
+    """`module.` before the names, a memory for another crop: the same scores. A run resumes from it, with the crop that it is for."""
     own = checkpoint.load(trained / "latest.pth")
     theirs = {"model": {f"module.{name}": value for name, value in own["model"].items()}, "optimizer": own["optimizer"], "epoch": 1}
     theirs |= {"best_epoch": 1, "previous_best": 0.5}

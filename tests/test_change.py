@@ -252,7 +252,7 @@ def test_val_id_path_selects_and_the_best_epoch_is_scored_once_on_the_test_list(
     lines = figures(tmp_path / "train.log")[-2:]
     monkeypatch.setattr("engine.final_test.evaluate", lambda *_: pytest.fail("tested twice"))
     unimatch_v2.main(args)
-    assert figures(tmp_path / "train.log")[-2:] == lines, "started again: told again, not tested again"
+    assert figures(tmp_path / "train.log")[-2:] == lines, "started again: reported again, not tested again"
     old = json.loads((tmp_path / "test.json").read_text())
     old["scores"] = {name: {"changed IoU": 1.0} for name in old["scores"]}
     (tmp_path / "test.json").write_text(json.dumps(old))
@@ -260,7 +260,7 @@ def test_val_id_path_selects_and_the_best_epoch_is_scored_once_on_the_test_list(
         unimatch_v2.main(args)
     (tmp_path / "best.pth").unlink()
     unimatch_v2.main(args)
-    assert "best.pth: not there" in (tmp_path / "train.log").read_text(), "nothing to test is told, and ends no run"
+    assert "best.pth: not there" in (tmp_path / "train.log").read_text(), "that there is nothing to test is reported, and ends no run"
 
 
 def test_the_test_list_of_the_data_set_is_the_default_for_the_final_test(

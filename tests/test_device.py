@@ -34,7 +34,7 @@ Commands = dict[str, tuple[str, list[str]]]
 
 
 def commands(tiny: Tiny, pairs: Tiny, out: Path) -> Commands:
-    """By name: the module of a command and its arguments. One that has a number goes on with the run of the one before."""
+    """By name: the module of a command and its arguments. One with a number resumes the run of the one before."""
     train, change = tiny.args, pairs.args
     models = ["--config", str(tiny.config), "--checkpoint", f"{out}/unimatch_v2/latest.pth"]
     changes = ["--config", str(pairs.config), "--checkpoint", f"{out}/change/latest.pth"]

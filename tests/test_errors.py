@@ -1,4 +1,4 @@
-"""Broken situations: each ends with exit code 2 and one line, which says where the mistake is, what it is and how to mend it.
+"""Broken situations: each ends with exit code 2 and one line, which says where the error is, what it is and how to fix it.
 
 A row is (what is broken, what breaks it, words the line must hold). Most run `main(argv)` here; a few run as real commands.
 """

@@ -23,7 +23,7 @@ CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.261302
 
 
 class Attention(nn.Module):
-    """forward: (B, N, width) -> the same shape. `attn` holds the parameters, under the published names."""
+    """Self-attention. forward: (B, N, width) -> the same shape. `attn` holds the parameters, under the published names."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Layer(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """forward: (B, 3, H, W) -> (B, width, ceil(H / 16), ceil(W / 16)), with zeros at the right and below up to whole patches."""
+    """The patch embedding. forward: (B, 3, H, W) -> (B, width, ceil(H / 16), ceil(W / 16)), padded with zeros at the right and below."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

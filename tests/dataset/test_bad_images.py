@@ -1,4 +1,4 @@
-"""Files that cannot be read in the middle of an epoch: stop with the name, or replace and tell; never hang, never a bare exception."""
+"""Files that cannot be read in the middle of an epoch: stop with the name, or replace and report; never hang, never a bare exception."""
 
 import os
 import re

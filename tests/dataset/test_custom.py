@@ -1,4 +1,4 @@
-"""Data sets that a config describes: what works, and what each mistake in one says."""
+"""Data sets that a config describes: what works, and the error message of each wrong one."""
 
 import math
 import os
@@ -503,7 +503,7 @@ def test_a_problem_that_check_explains(capsys: pytest.CaptureFixture[str]) -> No
 def test_check_sees_classes_that_are_not_labelled(
     classes: list[str], values: tuple[int, ...], problem: str, hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Black and white masks are legal, because 255 is: only a look at the classes tells that nothing can be learned from them."""
+    """Black and white masks are legal, because 255 is: only counting the classes shows that nothing can be learned from them."""
     street(values=values)
     config(classes=classes)
     make()

@@ -1,4 +1,4 @@
-"""The colours of data sets that have none: told apart by eye, whatever the number of classes, and the same everywhere."""
+"""The colours of data sets that have none: distinguished by eye, whatever the number of classes, and the same everywhere."""
 
 import numpy as np
 import pytest

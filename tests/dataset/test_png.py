@@ -1,4 +1,4 @@
-"""PNG files give the same pixels, or the same mistake, with kornia-rs installed and without."""
+"""PNG files give the same pixels, or the same error, with kornia-rs installed and without."""
 
 import struct
 import zlib

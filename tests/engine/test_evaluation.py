@@ -103,7 +103,7 @@ def test_sliding_windows(height: int, width: int, nclass: int) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(42, 42), (100, 90), (30, 29), (20, 90), (57, 85)])
 def test_windows_that_are_cut_off_at_the_border(height: int, width: int) -> None:
-    """As UniMatch V1 evaluates: the start goes on by two thirds of a window while it lies inside the image."""
+    """As UniMatch V1 evaluates: windows start every two thirds of a window, as long as the start lies inside the image."""
 
     class Cut(Patches):
         def forward(self, img: Tensor, *_: Any, **__: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""Killed anywhere, a run ends in the same bits; it goes on only from a checkpoint of its own."""
+"""Killed anywhere, a run ends in the same bits; it resumes only from a checkpoint of its own."""
 
 import errno
 import fcntl
@@ -254,7 +254,7 @@ def test_a_best_epoch_that_is_not_on_the_disk_is_told(tiny: Tiny, whole: Path, t
 
 
 def test_a_full_disk_costs_a_save_and_no_more(tiny: Tiny, whole: Path, tmp_path: Path) -> None:
-    """The disk is full for the saves 4 to 6 and for one log line; training goes on, and ends with a good checkpoint."""
+    """The disk is full for the saves 4 to 6 and for one log line; training continues, and ends with a good checkpoint."""
     original, calls = os.fsync, []
 
     def full(descriptor: int) -> None:

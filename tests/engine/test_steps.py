@@ -60,7 +60,7 @@ def test_a_step_that_is_not_finite_changes_no_weight_but_counts(value: float, th
         train(poisoned({3, 4, 8}, value, through), tiny.args(tmp_path, *QUICK, "epochs=1"), None)
     changed = [any(bool(delta.any()) for delta in step.values()) for step in seen]
     assert [i for i, value in enumerate(changed) if not value] == [3, 4, 8]
-    assert len(set(rates[1:])) == len(rates) - 1, "the learning rate goes on"
+    assert len(set(rates[1:])) == len(rates) - 1, "the schedule continues"
     log = (tmp_path / "train.log").read_text()
     told = re.findall(r"WARNING\] (Step .*)", log)
     assert told == [

@@ -1,4 +1,4 @@
-"""Golden numbers: every .npz and keys_*.txt of the golden folder, told apart by its name; those of single encoders: encoders.py;
+"""Golden numbers: every .npz and keys_*.txt of the golden folder, recognised by its name; those of single encoders: encoders.py;
 those of UniMatch V1: v1.py; of SemiVL: semivl.py; of AllSpark: allspark.py.
 
 fwd_*.npz: `<encoder>_<H>x<W>` -> logits of `image(H, W, B)`, every n-th pixel where the array is smaller.

@@ -1,4 +1,4 @@
-"""A mistake is told once, however many workers meet it, whenever they do."""
+"""An error of the user is reported once, however many workers meet it, whenever they do."""
 
 import io
 import multiprocessing
@@ -30,7 +30,7 @@ class Slow(io.StringIO):
 
 
 def meet(rank: int, message: str, folder: Path) -> None:
-    """A worker of torchrun that meets a mistake; what it prints goes to `folder`/out."""
+    """A worker of torchrun that meets an error; what it prints goes to `folder`/out."""
     sys.stderr = Slow(folder / "out")
     error_file = folder / f"attempt_0/{rank}/error.json"
     error_file.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Told to stop, a run saves, says how to go on, and ends with the code that a batch script turns into a requeue."""
+"""Asked to stop, a run saves, says how to resume it, and ends with the code that a batch script turns into a requeue."""
 
 import os
 import signal

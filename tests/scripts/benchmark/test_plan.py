@@ -1,4 +1,4 @@
-"""`python -m scripts.benchmark plan`: cards, steps, hours, limits, and the mistakes a user can make."""
+"""`python -m scripts.benchmark plan`: cards, steps, hours, limits, and a user's errors."""
 
 import json
 from argparse import Namespace
