@@ -44,7 +44,7 @@ class Mixed(NamedTuple):
 def cutmix(
     img: Tensor, pseudo: Tensor, conf: Tensor, ignore: Tensor, box: Tensor, partner: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 ) -> Mixed:
-    """Inside its box, image i takes everything from its partner, un-mixed. box: (B, H, W), non-zero inside.
+    """CutMix: inside its box, image i takes everything from its partner, un-mixed. box: (B, H, W), non-zero inside.
 
     partner: image, pseudo label, confidence and ignore map of each image's partner; None: image B-1-i of the same view.
     """
