@@ -126,21 +126,21 @@ def load(
     return Predictor(trained, world.device, prediction, "bf16" if bf16 else "fp32")
 
 
-class Scenes(Dataset):
+class Inputs(Dataset):
     """The images or pairs to predict, decoded in workers. A UserError comes back as it is."""
 
-    def __init__(self, scenes: Sequence[Input]) -> None:
-        self.scenes = scenes
+    def __init__(self, inputs: Sequence[Input]) -> None:
+        self.inputs = inputs
 
     def __getitem__(self, index: int) -> tuple[int, Tensor | UserError]:
         try:
-            return index, image_tensor(read_input(self.scenes[index]))
+            return index, image_tensor(read_input(self.inputs[index]))
         except UserError as error:
             return index, error
 
 
 def write(out: Path, name: str, img: Tensor, ids: np.ndarray, probs: Tensor, predictor: Predictor, args: argparse.Namespace) -> None:
-    """Writes the files of one scene. img: uint8 (3 * dates, H, W); ids: (H, W) uint8; probs: (K, H, W)."""
+    """Writes the files of one input. img: uint8 (3 * dates, H, W); ids: (H, W) uint8; probs: (K, H, W)."""
     spec = predictor.trained.spec
     picture.save(picture.palette_mask(ids, spec), out / f"{name}.png")
     picture.save(picture.overlay(tensor_images(img), ids, spec), out / f"{name}_overlay.jpg")
@@ -153,17 +153,17 @@ def write(out: Path, name: str, img: Tensor, ids: np.ndarray, probs: Tensor, pre
 
 
 def predict_all(
-    predictor: Predictor, scenes: Sequence[Input], names: Sequence[str], out: Path, args: argparse.Namespace
+    predictor: Predictor, inputs: Sequence[Input], names: Sequence[str], out: Path, args: argparse.Namespace
 ) -> list[UserError]:
-    """Predicts the scenes and writes their files. Returns what is wrong with those that cannot be read, in their order."""
+    """Predicts the inputs and writes their files. Returns what is wrong with those that cannot be read, in their order."""
     problems: dict[int, UserError] = {}
     options: dict[str, Any] = {
         "num_workers": with_room(min(4, cpu_count() - 1), args.batch_size * WHOLE),
         "worker_init_fn": start_worker,
         "collate_fn": list,
     }
-    loader: DataLoader[Any] = DataLoader(Scenes(scenes), batch_sampler=batches_by_size(scenes, args.batch_size), **options)
-    with Progress(len(scenes), "image") as progress:
+    loader: DataLoader[Any] = DataLoader(Inputs(inputs), batch_sampler=batches_by_size(inputs, args.batch_size), **options)
+    with Progress(len(inputs), "image") as progress:
         for batch in loader:
             problems |= {index: img for index, img in batch if isinstance(img, UserError)}
             good = [(index, img) for index, img in batch if index not in problems]
