@@ -240,8 +240,7 @@ def _samples(data: PageData) -> str:
             button = f'<button aria-label="enlarge {text}"><img src="{uri}" alt="{text}"></button>'
             figures += f"<figure>{button}<figcaption>{text}</figcaption></figure>"
         keys = "".join(f"<span>{_swatch(data.spec, k)}{escape(data.spec.classes[k])}</span>" for k in labels)
-        keys += '<span><span class="swatch" style="background:#808080"></span>not scored</span>'
-        keys += '<span><span class="swatch striped"></span>no pseudo label</span>' if data.method.semi else ""
+        keys += f'<span><span class="swatch striped"></span>not scored{" or no pseudo label" if data.method.semi else ""}</span>'
         rows.append(f'<section><p>{escape(name)}</p><div class="samples">{figures}</div><p class="legend">{keys}</p></section>')
     note = '<p class="quiet">A click on a picture enlarges it.</p>'
     return f"<h2>Validation images</h2>{note}{''.join(rows)}<dialog></dialog>" if rows else ""

@@ -26,7 +26,9 @@ def _small(image: Image.Image, method: Image.Resampling) -> Image.Image:
 
 
 def _painted(ids: np.ndarray, spec: DatasetSpec) -> Image.Image:
-    return _small(picture.paint(ids, spec), Image.Resampling.NEAREST)
+    """Class ids as colours, with stripes where there is none: grey is the colour of a class of many data sets."""
+    small = np.asarray(_small(Image.fromarray(ids), Image.Resampling.NEAREST))
+    return picture.strike(picture.paint(small, spec), small == IGNORE)
 
 
 def _ids(scores: Tensor) -> np.ndarray:
@@ -65,9 +67,7 @@ def _pseudo_label_panels(scores: Tensor, spec: DatasetSpec, thresh: float, predi
     conf = prediction.probabilities(scores).amax(dim=1)[0].float().cpu().numpy()
     kept = np.where(conf >= thresh, _ids(scores), IGNORE).astype(np.uint8)
     share = 100 * float((conf >= thresh).mean())
-    height, width = conf.shape
-    labels = picture.tint(picture.stripes(width, height), kept, spec, 1.0, all_classes=True)
     return [
         ("confidence, dark: 0, yellow: 1", _small(picture.heat(conf), Image.Resampling.BILINEAR)),
-        (f"kept as pseudo label, {share:.0f} %", _small(labels, Image.Resampling.NEAREST)),
+        (f"kept as pseudo label, {share:.0f} %", _painted(kept, spec)),
     ]
