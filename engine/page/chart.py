@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 WIDTH, HEIGHT = 420, 244
-LEFT, RIGHT, TOP, BOTTOM = 56, 10, 14, 38
+LEFT, RIGHT, TOP, BOTTOM = 72, 10, 14, 38  # on the left there is room for the axis' name beside a figure as long as 0.00015
 Points = Sequence[tuple[float, float]]
 
 

@@ -154,13 +154,13 @@ def _charts(data: PageData) -> str:
     for key, label in labels.items():
         if not key.startswith("loss"):
             figures.append(chart(f"{label}, mean of the epoch", {label: means[key]}, last, y=label.lower()))
-    figures += _worth(data)
+    figures += _worth(data, last)
     speed = {"images a second": line(row.images_per_second for row in data.epochs)}
     figures.append(chart("Speed", speed, last, y="images a second"))
     return f'<h2>Curves</h2><div class="charts">{"".join(figures)}</div>'
 
 
-def _worth(data: PageData) -> list[str]:
+def _worth(data: PageData, last: int) -> list[str]:
     """The chart of what the pseudo labels are worth."""
     if not data.measured:
         return []
@@ -168,7 +168,7 @@ def _worth(data: PageData) -> list[str]:
         label: [(row.epoch, row.pseudo_quality[key]) for row in data.measured if row.pseudo_quality[key] is not None]
         for key, label in (("share", "confident"), ("right", "of these right"))
     }
-    return [chart("Pseudo labels on the validation images, %", series, data.total_epochs - 1)]
+    return [chart("Pseudo labels on the validation images, %", series, last)]
 
 
 def _worth_cell(data: PageData, name: str) -> str:
