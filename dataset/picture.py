@@ -17,6 +17,7 @@ BOX = (255, 40, 200)  # outline of a CutMix box
 STRIPES, OUTLINE = "stripes", "outline"
 Key = tuple[int | str, str]  # an entry of a legend: STRIPES, OUTLINE, or the class id (IGNORE too) whose colour it has; its text
 GAP = 6
+WHITE_FROM = 50  # percent of a cell of a confusion matrix; from here on white has a contrast of 4.5 on it, below it black has
 
 
 def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
@@ -190,7 +191,7 @@ def confusion_picture(matrix: np.ndarray, classes: Sequence[str]) -> Image.Image
             draw.rectangle((x, y, x + cell - 1, y + cell - 1), _blue(share[i, j]), (225, 228, 232))
             if numbers and share[i, j] >= 0.05:
                 figure = f"{share[i, j]:.0f}" if share[i, j] >= 9.95 else f"{share[i, j]:.1f}"
-                draw.text((x + cell / 2, y + cell / 2), figure, "white" if share[i, j] > 40 else "black", _font(12), anchor="mm")
+                draw.text((x + cell / 2, y + cell / 2), figure, "white" if share[i, j] >= WHITE_FROM else "black", _font(12), anchor="mm")
     draw.text((margin, 4), heading, "black", _font(13))
     draw.text((4, margin - 20), "true", "black", _font(13))
     return out

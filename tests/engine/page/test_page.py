@@ -23,11 +23,12 @@ import evaluate
 import supervised
 import unimatch_v2
 from dataset import picture
-from dataset.spec import get_spec
-from engine.metrics_file import read_epochs
+from dataset.spec import IGNORE, get_spec
+from engine.metrics_file import Epoch, read_epochs
 from engine.page.chart import chart, ticks
-from engine.page.confusion import confusion_svg
-from engine.page.render import _swatch
+from engine.page.confusion import BLUE, WHITE_FROM, confusion_svg
+from engine.page.render import HERE, PageData, _swatch, document, render
+from engine.page.samples import _painted
 from engine.page.writer import latest_warnings
 from engine.records import Record
 from engine.zero import reasons
@@ -76,6 +77,7 @@ def test_page_shows_what_the_log_says(run: Path) -> None:
     ratio = rows[-1].means["mask_ratio"]
     assert ratio == pytest.approx(float(last.rsplit(" ", 1)[1]), abs=0.0006)
     assert not re.search(r'(src|href)="(?!data:)', page)  # nothing from outside
+    assert page.count('<span class="swatch striped"></span>not scored or no pseudo label</span>') == 3
 
 
 def test_tensorboard_has_what_people_watch(run: Path) -> None:
@@ -98,6 +100,7 @@ def test_page_of_a_supervised_run_says_nothing_of_a_teacher(tiny: Tiny, tmp_path
     assert "best mIoU (student), epoch 0" in page
     for word in ("EMA", "pseudo label", "Mask ratio"):
         assert word not in page
+    assert page.count('<span class="swatch striped"></span>not scored</span>') == 3
 
 
 def test_classes_that_stay_at_0_say_why(tiny: Tiny, tmp_path: Path) -> None:
@@ -155,6 +158,52 @@ def test_a_single_epoch_stands_in_the_middle() -> None:
     left, right = numbers(svg, r'class="grid" x1="(\d+)"')[0], numbers(svg, r'class="grid" x1="\d+" x2="(\d+)"')[0]
     assert numbers(svg, r'cx="([\d.]+)"') == [(left + right) / 2]
     assert numbers(svg, r'text-anchor="middle">(\d+)<') == [0]
+
+
+def test_all_charts_of_a_run_end_at_one_epoch() -> None:
+    """Early in a long run at twice the epochs that are done."""
+    worth = {"share": 50.0, "right": 60.0, "classes": {name: {"share": 8.0, "right": 60.0} for name in CLASSES}}
+    figures: dict[str, Any] = {"miou": 40.0, "pixel_accuracy": 50.0, "iou": dict.fromkeys(CLASSES, 40.0)}
+    scores = {name: figures for name in unimatch_v2.METHOD.models}
+    means: dict[str, float | None] = dict.fromkeys(unimatch_v2.METHOD.labels, 0.5)
+    rows = [Epoch(i, i + 1, 1.0, None, 9.0, means, {}, scores, worth) for i in range(4)]
+    page = render(PageData("a run", {}, get_spec("demo"), unimatch_v2.METHOD, 60, epochs=rows))
+    ends = re.findall(r'>(\d+)</text><(?:polyline|line class="mark")', page)
+    assert ends == ["8"] * 5
+
+
+def luminance(colour: np.ndarray) -> float:
+    part = colour / 255
+    return float(np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4) @ (0.2126, 0.7152, 0.0722))
+
+
+@pytest.mark.parametrize(("mode", "below"), [(0, 0), (1, 255)])
+def test_figures_of_the_confusion_matrix_can_be_read(mode: int, below: int) -> None:
+    """A contrast of at least 4.5, light and dark."""
+    style = (HERE / "page.css").read_text()
+    assert [{"#000": 0, "#fff": 255}[text] for text in re.findall(r"--cell: (#\w+)", style)][mode] == below
+    card = np.array([int(re.findall(r"--card: #(\w+)", style)[mode][i : i + 2], 16) for i in (0, 2, 4)])
+    for share in np.arange(0, 100.01, 0.1):
+        cell = luminance(card + (np.array(BLUE) - card) * (share / 100) ** 0.5)
+        text = luminance(np.full(3, 255 if share >= WHITE_FROM else below))
+        assert (max(cell, text) + 0.05) / (min(cell, text) + 0.05) >= 4.5, share
+
+
+def test_figures_of_the_confusion_picture_can_be_read() -> None:
+    for share in np.arange(0, 100.01, 0.1):
+        cell, text = luminance(np.array(picture._blue(share))), 1.0 if share >= picture.WHITE_FROM else 0.0
+        assert (max(cell, text) + 0.05) / (min(cell, text) + 0.05) >= 4.5, share
+
+
+def test_ignored_pixels_look_like_no_class() -> None:
+    spec = get_spec("camvid")
+    sky = spec.classes.index("sky")
+    ids = np.full((30, 900), IGNORE, np.uint8)
+    ids[:, 450:] = sky
+    found = np.asarray(_painted(ids, spec))
+    assert found.shape[1] == 400
+    assert (found[:, 200:] == spec.palette[sky]).all()
+    assert set(np.unique(found[:, :200])) == {205, 250}, "stripes of their full width, though the picture is smaller"
 
 
 def test_the_confusion_matrix_of_any_number_of_classes() -> None:
@@ -279,6 +328,7 @@ def test_page_in_a_browser(run: Path, browser: Browser, width: int) -> None:
     assert enlarged[0]
     assert enlarged[1] > 0.85 * width - 60
     assert enlarged[2].startswith("images/18.jpg: truth\n")
+    assert browser.script("const d = document.querySelector('dialog'); return d.scrollWidth <= d.clientWidth")
     assert "not scored" in enlarged[2]
     browser.script("document.querySelector('dialog').click()")
     assert not browser.script("return document.querySelector('dialog').open")
@@ -286,3 +336,25 @@ def test_page_in_a_browser(run: Path, browser: Browser, width: int) -> None:
     assert all(wide == ("scrolls" in names) for wide, names in hinted)
     assert any(wide for wide, _ in hinted) == (width < 500)
     assert browser.errors() == []
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_charts_and_confusion_matrices_in_a_browser(browser: Browser, tmp_path: Path, width: int) -> None:
+    """An axis' name stands clear of its longest figures; the matrix of six classes or more fills its card, that of two keeps its shape."""
+    charts = [chart("a", {"b": [(0, high), (1, high)]}, 1, y="mask ratio") for high in (1, 0.015, 0.0004, 0.00016, 120000)]
+    matrices = [confusion_svg(np.eye(n) * 100, [f"c{k}" for k in range(n)]) for n in (2, 6, 11, 21)]
+    cards = "".join(f'<div class="card wide">{svg}</div>' for svg in matrices)
+    (tmp_path / "page.html").write_text(document("charts", f'<div class="charts">{"".join(charts)}</div>{cards}'))
+    browser.open(tmp_path / "page.html", width)
+    boxes = """return [...document.querySelectorAll('.chart')].map(chart => {
+        const texts = [...chart.querySelectorAll('text')], box = (text) => text.getBoundingClientRect();
+        const figures = texts.filter(text => text.getAttribute('text-anchor') === 'end').map(text => box(text).left);
+        return [box(texts.find(text => text.hasAttribute('transform'))).right, Math.min(...figures)];
+    })"""
+    assert all(name < figure for name, figure in browser.script(boxes))
+    part = (
+        "return [...document.querySelectorAll('.confusion')].map(m => m.getBoundingClientRect().width / (m.parentElement.clientWidth - 24))"
+    )
+    two, *others = browser.script(part)
+    assert all(share > 0.99 for share in others)
+    assert (two < 0.6) == (width > 1000)
