@@ -10,6 +10,11 @@ from torch import Tensor
 from engine import metric
 from engine.evaluation import Counts
 from engine.metrics_file import Epoch
+from util.progress import count
+
+# how the warnings begin, by which those of a kind are known as a run repeats them
+NONE_YET = "No pseudo label has reached conf_thresh"
+NEVER = "Some labelled classes have not been among the pseudo labels so far"
 
 
 def quality(confident: Tensor, pixels: int, classes: Sequence[str]) -> dict[str, Any]:
@@ -20,8 +25,8 @@ def quality(confident: Tensor, pixels: int, classes: Sequence[str]) -> dict[str,
     """
     counts, right = confident.sum(0).tolist(), metric.precision(confident).tolist()
     named = {
-        name: {"share": 100 * count / max(1, pixels), "right": value if count else None}
-        for name, count, value in zip(classes, counts, right, strict=True)
+        name: {"share": 100 * number / max(1, pixels), "right": value if number else None}
+        for name, number, value in zip(classes, counts, right, strict=True)
     }
     whole = sum(counts)
     return {
@@ -60,8 +65,7 @@ def warnings(
     measured = [row for row in epochs if row.pseudo_labels or row.pseudo_quality]
     if not any(row.means.get("mask_ratio") or any(_shares(row).values()) for row in measured):
         text = (
-            f"no pseudo label has reached conf_thresh ({thresh:g}) in {len(epochs)} epoch{'s' if len(epochs) > 1 else ''}; "
-            "if that lasts, unlabelled images teach nothing: lower conf_thresh"
+            f"{NONE_YET} ({thresh:g}) in {count(len(epochs), 'epoch')}. If this lasts, unlabelled images teach nothing: lower conf_thresh."
         )
         return [text] if measured and (last or _doubled(len(epochs))) else []
     evaluated = [row for row in measured if row.pseudo_quality]
@@ -70,8 +74,17 @@ def warnings(
     never = {k: name for k, name in enumerate(classes) if not any(_shares(row).get(name, 0) for row in measured)}
     pixels = (labeled() if never else None) or {}
     named = [name for k, name in never.items() if pixels.get(k, 0)]
-    where = "neither on the validation images nor in the last step of an epoch"
-    return [f"labelled, but so far never a pseudo label, {where}: {', '.join(named)}"] if named else []
+    return [f"{NEVER}, neither on the validation images nor in the last step of an epoch: {', '.join(named)}."] if named else []
+
+
+def current(warnings: Sequence[str]) -> list[str]:
+    """Warnings of a run in their order, without those of this module that a later one of their kind has replaced."""
+    latest = {_kind(text): text for text in warnings}
+    return [text for text in warnings if _kind(text) is None or latest[_kind(text)] is text]
+
+
+def _kind(warning: str) -> str | None:
+    return next((kind for kind in (NONE_YET, NEVER) if kind in warning), None)
 
 
 def _shares(row: Epoch) -> dict[str, float]:
@@ -80,6 +93,6 @@ def _shares(row: Epoch) -> dict[str, float]:
     return {name: row.pseudo_labels.get(name, 0) + evaluated.get(name, 0) for name in row.pseudo_labels | evaluated}
 
 
-def _doubled(count: int) -> bool:
+def _doubled(number: int) -> bool:
     """Whether it is 1, 2, 4, 8 and so on."""
-    return count & (count - 1) == 0
+    return number & (number - 1) == 0

@@ -21,7 +21,7 @@ from engine.evaluation import Counts, Prediction
 from engine.metrics_file import Epoch, finite, read_epochs
 from engine.page.render import PageData, data_uri, render
 from engine.page.samples import sample_panels
-from engine.pseudo_quality import quality_of, warnings
+from engine.pseudo_quality import current, quality_of, warnings
 from engine.records import Record
 from engine.resume import LOG, METRICS, PAGE
 from engine.update import Learner
@@ -44,12 +44,15 @@ _WARNING = re.compile(r"^\[([^\],]{19}),\d{3}\]\[ *(?:WARNING|ERROR)\] (.*(?:\n 
 
 
 def latest_warnings(log: Path, begin: int = 0) -> list[str]:
-    """The latest warnings and errors in a log from byte `begin` on, each with its time; none where it cannot be read."""
+    """The latest warnings and errors in a log from byte `begin` on, each with its time; none where it cannot be read.
+
+    Of those about the pseudo labels, which are repeated as a run goes on, the last of each kind.
+    """
     try:
         text = log.read_bytes()[begin:].decode("utf-8", errors="replace")
     except OSError:
         return []
-    return [f"{when} {message}" for when, message in _WARNING.findall(text)[-WARNINGS:]]
+    return current([f"{when} {message}" for when, message in _WARNING.findall(text)])[-WARNINGS:]
 
 
 def peak_memory(device: torch.device) -> float | None:

@@ -16,7 +16,7 @@ from dataset.loader import validation_source
 from dataset.spec import get_spec
 from engine.evaluation import Labeler, Prediction, evaluate, validation_loader
 from engine.metrics_file import Epoch, read_epochs
-from engine.pseudo_quality import quality, quality_of, warnings
+from engine.pseudo_quality import NEVER, NONE_YET, current, quality, quality_of, warnings
 from engine.trained_model import load_trained
 from scripts.report import read_log
 from tests.conftest import Tiny
@@ -131,16 +131,25 @@ def test_warnings() -> None:
     silent = [epoch(i, none, none) for i in range(7)]
     told = [n for n in range(1, 8) if said(silent[:n])]
     assert told == [1, 2, 4]
-    assert "no pseudo label has reached conf_thresh (0.95) in 7 epochs" in said(silent, last=True)[0]
+    assert said(silent, last=True)[0].startswith("No pseudo label has reached conf_thresh (0.95) in 7 epochs. ")
     assert asked == [], "the labelled masks are read where they matter alone"
-    assert said([epoch(0, none, None)])[0].startswith("no pseudo label has reached"), "known without an evaluation, too"
+    assert said([epoch(0, none, None)])[0].startswith("No pseudo label has reached"), "known without an evaluation, too"
     # one class is among them in a step, none on the validation images: the labelled one of the others is named
     (text,) = said([epoch(0, none | {"sky": 2.0}, none)])
-    assert text.endswith("nor in the last step of an epoch: pole")
+    assert text.endswith("nor in the last step of an epoch: pole.")
     assert said([epoch(0, none | {"sky": 2.0}, None)]) == [], "not evaluated: later"
     assert said([epoch(0, none | {"sky": 2.0}, none | {"pole": 0.1})]) == []
-    assert said([*silent, epoch(7, none, none, ratio=0.01)])[0].endswith(": sky, pole"), "some passed, in other steps"
+    assert said([*silent, epoch(7, none, none, ratio=0.01)])[0].endswith(": sky, pole."), "some passed, in other steps"
     assert said([replace(silent[0], pseudo_labels={}, pseudo_quality={})]) == [], "nobody labels"
+
+
+def test_a_page_has_the_latest_warning_of_each_kind() -> None:
+    def at(minute: int, text: str) -> str:
+        return f"2026-01-01 10:0{minute}:00 {text}"
+
+    none, never, other = [f"{NONE_YET} (0.95) in 1 epoch.", f"{NONE_YET} (0.95) in 2 epochs."], f"{NEVER}: pole.", "Step 3 skipped"
+    found = [at(0, none[0]), at(1, other), at(2, none[1]), at(3, never), at(4, never), at(5, other)]
+    assert current(found) == [at(1, other), at(2, none[1]), at(4, never), at(5, other)]
 
 
 def test_quality_by_hand() -> None:
@@ -154,6 +163,6 @@ def test_quality_by_hand() -> None:
 def test_a_run_nobody_is_sure_of_is_warned_of_in_its_log(tiny: Tiny, tmp_path: Path) -> None:
     fixmatch.main(tiny.args(tmp_path, "epochs=1", "conf_thresh=1.0"))
     log = (tmp_path / "train.log").read_text()
-    assert "WARNING] no pseudo label has reached conf_thresh (1) in 1 epoch; " in log
+    assert "WARNING] No pseudo label has reached conf_thresh (1) in 1 epoch. " in log
     assert "Pseudo labels on the validation images: 0.00 % of pixels from confidence 1 on\n" in log
-    assert "no pseudo label has reached" in (tmp_path / "report.html").read_text()
+    assert "No pseudo label has reached" in (tmp_path / "report.html").read_text()
