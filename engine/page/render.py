@@ -100,7 +100,9 @@ def _head(data: PageData) -> str:
         left = f"{spent} so far, about {duration((data.total_epochs - done) * mean(seconds[-5:]))} left"
     bar = f'<div class="progress"><div style="width:{100 * done / data.total_epochs:.1f}%"></div></div>'
     state = f"epoch {done} of {data.total_epochs}, {left}"
-    return f'<h1>{escape(data.title)}</h1>{bar}<p>{escape(state)} <span class="quiet">({escape(data.updated)})</span></p>'
+    note = f"Epochs are numbered from 0 below, as in the log: the last one is epoch {data.total_epochs - 1}."
+    line = f'<p>{escape(state)} <span class="quiet">({escape(data.updated)})</span></p>'
+    return f'<h1>{escape(data.title)}</h1>{bar}{line}<p class="quiet">{note}</p>'
 
 
 def _tiles(data: PageData) -> str:

@@ -60,6 +60,7 @@ def test_page_shows_what_the_log_says(run: Path) -> None:
     best = max((ema, epoch) for epoch, (_, ema) in enumerate(scores))
     assert f"<b>{best[0]:.2f}</b><span>best mIoU (EMA), epoch {best[1]}</span>" in page
     assert re.search(r"epoch 2 of 2, finished in \d+ s", page)
+    assert "Epochs are numbered from 0 below, as in the log: the last one is epoch 1." in page
     # two epochs of both models' scores, the four stats, share and worth of the pseudo labels, and the speed
     assert page.count("<circle") == 2 * (2 + 4 + 2 + 1)
     found = re.findall(r"validation images: ([\d.]+) % of pixels from confidence 0.17 on, ([\d.]+) % of them right", log)
