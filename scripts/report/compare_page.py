@@ -2,10 +2,10 @@
 
 import os
 from collections import defaultdict
+from collections.abc import Iterable
 from contextlib import suppress
 from html import escape
 from pathlib import Path
-from statistics import mean
 from urllib.parse import quote
 
 from engine import metric
@@ -14,40 +14,59 @@ from engine.metrics_file import read_epochs
 from engine.page.chart import chart
 from engine.page.render import document
 from engine.resume import METRICS, PAGE
+from scripts.report import paper
 from scripts.report.compare import Compared, Comparison, Group
-from scripts.report.compare_render import NOTES, differences_grid, methods_grid
+from scripts.report.compare_render import MEANINGS, NOTES, differences_grid, mean_figure, methods_grid
 from scripts.report.figure import draw_curves
 from scripts.report.parse import Run
 from scripts.report.render import Grid
+from scripts.report.tables import TITLES
 from util.error import UserError
 
 
 def page(found: Compared, folder: Path) -> str:
     """The page's HTML. folder: where it will lie, from which its links start."""
-    body = ["<h1>Methods compared</h1>"]
+    title = _title(found)
+    of_methods, *of_differences, of_seeds = (f'<p class="quiet">{escape(note)}</p>' for note in NOTES)
+    explained = next((one for one in found.comparisons if one.differences), None)
+    body = [f"<h1>{escape(title)}</h1>", of_methods]
     for one in found.comparisons:
-        body += [f"<h2>{escape(one.title)}</h2>", _table(methods_grid(one)), _curves(one), _links(one, folder)]
-        body += [_table(differences_grid(one))] if one.differences else []
-    body += [f'<p class="quiet">{escape(note)}</p>' for note in NOTES]
+        body += [f"<h2>{escape(one.title)}</h2>", _table(methods_grid(one), 2), _curves(one), _links(one, folder)]
+        body += ["<h3>Differences</h3>"] if one.differences else []
+        body += of_differences if one is explained else []
+        body += [_table(differences_grid(one), 4)] if one.differences else []
+    body.append(of_seeds)
     if found.remarks:
         body.append(f'<div class="warnings"><b>Remarks</b>{"".join(f"<p>{escape(remark)}</p>" for remark in found.remarks)}</div>')
-    return document("Methods compared", "\n".join(body))
+    return document(title, "\n".join(body))
 
 
-def _table(grid: Grid) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in grid[0])
-    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in grid[1:])
+def _title(found: Compared) -> str:
+    datasets = dict.fromkeys(one.groups[0].first.dataset for one in found.comparisons)
+    names = ", ".join(paper.dataset_title(name) or TITLES.get(name, name) for name in datasets if name)
+    return f"Methods compared on {names}" if names else "Methods compared"
+
+
+def _table(grid: Grid, names: int) -> str:
+    """The first `names` columns are text, the others figures; a heading says what it means when the pointer rests on it."""
+    heading = [f'<abbr title="{escape(MEANINGS[cell])}">{cell}</abbr>' if cell in MEANINGS else escape(cell) for cell in grid[0]]
+    head = _cells("th", heading, names)
+    rows = "".join(f"<tr>{_cells('td', map(escape, row), names)}</tr>" for row in grid[1:])
     return f'<div class="card wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
+def _cells(tag: str, texts: Iterable[str], names: int) -> str:
+    return "".join(f'<{tag} class="{"text" if i < names else "figure"}">{text}</{tag}>' for i, text in enumerate(texts))
+
+
 def _scores(run: Run) -> dict[int, float]:
-    """The score that chooses the best epoch, in percent, of each epoch in the run's metrics.jsonl; nothing where it has none."""
+    """The score that chooses the best epoch, in percent and as in the log, of each epoch in metrics.jsonl; nothing where it has none."""
     figure, found = metric.chosen_by(run.task), {}
     with suppress(OSError):
         for row in read_epochs(Path(run.log).with_name(METRICS)):
             if row.scores:
                 models = tuple(row.scores)
-                found[row.epoch] = row.scores[models[judged(models, run.task)]][figure]
+                found[row.epoch] = round(row.scores[models[judged(models, run.task)]][figure], 2)
     return found
 
 
@@ -75,12 +94,12 @@ def _score_name(one: Comparison) -> str:
 
 
 def _mean_curve(group: Group) -> list[tuple[float, float]]:
-    """(epoch, mean) over the seeds, of epochs that all of them have evaluated."""
+    """(epoch, mean) over the seeds, rounded as in the table, of epochs that all of them have evaluated."""
     by_epoch: dict[int, list[float]] = defaultdict(list)
     for run in group.runs.values():
         for epoch, score in _scores(run).items():
             by_epoch[epoch].append(score)
-    return [(epoch, mean(scores)) for epoch, scores in sorted(by_epoch.items()) if len(scores) == len(group.runs)]
+    return [(epoch, float(mean_figure(scores))) for epoch, scores in sorted(by_epoch.items()) if len(scores) == len(group.runs)]
 
 
 def _curves(one: Comparison) -> str:

@@ -32,7 +32,11 @@ from engine.page.samples import _painted
 from engine.page.writer import latest_warnings
 from engine.records import Record
 from engine.zero import reasons
+from scripts.report import read_log
+from scripts.report.compare import compare
+from scripts.report.compare_page import page as compare_page
 from tests.conftest import Tiny, make_tiny
+from tests.scripts.report.report_logs import whole_log
 from util.progress import duration
 
 CLASSES = get_spec("demo").classes
@@ -359,3 +363,23 @@ def test_charts_and_confusion_matrices_in_a_browser(browser: Browser, tmp_path: 
     two, *others = browser.script(part)
     assert all(share > 0.99 for share in others)
     assert (two < 0.6) == (width > 1000)
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_a_comparison_in_a_browser(browser: Browser, tmp_path: Path, width: int) -> None:
+    """Its tables fit a usual window; in a small one they scroll, the page does not."""
+    for method in ("supervised", "unimatch_v1", "unimatch_v2"):
+        for seed in range(5):
+            log = tmp_path / f"{method}{seed}/train.log"
+            log.parent.mkdir()
+            log.write_text(whole_log(method=method, seed=seed))
+    found = compare(run for path in sorted(tmp_path.rglob("train.log")) for run in read_log(path))
+    for one in found.comparisons[0].differences:
+        one.t = one.over_seeds = one.over_images = one.over_both = (-10.25, 10.25)
+    (tmp_path / "compare.html").write_text(compare_page(found, tmp_path))
+    browser.open(tmp_path / "compare.html", width)
+    assert browser.script("return document.documentElement.scrollWidth <= window.innerWidth")
+    wide = browser.script("return [...document.querySelectorAll('.wide')].map(w => w.scrollWidth > w.clientWidth)")
+    assert len(wide) == 2
+    assert not any(wide) or width < 1000
+    assert browser.script("return document.querySelector('h1').innerText") == "Methods compared on Pascal"

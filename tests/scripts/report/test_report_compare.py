@@ -21,6 +21,8 @@ from scripts.report import read_log
 from scripts.report.__main__ import main
 from scripts.report.bootstrap import changed_iou, mean_iou, over_images, over_seeds, t_interval, t_quantile
 from scripts.report.compare import Difference, compare
+from scripts.report.compare_render import MEANINGS, differences_grid, mean_figure, methods_grid
+from scripts.report.tables import round_half_up
 from scripts.report.uneven import uneven
 from tests.conftest import Tiny
 from tests.scripts.report.report_logs import whole_log
@@ -131,6 +133,18 @@ def test_seeds_are_runs_of_equal_settings_and_differences_are_of_equal_seeds(tmp
     assert last.mean == pytest.approx(1.0)
 
 
+def test_figures_are_rounded_half_up_as_in_the_other_tables(tmp_path: Path) -> None:
+    for seed, (v2, fix) in enumerate([(13.37, 12.0), (13.38, 12.0)]):
+        write(tmp_path, "unimatch_v2", seed, v2)
+        write(tmp_path, "fixmatch", seed, fix)
+    (found,) = compare([run for path in sorted(tmp_path.rglob("train.log")) for run in read_log(path)]).comparisons
+    assert [row[2] for row in methods_grid(found)] == ["best epoch", "12.00 ± 0.00", "13.38 ± 0.01"]
+    heading, best, *_ = differences_grid(found)
+    assert best[heading.index("mean")] == "+1.38", "13.375 - 12"
+    assert MEANINGS.keys() < set(heading)
+    assert str(mean_figure([13.61, 13.62])) == "13.62"
+
+
 def test_draws_of_a_split_count_as_one(tmp_path: Path) -> None:
     """Class weights and the list that selects follow from the draw; a seed whose methods have different draws is left out."""
     for seed, (v2, fix) in enumerate([(80.0, 79.5), (81.0, 79.0), (80.5, 80.0)]):
@@ -228,7 +242,11 @@ def test_two_methods_from_their_runs_to_the_page(tiny: Tiny, tmp_path: Path, cap
     for row in one["differences"]:
         assert all(row[key] is not None for key in ("t", "over_seeds", "over_images", "over_both"))
         assert row["verdict"] in said
-        assert f"<td>{row['mean']:+.2f}</td>" in page
+        assert f'<td class="figure">{round_half_up(round(row["mean"], 6), 2):+}</td>' in page
+    assert "<h1>Methods compared on demo</h1>" in page
+    chart = page.partition("<figcaption>mIoU, mean over the seeds")[2].partition("</figcaption>")[0]
+    keys = re.findall(r"s\d\">([^<]*) <b>([\d.]*)</b>", chart)
+    assert keys == [(group["label"], str(mean_figure(group["last"]["seeds"].values()))) for group in one["groups"]]
     tested = json.loads((tmp_path / "exp/unimatch_v2/1/test.json").read_text())["scores"]["EMA"]["miou"]
     group = next(group for group in one["groups"] if group["label"].startswith("UniMatch V2"))
     assert group["test"]["seeds"]["1"] == pytest.approx(tested, abs=0.0051)
