@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable
 
+from scripts.report.identity import method_name
 from scripts.report.parse import Run
 
 
@@ -15,7 +16,7 @@ def uneven(runs: Iterable[Run]) -> list[str]:
     for run in runs:
         if run.labeled_images is not None:
             where = tuple(text or "?" for text in (run.dataset, run.split, run.backbone))
-            found[where][run.labeled_images][run.method or "?"] = None
+            found[where][run.labeled_images][method_name(run.method) if run.method else "?"] = None
     return [
         f"{' '.join(where)}: labelled images seen in an epoch differ: "
         + ", ".join(f"{count} ({', '.join(methods)})" for count, methods in sorted(counts.items()))

@@ -220,7 +220,7 @@ def test_labelled_images_of_an_epoch_that_differ_are_told(tmp_path: Path) -> Non
         row = Epoch(0, 40, 1.0, None, None, {}, {}, {}, {}, images)
         append(log.with_name("metrics.jsonl"), "epoch", vars(row))
     runs = [run for path in sorted(tmp_path.rglob("train.log")) for run in read_log(path)]
-    expected = "pascal 92 dinov2_base: labelled images seen in an epoch differ: 320 (fixmatch, unimatch_v2), 368 (supervised)"
+    expected = "pascal 92 dinov2_base: labelled images seen in an epoch differ: 320 (FixMatch, UniMatch V2), 368 (Labeled only)"
     assert uneven(runs) == [expected]
     assert expected in compare(runs).remarks
     assert uneven([run for run in runs if run.method != "supervised"]) == []
@@ -250,7 +250,7 @@ def test_two_methods_from_their_runs_to_the_page(tiny: Tiny, tmp_path: Path, cap
     tested = json.loads((tmp_path / "exp/unimatch_v2/1/test.json").read_text())["scores"]["EMA"]["miou"]
     group = next(group for group in one["groups"] if group["label"].startswith("UniMatch V2"))
     assert group["test"]["seeds"]["1"] == pytest.approx(tested, abs=0.0051)
-    assert "labelled images seen in an epoch differ: 12 (unimatch_v2), 24 (supervised)" in said
+    assert "labelled images seen in an epoch differ: 12 (UniMatch V2), 24 (Labeled only)" in said
     assert set(re.findall(r'(?:src|href)="(?!data:)([^"]*)"', page)) == {
         f"exp/{method}/{seed}/report.html" for method in ("unimatch_v2", "supervised") for seed in (0, 1)
     }
