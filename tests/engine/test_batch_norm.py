@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from dataset.batch import Batch
 from engine.update import Learner
 from model import build_model
 from tests import toy
@@ -82,16 +83,91 @@ def test_frozen_statistics_stay_and_weights_learn() -> None:
     assert one.student.backbone.blocks[0].get_submodule("3").training
 
 
+def given_batch(shard: int) -> Batch:
+    """A mini-batch of the toy method, whose images are brighter in each shard."""
+    g = torch.Generator().manual_seed(shard)
+    images = torch.randn(3, 2, 3, 16, 16, generator=g) + shard
+    mask = torch.randint(0, 3, (2, 16, 16), generator=g)
+    return Batch(images[0], mask, images[1], images[2], ignore_u=torch.zeros(2, 16, 16), drop=torch.ones(2, 24))
+
+
+PER_SHARD = """
+import sys, torch
+from engine.batch_norm import average_buffers_
+from tests.engine.test_batch_norm import given_batch, learner
+from util.dist import World, processes
+with processes("cpu") as world:
+    found = {}
+    for name, place in (("alone", World(rank=world.rank)), ("together", world)):  # alone: the same draws, and nobody to average with
+        torch.manual_seed(0)
+        one = learner(place, shards=2, batch_norm="per_shard")
+        one.update([given_batch(world.rank)])
+        found[name] = {name: buffer.clone() for name, buffer in one.student.named_buffers()}
+    one.update([given_batch(2 + world.rank)])
+    found |= {name: model.state_dict() for name, model in one.models.items()}
+    given = [torch.tensor([1.0, 5.0]) * (1 + world.rank), torch.tensor(7), torch.tensor([[4.0]]) + world.rank]
+    average_buffers_(given, world)
+    states = world.gather([found | {"given": dict(zip("abc", given))}])
+    if world.main:
+        torch.save(states, sys.argv[1])
+"""
+
+
+def test_with_per_shard_the_processes_hold_the_mean_of_what_each_ran_up(tmp_path: Path) -> None:
+    """Each normalises with its own images; after an update, student and teacher are the same models everywhere."""
+    (tmp_path / "update.py").write_text(PER_SHARD)
+    done = command(tmp_path / "update.py", tmp_path / "states.pth", processes=2, PYTHONPATH=str(ROOT))
+    assert done.returncode == 0, done.stderr
+    first, second = torch.load(tmp_path / "states.pth")
+    running = [name for name in first["alone"] if not name.endswith("num_batches_tracked")]
+    assert len(running) == 2 * 2, "mean and variance of two layers"
+    for name in running:
+        one, other = first["alone"][name], second["alone"][name]
+        assert float((one - other).norm()) > 0.01 * float(one.norm()), name
+        # one sum and one division in float32
+        torch.testing.assert_close(first["together"][name], (one + other) / 2, rtol=1e-6, atol=1e-7, msg=name)
+    assert all(int(value) == 2 for name, value in first["together"].items() if name not in running), "the labelled and the strong images"
+    for part in ("together", "student", "EMA", "given"):
+        for name, value in first[part].items():
+            assert torch.equal(second[part][name], value), f"{part} {name}"
+    assert [value.tolist() for value in first["given"].values()] == [[1.5, 7.5], 7, [[4.5]]], "counts stay as they are"
+
+
+EVALUATED = """
+import os, torch
+from engine.trainer import Trainer
+from tests import toy
+from util.error import run
+evaluate = Trainer._evaluate
+def kept(self, epoch):
+    folder = os.path.join(self.cfg.save_path, "evaluated")
+    os.makedirs(folder, exist_ok=True)
+    states = {name: model.state_dict() for name, model in self.learner.models.items()}
+    torch.save(states, os.path.join(folder, f"{epoch}_{self.world.rank}.pth"))
+    return evaluate(self, epoch)
+Trainer._evaluate = kept
+run(toy.main)
+"""
+
+
 @pytest.mark.parametrize("rule", ["frozen", "sync", "per_shard"])
 def test_a_run_of_two_shards_on_two_processes(rule: str, tiny: Tiny, tmp_path: Path) -> None:
-    """A frozen run is the same on one process; with the other rules all processes evaluate the same model."""
-    args = tiny.args(tmp_path / "two", "backbone=toy", "model=toy", "crop_size=16", "shards=2", "epochs=1", f"batch_norm={rule}")
-    done = command("tests/toy.py", *args, processes=2, PYTHONPATH=str(ROOT))
+    """All processes evaluate the same models, those of the checkpoint; a frozen run is the same on one process."""
+    args = tiny.args(tmp_path / "two", "backbone=toy", "model=toy", "crop_size=16", "shards=2", "epochs=2", f"batch_norm={rule}")
+    (tmp_path / "train.py").write_text(EVALUATED)
+    done = command(tmp_path / "train.py", *args, processes=2, PYTHONPATH=str(ROOT))
     assert done.returncode == 0, done.stderr
     two = checkpoint.load(tmp_path / "two/latest.pth")
     counts = [value for name, value in two["model"].items() if name.endswith("num_batches_tracked")]
-    forwards = two["step"] if rule == "frozen" else 2 * (12 // 2 // 2)  # the labelled and the strong images
-    assert {int(value) for value in counts} == {0 if rule == "frozen" else forwards}
+    forwards = 0 if rule == "frozen" else 2 * 2 * (12 // 2 // 2)  # the labelled and the strong images of each step of two epochs
+    assert {int(value) for value in counts} == {forwards}
+    for epoch in (0, 1):
+        first, second = (torch.load(tmp_path / f"two/evaluated/{epoch}_{rank}.pth") for rank in (0, 1))
+        for which, state in first.items():
+            for name, value in state.items():
+                assert torch.equal(second[which][name], value), f"epoch {epoch}, {which} {name}"
+    for which, key in (("student", "model"), ("EMA", "model_ema")):
+        assert all(torch.equal(first[which][name], value) for name, value in two[key].items()), which
     if rule == "frozen":
         toy.main(tiny.args(tmp_path / "one", *[word for word in args[args.index("--set") + 1 :: 2] if "=" in word]))
         one = checkpoint.load(tmp_path / "one/latest.pth")
