@@ -1,4 +1,4 @@
-"""A short run of each method keeps the numbers in golden_losses.json, on one process and on two.
+"""A short run of each method in METHODS keeps the numbers in golden_losses.json, on one process and on two.
 
 Renew them after a change that is meant to move them: `python -m tests.test_golden_losses`, and say why in the commit.
 

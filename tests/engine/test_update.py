@@ -1,6 +1,7 @@
-"""One update of every method against METHOD.md 3 written a second time: plain loops for CutMix and losses, AdamW and EMA by hand.
+"""One update against METHOD.md 3 written a second time: plain loops for CutMix and losses, AdamW and EMA by hand.
 
 The network itself is checked in tests/model; here it runs in float64, so that the two writings agree to 1e-9.
+SemiVL and AllSpark have files of their own: tests/test_semivl.py, tests/test_allspark.py.
 """
 
 import math
