@@ -10,7 +10,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import evaluate
 import predict
+from engine.metrics_file import read_epochs
 from scripts import export
+from scripts.report.__main__ import main as report
+from scripts.report.tables import round_half_up
 from tests import toy
 from tests.conftest import Tiny
 from tests.test_train import stop_after
@@ -38,6 +41,34 @@ def test_its_own_stat_is_in_log_board_and_page(trained: Path) -> None:
     page = (trained / "report.html").read_text()
     assert "Toy confidence, mean of the epoch" in page
     assert "Toy" in page.replace("Toy confidence", "")
+
+
+def test_its_own_stat_is_in_the_metrics(trained: Path) -> None:
+    """The means of an epoch's steps so far, as TensorBoard has the steps."""
+    board = EventAccumulator(str(trained)).Reload()
+    steps = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    steps = [row for row in steps if row["kind"] == "step"]
+    epochs = read_epochs(trained / "metrics.jsonl")
+    for tag, stat in (("train/loss_toy", "loss_toy"), ("train/toy_conf", "toy_conf")):
+        values = [event.value for event in board.Scalars(tag)]
+        means = [float(np.mean(values[i - i % 6 : i + 1])) for i in range(12)]
+        assert max(values) > min(values), "the numbers of a run"
+        assert [row["means"][stat] for row in steps] == pytest.approx(means, rel=1e-6), "TensorBoard has float32"
+        assert [row.means[stat] for row in epochs] == [steps[5]["means"][stat], steps[11]["means"][stat]]
+
+
+def test_the_report_reads_its_log(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Lines with a stat that no other method has are lines of a log, and the figures stand in the table."""
+    report([str(trained), "--format", "json"])
+    (run,) = json.loads(capsys.readouterr().out)
+    assert (run["backbone"], run["statistic"], run["epochs_done"], run["complete"]) == ("toy", "ema_miou", 2, True)
+    assert (run["unread_lines"], run["unread_samples"], run["notes"], run["nan_iterations"]) == (0, [], [], 0)
+    assert run["sec_per_iter"] > 0, "the time between two lines with its stat"
+    scores = [epoch.scores["EMA"]["miou"] for epoch in read_epochs(trained / "metrics.jsonl")]
+    assert (run["best"], run["last"]) == (round(max(scores), 2), round(scores[-1], 2))
+    report([str(trained)])
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if "| toy " in line)
+    assert f" {round_half_up(run['best'], 1)} |" in row
 
 
 @pytest.mark.parametrize("checkpointing", ["false", "true"])
