@@ -178,5 +178,6 @@ def test_compiled(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with torch.no_grad():
         expected = model(img)
         model.compile_parts_()
-        torch.testing.assert_close(model(img), expected, rtol=1e-5, atol=1e-5)
+        # float32 logits below 0.5, untrained: the traced code calls the same kernels, so no more than the order of a sum may differ
+        torch.testing.assert_close(model(img), expected, rtol=0, atol=1e-5)
     torch.compiler.reset()

@@ -172,4 +172,5 @@ def test_a_run_of_two_shards_on_two_processes(rule: str, tiny: Tiny, tmp_path: P
         toy.main(tiny.args(tmp_path / "one", *[word for word in args[args.index("--set") + 1 :: 2] if "=" in word]))
         one = checkpoint.load(tmp_path / "one/latest.pth")
         for name, value in one["model"].items():
-            torch.testing.assert_close(two["model"][name], value, rtol=1e-4, atol=1e-5, msg=name)
+            # float32, 6 steps of AdamW, lr 3e-4 and 9e-4: the same bits on x86; gradients rounded to bf16 move weights by 7e-6
+            torch.testing.assert_close(two["model"][name], value, rtol=1e-5, atol=1e-6, msg=name)

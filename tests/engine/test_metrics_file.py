@@ -97,7 +97,8 @@ def test_several_processes_write_what_one_does(tiny: Tiny, tmp_path: Path) -> No
     one, two = (lines(tmp_path / name) for name in ("0", "2"))
     assert [(row["kind"], row["step"]) for row in one] == [(row["kind"], row["step"]) for row in two]
     for row, other in zip(one[1:], two[1:], strict=True):
-        assert row["means"] == pytest.approx(other["means"], rel=1e-3, abs=1e-4)
+        # float32, 3 steps of AdamW: the same bits on x86; kernels may differ by 3e-5 (test_golden_losses.py), bf16 gradients by 1e-3
+        assert row["means"] == pytest.approx(other["means"], rel=1e-4, abs=1e-5)
     # images a second count those of all processes
     assert one[-1]["images_per_second"] * one[-1]["seconds"] > 2 * 2 * 3 * 2
 
