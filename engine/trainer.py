@@ -24,7 +24,7 @@ from engine.evaluation import Counts, Labeler, Prediction, evaluate, validation_
 from engine.final_test import final_test, selection
 from engine.initial_model import start_model
 from engine.method import Method, judged, shard_seed
-from engine.page.writer import Watch
+from engine.page.writer import PageWriter
 from engine.provenance import add_start, changed_versions, versions
 from engine.pseudo_quality import quality_of
 from engine.records import Averages, Record
@@ -117,7 +117,7 @@ class Trainer:
             screen.begin(cfg, self.data, self.method.title or self.method.name, world, self.epoch + 1, self.step)
         self.record.header(asdict(cfg) | shown, self.learner.student)
         self.log.info(selection(self.data.validation, self.test))
-        self.watch = Watch(cfg, self.data, world, self.folder, self.record, self.prediction, self.epoch + 1)
+        self.page_writer = PageWriter(cfg, self.data, world, self.folder, self.record, self.prediction, self.epoch + 1)
         for note in self.data.shared_images(self.test) + notes:
             self.log.warning(note)
 
@@ -183,16 +183,16 @@ class Trainer:
         for epoch in range(self.epoch + 1, self.cfg.epochs):
             if self.step == 0:
                 self.record.epoch(epoch, self.learner.lr)
-            self.watch.begin(self.step)
+            self.page_writer.begin(self.step)
             self._train_epoch(epoch, progress)
-            self.watch.trained()
+            self.page_writer.trained()
             self.record.bad_images(epoch, self.bad_images)
             self.bad_images = []
             self.counts = None
             best = self._evaluate(epoch) if self._evaluation_due(epoch) else False
             self.last = self.last or next(self._mini_batches(epoch, self.steps - 1))[0]  # resumed after the last step
             with self.learner.scoring():
-                self.watch.epoch(epoch, self.averages.means(), self.counts, self.learner, self.last)
+                self.page_writer.epoch(epoch, self.averages.means(), self.counts, self.learner, self.last)
             self.averages.reset()
             self.epoch, self.step, self.new_bad_images = epoch, 0, []
             saved = self._save(best)
@@ -206,7 +206,7 @@ class Trainer:
             self.log.warning(f"{best_file}: not there, for no epoch here was better than the best before; copy the one that belongs to it")
         self.record.board.close()
         if self.world.main:
-            screen.end(self.watch.page, self.folder)
+            screen.end(self.page_writer.page, self.folder)
 
     def _train_epoch(self, epoch: int, progress: Progress) -> None:
         for shards, stats in self.updates(epoch, self.step):
@@ -312,7 +312,7 @@ class Trainer:
             lines = final_test(self.cfg, self.data, self.test, self.learner.models, self.prediction, self.world)
         for line in lines:
             self.log.info(line)
-        self.watch.tested(lines)
+        self.page_writer.tested(lines)
 
     def _stop(self) -> NoReturn:
         saved = self._save()

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 BLUE = (28, 100, 184)
-FIGURES = 30  # classes up to which the cells hold their figures
+NUMBERED = 30  # classes up to which the cells hold their figures
 WHITE_FROM = 76  # percent; from here on white has a contrast of 4.5 on a cell, light and dark; below it the colour `--cell` of the page has
 WIDEST = 180  # pixels of the page that a cell may be wide: with six classes or more the matrix fills the page, with two it keeps its shape
 
@@ -19,7 +19,7 @@ WIDEST = 180  # pixels of the page that a cell may be wide: with six classes or 
 def confusion_svg(share: np.ndarray, classes: Sequence[str]) -> str:
     """share: (K, K) percent of the true class's pixels (rows) that were predicted as a class (columns)."""
     n = len(classes)
-    cell, size = (34, 12) if n <= FIGURES else (11, 9)
+    cell, size = (34, 12) if n <= NUMBERED else (11, 9)
     wide = max(cell, min(56, 374 // n))  # few classes have cells wider than high, so that letters and height stay those of eleven
     margin = round(0.62 * size * max(map(len, classes))) + 12  # the letters' width, roughly
     width, height = margin + n * wide + 2, margin + n * cell + 2
@@ -33,7 +33,7 @@ def confusion_svg(share: np.ndarray, classes: Sequence[str]) -> str:
         across, down, text = margin + (i + 0.5) * wide, margin + (i + 0.5) * cell, escape(name)
         parts.append(f'<text x="{margin - 5}" y="{down + 0.35 * size:.1f}" font-size="{size}" text-anchor="end">{text}</text>')
         parts.append(f'<text transform="translate({across + 0.35 * size:.1f} {margin - 5}) rotate(-90)" font-size="{size}">{text}</text>')
-        for j in range(n) if n <= FIGURES else ():
+        for j in range(n) if n <= NUMBERED else ():
             if (value := share[i, j]) >= 0.05:
                 figure = f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
                 kind = " full" if value >= WHITE_FROM else ""

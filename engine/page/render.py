@@ -20,7 +20,7 @@ from engine import metric
 from engine.method import Method, judged
 from engine.metrics_file import Epoch
 from engine.page.chart import chart
-from engine.page.confusion import FIGURES, confusion_svg
+from engine.page.confusion import NUMBERED, confusion_svg
 from util.progress import duration
 
 HERE = Path(__file__).parent
@@ -228,7 +228,7 @@ def _confusion(data: PageData) -> str:
     texts = [f"{classes[i]} taken for {classes[j]} ({share[i, j]:.1f} % of {classes[i]})" for i, j in pairs if off[i, j]]
     most = f"<p>Most pixels are lost by: {escape('; '.join(texts))}.</p>" if texts else ""
     head = f"<h2>Confusion matrix ({escape(data.judged)}, last evaluation)</h2>{most}"
-    kind = "Figures: percent" if len(classes) <= FIGURES else "Colour: the share"
+    kind = "Figures: percent" if len(classes) <= NUMBERED else "Colour: the share"
     note = f'<p class="quiet">Rows: true class. Columns: predicted class. {kind} of the true class\'s pixels.</p>'
     return f'{head}{note}<div class="card wide">{confusion_svg(share, classes)}</div>'
 

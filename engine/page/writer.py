@@ -81,7 +81,7 @@ def kept_shares(labels_by: nn.Module, batches: Sequence[Batch], classes: Sequenc
     return {name: 100 * count / max(1, whole) for name, count in zip(classes, kept, strict=True)}
 
 
-class Watch:
+class PageWriter:
     """The page of one run, and its pictures for TensorBoard. Every process makes one and calls it alike; only the first one writes.
 
     A run that is resumed takes the curves before from metrics.jsonl and the warnings from the log. first: epoch it begins with.

@@ -27,7 +27,8 @@ from scripts.report.parse import Run
 from scripts.report.uneven import uneven
 
 _DRAW = re.compile(r"(?<=draw)\d+$")
-FIGURES = ("best", "last", "test")  # the best epoch's, as published; the last one's; best.pth's on the list that had no say in its choice
+# the best epoch's, as published; the last one's; best.pth's on the list that had no say in its choice
+STATISTICS = ("best", "last", "test")
 
 
 @dataclass
@@ -93,7 +94,7 @@ class Comparison:
         """As plain values."""
         groups = [
             {"label": group.label, "logs": {seed: run.log for seed, run in sorted(group.runs.items())}}
-            | {which: group.spread(which) | {"seeds": group.figures(which)} for which in FIGURES}
+            | {which: group.spread(which) | {"seeds": group.figures(which)} for which in STATISTICS}
             for group in self.groups
         ]
         return {"title": self.title, "groups": groups, "differences": [asdict(one) | {"verdict": one.verdict} for one in self.differences]}
@@ -129,7 +130,7 @@ def compare(runs: Iterable[Run], draws: bool = False) -> Compared:
     for where, members in sweeps.items():
         groups = _groups(members, out.remarks)
         pairs = itertools.combinations(groups, 2)
-        differences = [found for low, high in pairs for which in FIGURES if (found := _difference(high, low, which, out.remarks))]
+        differences = [found for low, high in pairs for which in STATISTICS if (found := _difference(high, low, which, out.remarks))]
         out.comparisons.append(Comparison(" ".join(where), groups, differences))
     out.remarks += uneven(run for members in sweeps.values() for run in members)
     out.remarks = list(dict.fromkeys(out.remarks))

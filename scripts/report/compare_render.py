@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from decimal import Decimal
 
 from scripts.report.bootstrap import DRAWS, SEED, Interval
-from scripts.report.compare import FIGURES, Compared, Comparison, Difference, Group
+from scripts.report.compare import STATISTICS, Compared, Comparison, Difference, Group
 from scripts.report.render import Grid
 from scripts.report.tables import round_half_up
 from scripts.table import markdown_table
@@ -36,7 +36,7 @@ NOTES = (
 
 def methods_grid(found: Comparison) -> Grid:
     """A row for each method."""
-    shown = [which for which in FIGURES if any(group.figures(which) for group in found.groups)]
+    shown = [which for which in STATISTICS if any(group.figures(which) for group in found.groups)]
     rows = [[group.label, " ".join(map(str, sorted(group.runs))), *(_figures(group, which) for which in shown)] for group in found.groups]
     return [["method", "seeds", *(_HEADINGS[which] for which in shown)], *rows]
 
