@@ -4,7 +4,7 @@
 # What came of it: docs/evidence.md.
 #
 #   sh scripts/camvid_lite0.sh
-#   exp=camvid_lite0_95 method=unimatch_v2 seeds="0 1" sh scripts/camvid_lite0.sh --set conf_thresh=0.95
+#   exp=camvid_lite0_t95 method=unimatch_v2 seeds="0 1 2" sh scripts/camvid_lite0.sh --set conf_thresh=0.95
 #
 # Needs data/camvid (docs/data.md), timm and pretrained/efficientnet_lite0.pth (python -m model.pretrained efficientnet_lite0).
 # From the environment: method, seeds, exp (name of the runs' folder, another for other settings). Each seed has a draw of its own,
