@@ -132,7 +132,7 @@ def add_guide(student: Segmenter, cfg: Settings, hollow: bool = False) -> Teache
         path = default_path(cfg.backbone) if cfg.pretrained == "auto" else cfg.pretrained
         encoder = pretrained_clip(cfg.backbone, path, GUIDE_GRID, skips=())
     guide = Guide(encoder, text, classes, student.renorm_clip_img)
-    return Teacher(student, guide if hollow else guide.to(student.decode_head.head.weight.device))
+    return Teacher(student, guide if hollow else guide.to(next(student.parameters()).device))
 
 
 METHOD = Method(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dataset.batch import Batch
 from engine.method import SEMI_LABELS, Method
 from engine.trainer import train
+from model import CLASSIFIER_DROPOUT
 from model.dropout import channel_factors, complementary_factors, factor_width, scaled
 from model.loss import labeled_loss, mask_ratio, semi_loss, unlabeled_loss
 from model.pseudo import cutmix, pseudo_label
@@ -26,14 +27,16 @@ from util.error import UserError, run
 class Settings(Config):
     # of channels of the strong views: complementary (of half of the images; what one view loses the other keeps) | independent | none
     dropout: str = key("complementary", choices=("complementary", "independent", "none"))
-    # where: encoder (the maps that the decoder reads) | classifier (what the last layer of dpt reads)
+    # where: encoder (the maps that the decoder reads) | classifier (what the decoder's last layer reads)
     dropout_at: str = key("encoder", choices=("encoder", "classifier"))
     strong_views: int = key(2, positive=True, most=2)  # of each unlabelled image
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dropout_at == "classifier" and (model := self.model or get_encoder(self.backbone).model) != "dpt":
-            raise UserError(f"dropout_at: found classifier with model {model}, expected encoder; only dpt has the other")
+        model = self.model or get_encoder(self.backbone).model
+        if self.dropout_at == "classifier" and model not in CLASSIFIER_DROPOUT:
+            known = ", ".join(CLASSIFIER_DROPOUT)
+            raise UserError(f"dropout_at: found classifier with model {model}, expected encoder; only {known} has the other")
         if self.dropout_at == "classifier" and self.dropout == "none":
             raise UserError("dropout_at: found classifier with dropout none, expected encoder; without dropout it has no effect")
 

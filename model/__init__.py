@@ -76,3 +76,4 @@ MODELS: dict[str, Callable[..., Segmenter]] = {
     "vlm": build_vlm,
     "allspark": build_allspark,
 }
+CLASSIFIER_DROPOUT = ("dpt",)  # those that take `classifier_factors`: feature dropout before the last layer
