@@ -146,13 +146,22 @@ class ImageList:
                 )
 
     def _unusual(self, text: np.ndarray) -> list[int]:
-        """The lines that are not `image mask` with one space, found without a Python loop over all lines."""
+        """The lines that are not `image.jpg mask` (or another image ending) with one space, found without a Python loop over all lines."""
         starts = np.append(0, self._ends[:-1] + 1)
         spaces, tabs = np.flatnonzero(text == ord(" ")), np.flatnonzero(text == ord("\t"))
         count = np.searchsorted(spaces, self._ends) - np.searchsorted(spaces, starts)
         tabbed = np.searchsorted(tabs, self._ends) > np.searchsorted(tabs, starts)
         outer = (text[starts] == ord(" ")) | (text[self._ends - 1] == ord(" "))
-        return np.flatnonzero((count != 1) | tabbed | outer).tolist()
+        unusual = (count != 1) | tabbed | outer
+        usual = np.flatnonzero(~unusual)
+        first = spaces[np.searchsorted(spaces, starts[usual])]  # behind the image, whose ending tells it from a path with a space
+        unusual[usual] = True
+        for ending in IMAGE_ENDINGS:
+            begin = first - len(ending)
+            letters = [text[(begin + i).clip(0)] | 0x20 for i in range(len(ending))]  # lower case
+            fits = np.all([letter == byte for letter, byte in zip(letters, ending.encode(), strict=True)], axis=0)
+            unusual[usual[fits & (begin >= starts[usual])]] = False
+        return np.flatnonzero(unusual).tolist()
 
     def _line(self, index: int) -> str:
         start = int(self._ends[index - 1]) + 1 if index else 0
@@ -165,4 +174,4 @@ class ImageList:
         return len(self._ends)
 
     def __getitem__(self, index: int) -> Entry:
-        return self._parse(index, self.path)
+        return self._parse(index, f"{self.path}:{index + 1}")

@@ -68,6 +68,15 @@ def test_a_long_list_reads_as_line_by_line(tmp_path_factory, lines: list[str], e
     assert outcome(indexed) == outcome(lambda: read_list(path))
 
 
+def test_a_path_with_a_space_is_found_when_an_unlabelled_list_is_opened(tmp_path: Path) -> None:
+    path = tmp_path / "l.txt"
+    path.write_text("a.jpg a.png\nb.JPEG None\nno_ending no_ending\nmy photo.jpg\n")
+    with pytest.raises(UserError, match=r"l\.txt:4: found 'my photo\.jpg', expected `image mask`"):
+        ImageList(str(path), "segmentation", masks=False)
+    path.write_text("a.jpg a.png\nb.JPEG None\nno_ending no_ending\n")
+    assert len(ImageList(str(path), "segmentation", masks=False)) == 3
+
+
 def test_the_sum_of_a_list_does_not_depend_on_ends_of_lines(tmp_path: Path) -> None:
     sums = set()
     for i, text in enumerate(("a b\nc d\n", "a b\nc d", "a b\r\nc d\r\n", "\n\na b\n \nc d\n", "\ufeffa b\nc d")):
