@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, default_collate
 
 from dataset.batch import RawBatch, Reads, make_batch, normalize
 from dataset.custom import spec_of
-from dataset.demo.scene import background, smooth_noise
+from dataset.demo.scene import smooth_noise
 from dataset.lists import Entry, ImageList
 from dataset.semi import Source, Sources, TrainSet, collate
 from dataset.spec import DatasetSpec, get_spec
@@ -34,6 +34,19 @@ KINDS = ((*SIZE, "jpg", 6.0, 518), (2048, 1024, "png", 1.0, 798))  # width, heig
 GOALS = {("u", 518): (AT_LEAST, 10.0), ("u", 798): (AT_LEAST, 4.0), ("x", 798): (AT_LEAST, 3.0)}  # by stream and crop
 
 
+def photograph(width: int, height: int, rng: np.random.Generator, noise: float) -> Image.Image:
+    """RGB with the detail of a photograph: noise in octaves, each finer one weaker; edges of shaded boxes; a sensor's noise."""
+    out = np.full((height, width, 3), 110.0)
+    cells, strength = 4, 60.0
+    while cells < width:
+        out += strength * smooth_noise(rng, height, width, width / cells)[..., None] * rng.uniform(0.7, 1.3, 3)
+        cells, strength = 2 * cells, 0.62 * strength
+    for x, y in zip(rng.integers(0, width, 20), rng.integers(0, height, 20), strict=True):
+        out[y : y + height // 5, x : x + width // 6] += rng.normal(0, 30, 3)
+    out += rng.normal(0, noise, out.shape)
+    return Image.fromarray(out.clip(0, 255).astype(np.uint8))
+
+
 def drawn_source(
     root: Path, spec: DatasetSpec, sizes: Sizes = (SIZE,), suffix: str = "jpg", noise: float = 6.0, count: int = FILES
 ) -> Source:
@@ -44,16 +57,15 @@ def drawn_source(
     values = np.array(sorted(spec.label_map or range(spec.nclass))[:19], np.uint8)
     lines = []
     for i in range(min(count, max(FILES, len(sizes)))):
-        width, height = sizes[i % len(sizes)]
-        rng = np.random.default_rng((width, i))
+        size = sizes[i % len(sizes)]
+        rng = np.random.default_rng((size[0], i))
         entry = Entry(f"{i}.png", None) if spec.task == "change" else Entry(f"{i}.{suffix}", f"{i}_mask.png")
         images, mask = spec.files(entry)
         for path in (*images, str(mask)):
             (root / path).parent.mkdir(parents=True, exist_ok=True)
         for path in images:
-            image = background(rng, height, width) + rng.normal(0, noise, (height, width, 3))
-            Image.fromarray(image.clip(0, 255).astype(np.uint8)).save(root / path, quality=95)
-        shapes = (2 * smooth_noise(rng, height, width, width / 8) + len(values) / 2).clip(0, len(values) - 1)
+            photograph(*size, rng, noise).save(root / path, quality=95)
+        shapes = (2 * smooth_noise(rng, size[1], size[0], size[0] / 8) + len(values) / 2).clip(0, len(values) - 1)
         Image.fromarray(values[shapes.astype(int)]).save(root / str(mask))
         lines.append(" ".join(filter(None, entry)) + "\n")
     (root / "list.txt").write_text("".join(lines[i % len(lines)] for i in range(count)))
