@@ -167,7 +167,7 @@ class DryRun:
     """A process of a run that computes `shards` shards one after the other: its models and a mini-batch, all without storage."""
 
     def __init__(self, cfg: Config, method: Method, shards: int = 1) -> None:
-        self.cfg, self.method, self.shards = method.settled(cfg, spec_of(cfg).task), method, shards
+        self.cfg, self.method = method.settled(cfg, spec_of(cfg).task), method
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.student = hollow_model(cfg, self.mode)
         average = hollow_model(cfg, self.mode).eval().requires_grad_(False) if method.teacher == "ema" else None

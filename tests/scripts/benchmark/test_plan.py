@@ -101,6 +101,16 @@ def test_estimate_is_products_and_traffic() -> None:
     assert cost(moved=3350 * 10**9, operations=10**6)["shard"] == pytest.approx(6)  # a million operations to start
 
 
+def test_an_update_moves_what_its_optimiser_and_its_average_need() -> None:
+    found = []
+    for method, optimizer in ((unimatch_v2, "adamw"), (supervised, "adamw"), (supervised, "sgd")):
+        plan = pascal(method, changed={"optimizer": optimizer}, efficiency=1.0)
+        used = ({"gradients": 4 * 3350 * 10**9}, SimpleNamespace(moved=0, operations=0))  # a byte of each parameter takes a second
+        vars(plan).update(work=(Work({"attention": 1}), Work()), footprints={("fp32", False): used})
+        found.append(plan.cost("fp32")["update"])
+    assert found == pytest.approx([28 + 20, 28, 20])
+
+
 def test_evaluation_is_of_both_models() -> None:
     work = []
     for method in (unimatch_v2, supervised):
