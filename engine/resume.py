@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from util import checkpoint
+from util.config import Config, may_resume
 from util.error import StoppedError, UserError, reason
 from util.signals import StopSignals
 
@@ -100,15 +101,14 @@ def is_start(state: dict[str, Any]) -> bool:
     return state.get("epoch") == -1 and state.get("step") == 0
 
 
-def differences(state: dict[str, Any], config: dict[str, Any], lists: dict[str, str], free: set[str]) -> list[str]:
+def differences(state: dict[str, Any], config: dict[str, Any], lists: dict[str, str], kind: type[Config]) -> list[str]:
     """What a checkpoint was made with that is otherwise now, as `key: old, now new`. Empty for checkpoints of the authors.
 
-    config, lists: as the checkpoint would hold them now. `epochs` may grow, the keys in `free` may be anything.
+    config, lists: as the checkpoint would hold them now. kind: the class of the config, whose keys say what may change.
     """
     old, out = state.get("config", {}), []
     for key, value in config.items():
-        grown = key == "epochs" and isinstance(old.get(key), int) and value >= old[key]
-        if key in old and old[key] != value and key not in free and not grown:
+        if key in old and not may_resume(kind, key, old[key], value):
             out.append(f"{key}: {old[key]!r}, now {value!r}")
     for name, digest in lists.items():
         before = state.get("lists", {}).get(name, digest)
@@ -118,7 +118,7 @@ def differences(state: dict[str, Any], config: dict[str, Any], lists: dict[str, 
 
 
 def check_same_run(
-    path: Path, state: dict[str, Any], config: dict[str, Any], lists: dict[str, str], free: set[str], force: bool
+    path: Path, state: dict[str, Any], config: dict[str, Any], lists: dict[str, str], kind: type[Config], force: bool
 ) -> list[str]:
     """Raises UserError for a checkpoint of another run, unless `force`; then returns the differences."""
     for key in ("model", "optimizer", "epoch"):
@@ -134,7 +134,7 @@ def check_same_run(
                 raise UserError(f"{path}: {key} is {value!r}, expected a number; move the file away, or --set init={path}") from None
         elif key in ("config", "lists", "versions") and not isinstance(value, dict):
             raise UserError(f"{path}: {key} is {value!r}, expected a dictionary; move the file away, or --set init={path}")
-    found = differences(state, config, lists, free)
+    found = differences(state, config, lists, kind)
     if found and not force:
         raise UserError(
             f"{path}: the run was started with {'; '.join(found)}; go back to these, give another --save-path, or --set resume=force"

@@ -32,7 +32,7 @@ from engine.update import Learner
 from model.loss import balanced_weights, check_criterion
 from model.spec import check_crop, check_facts, encoder_facts, get_encoder
 from util import checkpoint
-from util.config import Config, may_change, parse_command
+from util.config import Config, parse_command
 from util.dist import World, deterministic, processes
 from util.error import StoppedError, UserError
 from util.log import open_log
@@ -146,16 +146,14 @@ class Trainer:
         if path.name == resume.PREVIOUS and self.world.main:
             resume.set_aside(self.folder / resume.LATEST)  # or the next save would put it where the good one is
         failed = resume.is_start(state) and resume.differences(
-            state, self.config, self.data.lists, may_change(self.method.config)
+            state, self.config, self.data.lists, self.method.config
         )  # before its first step
         return None if failed else found
 
     def _load(self, path: Path, state: dict[str, Any], problems: list[str]) -> list[str]:
         """Takes over a checkpoint. Returns the lines about it for the log."""
         notes = [f"{problem}; resuming from {path.name}" for problem in problems]
-        changed = resume.check_same_run(
-            path, state, self.config, self.data.lists, may_change(self.method.config), self.cfg.resume == "force"
-        )
+        changed = resume.check_same_run(path, state, self.config, self.data.lists, self.method.config, self.cfg.resume == "force")
         check_facts(state, self.cfg.backbone, self.learner.student.backbone, str(path))
         notes += [f"{change}: the bits may differ" for change in changed_versions(state.get("versions", {}))]
         notes += [f"resume=force: the run was started with {difference}" for difference in changed]

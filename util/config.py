@@ -26,14 +26,15 @@ def key(
     most: float = 10**9,
     choices: tuple[str, ...] = (),
     may_change: bool = False,
+    may_grow: bool = False,
 ) -> Any:
     """A config key. Without a default it is required; a mapping is its own default each time.
 
     Numbers are from 0 (`positive`: above 0) to `most`, words are among `choices`. may_change: a run may be resumed with another value,
     because the key does not say what the run computes: where things are (lists are compared by content), how it runs, or what is used
-    only at its start.
+    only at its start. may_grow: with a higher one.
     """
-    rules = {"positive": positive, "most": most, "choices": choices, "may_change": may_change}
+    rules = {"positive": positive, "most": most, "choices": choices, "may_change": may_change, "may_grow": may_grow}
     if isinstance(default, dict):
         return field(default_factory=lambda: copy.deepcopy(default), metadata=rules)
     return field(default=default, metadata=rules)
@@ -47,7 +48,7 @@ class Config:
     data_root: str = key(may_change=True)  # the lists' paths are relative to this folder
     backbone: str = key()  # name of an encoder (model/spec.py)
     crop_size: int = key(positive=True)  # side of the training crop in pixels, a multiple of what the encoder needs
-    epochs: int = key(positive=True)  # a run may be resumed with more
+    epochs: int = key(positive=True, may_grow=True)
     batch_size: int = key(positive=True)  # labelled images, and as many unlabelled ones, of one shard's mini-batch
     lr: float = key(positive=True, most=1)  # of the encoder
     lr_multi: float = key(40.0, positive=True)  # the decoder's rate is lr * lr_multi
@@ -128,17 +129,17 @@ class Config:
 
     def __post_init__(self) -> None:
         for f in fields(self):
-            _check(f.name, getattr(self, f.name), f.metadata)
+            _check(f.name, getattr(self, f.name), f.metadata, is_number=int in typing.get_args(f.type))
 
 
-def _check(name: str, value: Any, rules: Mapping[str, Any]) -> None:
-    """Raises UserError for a value outside a key's bounds or choices."""
+def _check(name: str, value: Any, rules: Mapping[str, Any], is_number: bool) -> None:
+    """Raises UserError for a value outside a key's bounds or choices. is_number: a number will do beside the choices."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if not 0 <= value <= rules["most"] or (value == 0 and rules["positive"]):  # nan is not
             least = "a number above 0" if rules["positive"] else "0 or more"
             raise UserError(f"{name}: found {value}, expected {least}, at most {rules['most']}; correct it in the config")
     elif value is not None and rules["choices"] and value not in rules["choices"]:
-        expected = "a number or auto" if name == "num_workers" else f"one of {', '.join(rules['choices'])}"
+        expected = f"{'a number or' if is_number else 'one of'} {', '.join(rules['choices'])}"
         raise UserError(f"{name}: found {value!r}, expected {expected}; correct it in the config")
 
 
@@ -148,6 +149,13 @@ KEYS = {f.name: f for f in fields(Config)}
 def may_change(kind: type[Config] = Config) -> set[str]:
     """The keys that a run may be resumed with changed."""
     return {f.name for f in fields(kind) if f.metadata["may_change"]}
+
+
+def may_resume(kind: type[Config], name: str, old: Any, new: Any) -> bool:
+    """Whether a run that was started with the value `old` of a key of `kind` may be resumed with `new`; what is no key must be equal."""
+    rules: Mapping[str, Any] = next((f.metadata for f in fields(kind) if f.name == name), {})
+    grown = rules.get("may_grow", False) and isinstance(old, type(new)) and new > old
+    return old == new or grown or bool(rules.get("may_change"))
 
 
 # The authors' large-scale configs name these keys for two data sets; the labelled one decides classes and validation.
