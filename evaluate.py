@@ -63,7 +63,6 @@ def score(
     distance: width of the band of the boundary IoU in pixels.
     """
     nclass = source.spec.nclass
-    first = 1 if source.spec.task == "change" else 0  # an image's score: change detection looks at the changed class alone
     loader = validation_loader(source, world, workers)
     matrix, bands = (torch.zeros(n, nclass, dtype=torch.int64, device=world.device) for n in (nclass, 3))
     scores = Scores(matrix, bands)
@@ -78,7 +77,7 @@ def score(
             scores.bands += metric.boundary_counts(pred, batch["mask"], nclass, distance)
             overlaps.append(metric.overlap(own))
             progress.update(1)
-    values = metric.present_iou(torch.stack(overlaps).cpu(), first).tolist() if overlaps else []
+    values = metric.present_iou(torch.stack(overlaps).cpu(), source.spec.first_scored).tolist() if overlaps else []
     world.sum_(scores.matrix)
     world.sum_(scores.bands)
     own_images = [(value, i, source.ids[i].image) for value, i in zip(values, loader.sampler, strict=True)]
@@ -128,7 +127,7 @@ def draw_worst(
     model: Segmenter, source: Source, prediction: Prediction, worst: list[tuple[float, int, str]], folder: Path, world: World
 ) -> None:
     """Writes image, truth and prediction of each of the `worst` images below `folder`, numbered from the worst on."""
-    figure = "changed IoU" if source.spec.task == "change" else "mean IoU of its classes"
+    figure = "changed IoU" if source.spec.bitemporal else "mean IoU of its classes"
     for rank, (value, index, name) in enumerate(worst, 1):
         entry = source.ids[index]
         images = source.images(entry)
@@ -194,7 +193,7 @@ def _source(args: argparse.Namespace, cfg: Config, spec: DatasetSpec) -> tuple[S
     if not args.pair:
         source = validation_source(cfg, spec)
         return source, source.ids.path
-    if spec.task != "change":
+    if not spec.bitemporal:
         raise UserError(f"--pair: {spec.name} has single images; give the config of a change detection run")
     a, b = args.pair
     return cast(Source, PairSource(spec, find_pairs(a, b, args.label))), f"{a} {b}"

@@ -120,7 +120,7 @@ def load(
     with processes(device if device != "auto" else cfg.device) as world:
         trained = load_trained(cfg, path, which, world.device)
     check_window(tile or None, trained.model)
-    large = tile is None and trained.spec.task == "change"  # scenes may be too large for one pass
+    large = tile is None and trained.spec.bitemporal  # scenes may be too large for one pass
     whole = LARGE * cfg.crop_size if large else math.inf
     prediction = Prediction.of(cfg, trained.spec, trained.model, "original" if tile == 0 else None, tile, whole=whole)
     return Predictor(trained, world.device, prediction, "bf16" if bf16 else "fp32")
@@ -209,7 +209,7 @@ def main(argv: list[str]) -> None:
     chosen = find_inputs(args.inputs, args.pair, predictor.trained.spec, cfg.data_root, out)
     names = output_names(chosen.inputs, out, args.confidence, chosen.folders)
     check_output("--out", out, folder=True)
-    noun = "pair" if predictor.trained.spec.task == "change" else "image"
+    noun = predictor.trained.spec.noun
     print(f"{args.checkpoint}: {predictor.trained}, {count(len(chosen.inputs), noun)}", flush=True)
     for left in chosen.left:
         print(left, flush=True)

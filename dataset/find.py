@@ -122,11 +122,11 @@ def find_inputs(texts: Sequence[str], pair: Sequence[str] | None, spec: DatasetS
     """
     lists = [text for text in texts if text.endswith(".txt")]
     if pair:
-        if spec.task != "change":
+        if not spec.bitemporal:
             raise UserError("--pair: the config is for single images; give images, or the config of a change detection run")
         pairs: list[Input] = [*find_pairs(pair[0], pair[1])]
         return Chosen(pairs, dict.fromkeys(pairs, Path("/")) if Path(pair[0]).is_dir() else {}, [])
-    if spec.task == "change" and len(lists) < len(texts):
+    if spec.bitemporal and len(lists) < len(texts):
         raise UserError(f"{texts[0]}: the config is for pairs of two dates; give --pair A B (images or folders), or a list of pairs")
     chosen = Chosen([], {}, [])
     for text in texts:

@@ -52,7 +52,7 @@ def colors(spec: DatasetSpec) -> np.ndarray:
     """The colour of each class on a picture, uint8 (256, 3); grey where ignored."""
     out = np.full((256, 3), 128, np.uint8)
     out[: spec.nclass] = spec.palette
-    if spec.task == "change":
+    if spec.bitemporal:
         out[1] = CHANGED
     return out
 

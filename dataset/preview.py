@@ -63,7 +63,7 @@ def _labeled_rows(batch: Batch, spec: DatasetSpec, encoder: Encoder) -> Iterator
     for img, mask, name in zip(batch.img_x, batch.mask_x, batch.name_x, strict=True):
         dates, ids = _dates(img, encoder), mask.cpu().numpy().astype(np.uint8)
         ignored = ids == IGNORE
-        over = [picture.tint(date, ids, spec, all_classes=spec.task != "change") for date in dates]
+        over = [picture.tint(date, ids, spec, all_classes=not spec.bitemporal) for date in dates]
         panels = [_panel(dates), _panel([picture.paint(ids, spec)] * len(dates), ignored), _panel(over, ignored)]
         yield picture.row(panels, (name[-NAME:], "mask", "mask over image"))
 

@@ -20,7 +20,7 @@ def labeled_length(labeled: int, unlabeled: int, spec: DatasetSpec, reads: Reads
     target = unlabeled
     if not reads.unlabeled:
         target = (spec.supervised_length or unlabeled) if repeats or reads.repeat_labeled else 0
-    cut = spec.task == "change" or reads.cut_labeled
+    cut = spec.bitemporal or reads.cut_labeled
     return target if target and (cut or labeled < target) else labeled
 
 

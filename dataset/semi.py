@@ -165,7 +165,7 @@ def open_mask(spec: DatasetSpec, root: str, path: str, size: tuple[int, int], im
 def _illegal_label(spec: DatasetSpec, path: str, found: list[int]) -> UserError:
     """The error for a mask that holds the values `found`, ascending."""
     advice = two_values(found, spec) or "correct the mask, or use label_map"
-    if spec.task == "change":
+    if spec.bitemporal:
         # the reference would read a mask of 0 and 1 as all unchanged
         scales = {1: "multiply the mask by 255", 65535: "write the mask with 8 bits (divide it by 257)"}
         advice = scales.get(found[-1], "write the mask as PNG, without smoothing and without other classes")

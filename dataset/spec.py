@@ -11,6 +11,7 @@ from dataset.lists import Entry
 from util.error import UserError
 
 IGNORE = 255  # ignore label inside the program, whatever the files have
+DATES, LABELS = ("A", "B"), "label"  # folders of a change detection set
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class DatasetSpec:
     ignore_index: mask value that is neither learned from nor scored.
     label_map: {mask value on disk: class id, or IGNORE}; empty when the masks already hold class ids.
     colors: the masks are in colour; a value is then 0xRRGGBB, and every one that occurs is in label_map.
-    task: "segmentation" (a list line is `image mask`) or "change" (a list line is one name, found under A/, B/ and label/).
+    task: "segmentation" (a list line is `image mask`) or "change" (a list line is one name, found in the folders DATES and LABELS).
     eval_mode: "original" (whole image) or "sliding_window".
     supervised_length: number of images to which an epoch of supervised training repeats a shorter labelled list (change detection:
         or cuts a longer one); 0 leaves it.
@@ -50,9 +51,24 @@ class DatasetSpec:
         return len(self.classes)
 
     @property
+    def bitemporal(self) -> bool:
+        """Whether a sample is a pair of dates, and the task to find what has changed between them."""
+        return self.task == "change"
+
+    @property
     def dates(self) -> int:
-        """The number of images of one area, concatenated along the channels: 2 for change detection, else 1."""
-        return 2 if self.task == "change" else 1
+        """The number of images of one area, concatenated along the channels."""
+        return 2 if self.bitemporal else 1
+
+    @property
+    def noun(self) -> str:
+        """What a sample is called."""
+        return "pair" if self.bitemporal else "image"
+
+    @property
+    def first_scored(self) -> int:
+        """The first class that an image's own score looks at: in change detection the changed class alone counts."""
+        return 1 if self.bitemporal else 0
 
     @cached_property
     def label_table(self) -> np.ndarray:
@@ -86,8 +102,8 @@ class DatasetSpec:
 
         A pair has the path of its label always; the file of an unlabelled one may be missing.
         """
-        if self.task == "change":
-            return (f"A/{entry.image}", f"B/{entry.image}"), f"label/{entry.image}"
+        if self.bitemporal:
+            return tuple(f"{date}/{entry.image}" for date in DATES), f"{LABELS}/{entry.image}"
         return (entry.image,), entry.mask
 
     def list_path(self, split: str, name: str) -> str:
@@ -97,7 +113,7 @@ class DatasetSpec:
     @property
     def val_list(self) -> str:
         """The list that the published numbers are measured on (METHOD.md 4); for change detection the test list."""
-        return self.test_list if self.task == "change" else f"splits/{self.name}/val.txt"
+        return self.test_list if self.bitemporal else f"splits/{self.name}/val.txt"
 
     @property
     def test_list(self) -> str:

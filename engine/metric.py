@@ -99,7 +99,7 @@ def scores(matrix: Tensor, spec: DatasetSpec) -> dict[str, Any]:
     by_class = dict(zip(spec.classes, values.tolist(), strict=True))
     out: dict[str, Any] = {"miou": float(values.mean()), "pixel_accuracy": accuracy, "iou": by_class}
     out |= {"mean_accuracy": float(recall(matrix).mean()), "frequency_weighted_iou": frequency_weighted_iou(matrix)}
-    if spec.task == "change":
+    if spec.bitemporal:
         out |= {"unchanged_iou": float(values[0]), "changed_iou": float(values[1]), "overall_accuracy": accuracy}
         out |= {"precision": float(precision(matrix)[1]), "recall": float(recall(matrix)[1]), "f1": float(f1(matrix)[1])}
     return out

@@ -138,7 +138,7 @@ class Record:
         self.spec = spec
         self.method = method
         self.averaged = "EMA" in method.models
-        self.change = spec.task == "change"
+        self.change = spec.bitemporal
         self.best = [Best() for _ in method.models]
         self.judged = judged(method.models, spec.task)
         # A published change detection run has the student as its teacher and still says just "EMA".

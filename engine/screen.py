@@ -24,15 +24,14 @@ from util.progress import Progress, count, duration
 def begin(cfg: Config, data: Data, title: str, world: World, epoch: int, step: int) -> None:
     """Says what starts. title: the method's; epoch, step: where it starts, counted from 0."""
     spec, sampler = data.spec, data.sampler
-    noun = "pair" if spec.task == "change" else "image"
     counts = [f"{len(data.labeled.ids)} labelled"]
     counts += [f"{sampler.streams['u'][0]} unlabelled"] if "u" in sampler.streams else []
-    validation = count(len(data.validation.ids), f"validation {noun}")
+    validation = count(len(data.validation.ids), f"validation {spec.noun}")
     batch = " + ".join(str(sampler.batch) for name in sampler.streams if name in ("x", "u"))
     shards = f"on each of {sampler.shards} shards" if sampler.shards > 1 else "on one shard"
     by = f"{world.size} processes" if world.size > 1 else "one process"
     say(f"# {title} on {spec.name}, {spec.nclass} classes: {', '.join(counts)} and {validation}.")
-    work = f"{count(cfg.epochs, 'epoch')} of {count(sampler.steps, 'step')}. A step sees {batch} {noun}s {shards}"
+    work = f"{count(cfg.epochs, 'epoch')} of {count(sampler.steps, 'step')}. A step sees {batch} {spec.noun}s {shards}"
     say(f"# {work}, by {by} on {_device(world)}, {cfg.precision}.")
     say(f"# Encoder {cfg.backbone}, model {cfg.model}, crop {cfg.crop_size}. {_start(cfg, epoch, step, sampler.steps)}")
     files = f"{LOG}, {METRICS}, {PAGE}, {LATEST}, {BEST}"
@@ -88,5 +87,5 @@ def end(page: PageData, folder: Path) -> None:
     if best.exists():
         path, out = (shlex.quote(str(one)) for one in (best, folder / "predictions"))
         say(f"# Next: python evaluate.py --checkpoint {path}")
-        inputs = "--pair BEFORE AFTER" if page.spec.task == "change" else "IMAGE_OR_FOLDER"
+        inputs = "--pair BEFORE AFTER" if page.spec.bitemporal else "IMAGE_OR_FOLDER"
         say(f"#       python predict.py --checkpoint {path} --out {out} {inputs}")

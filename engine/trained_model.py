@@ -109,7 +109,7 @@ def _check_origin(state: dict[str, Any], cfg: Config, spec: DatasetSpec, path: s
     _check_names(_classes_of(state, path), spec, cfg, path)
     changes = any(name.startswith("previous_best") and name.endswith("_iou") for name in state)
     trained = any(name.startswith("previous_best") for name in state)
-    if trained and changes != (spec.task == "change"):
+    if trained and changes != (spec.bitemporal):
         task = "change detection" if changes else "segmentation"
         raise UserError(f"{path}: a checkpoint of {task}, but {spec.name} is a data set of another task; give the config of its run")
 

@@ -13,6 +13,7 @@ from numpy.random import default_rng
 from PIL import Image
 
 from dataset.demo.scene import background, develop, place, relight, render, two_dates
+from dataset.lists import Entry
 from dataset.spec import get_spec
 from util.error import UserError
 from util.files import write_atomic
@@ -88,11 +89,11 @@ def draw(root: Path) -> None:
 
 def draw_change(root: Path) -> None:
     """Draws what is missing of the pair set: {A,B,label}/PART_NNNN.png, label 0 or 255. Raises UserError."""
-    files: dict[tuple[str, ...], Callable[[], Sequence[Image.Image]]] = {}
+    spec, files = get_spec("demo_change"), dict[tuple[str, ...], Callable[[], Sequence[Image.Image]]]()
     for part, count in CHANGE_PARTS.items():
         for i in range(count):
-            name = f"{part}_{i:04}.png"
-            files[f"A/{name}", f"B/{name}", f"label/{name}"] = partial(draw_pair, part, i)
+            dates, label = spec.files(Entry(f"{part}_{i:04}.png", None))
+            files[(*dates, str(label))] = partial(draw_pair, part, i)
     _draw_missing(Path(root), files)
 
 

@@ -69,7 +69,7 @@ def _dataset(command: str, name: str | None, cfg: Config | None) -> str:
 
 
 def _make_list(args: argparse.Namespace, path: Path, made: Made) -> Path:
-    if args.spec is not None and args.spec.task == "change":
+    if args.spec is not None and args.spec.bitemporal:
         raise UserError(f"--images: {args.dataset} has pairs; list their names yourself: `ls {args.data_root or 'DIR'}/A > {path}`")
     masks = None if args.masks is None else Path(args.masks)
     paired = pair_folders(Path(args.images), masks, Path(args.data_root) if args.data_root else None, args.mask_suffix)

@@ -192,7 +192,7 @@ def _hints(spec: DatasetSpec, jobs: dict[Job, Found], kinds: list[str]) -> list[
         hints.append("these look like raw ADE20K labels (0 is void, 1 to 150): shift them with `python -m dataset.prepare ade20k`.")
     if {"value", "one class"} & set(kinds) and (advice := two_values(values, spec)):
         hints.append(f"{advice}.")
-    if spec.task == "change" and 1 in values and 1 not in spec.label_map:
+    if spec.bitemporal and 1 in values and 1 not in spec.label_map:
         hints.append("change masks of 0 and 1, expected 0 and 255: `python -m dataset.prepare` writes those, or multiply them by 255.")
     if "twice" in kinds or "both" in kinds:
         hints.append("images in more than one place make the result worthless: draw the pair again with `python -m dataset.splits make`.")

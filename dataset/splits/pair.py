@@ -40,7 +40,7 @@ def make_pair(args: argparse.Namespace, source: Path, made: Made) -> None:
     lines, entries = _read(args, source, made)
     able = _able(args, entries)
     count, folder = _share(args, len(able))
-    kind = "label file" if args.spec and args.spec.task == "change" else "mask"
+    kind = "label file" if args.spec and args.spec.bitemporal else "mask"
     if not 0 < count <= len(able) or count == len(lines):
         raise UserError(
             f"make: found {count} labelled of {len(lines)} images ({len(able)} have a {kind}), expected one or more on each side"
@@ -110,7 +110,7 @@ def hold_out(ranked: Sequence[int], count: int, classes: Classes = None) -> set[
 
 def _able(args: argparse.Namespace, entries: list[Entry]) -> list[int]:
     """The entries that can be labelled: images with a mask, pairs whose label file exists (all pairs where no label is on this machine)."""
-    if args.spec is None or args.spec.task != "change":
+    if args.spec is None or not args.spec.bitemporal:
         return [i for i, entry in enumerate(entries) if entry.mask is not None]
     root = Path(args.data_root or f"data/{args.dataset}")
     found = [i for i, entry in enumerate(entries) if (root / args.spec.files(entry)[1]).is_file()]

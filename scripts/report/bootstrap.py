@@ -79,3 +79,6 @@ def changed_iou(sums: np.ndarray) -> np.ndarray:
 def class_iou(sums: np.ndarray) -> np.ndarray:
     right, true, predicted = np.moveaxis(sums, -2, 0)
     return 100 * right / (true + predicted - right + 1e-10)
+
+
+SCORES = {"segmentation": mean_iou, "change": changed_iou}  # the score that is compared, by task

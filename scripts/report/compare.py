@@ -21,7 +21,7 @@ import numpy as np
 from engine import image_counts
 from engine.image_counts import ImageCounts
 from engine.resume import LOG
-from scripts.report.bootstrap import DRAWS, LEVEL, SEED, Interval, changed_iou, mean_iou, over_images, over_seeds, t_interval
+from scripts.report.bootstrap import DRAWS, LEVEL, SCORES, SEED, Interval, over_images, over_seeds, t_interval
 from scripts.report.identity import method_name, own_method
 from scripts.report.parse import Run
 from scripts.report.uneven import uneven
@@ -196,7 +196,7 @@ def _difference(first: Group, second: Group, which: str, remarks: list[str]) -> 
         remarks.append(f"{first.label}, {second.label}: no interval over images: {which} is of different lists")
         return found
     stacked = np.stack([one.counts for one in known])
-    score = changed_iou if runs[0].task == "change" else mean_iou
+    score = SCORES[runs[0].task]
     found.over_images, both = over_images(stacked[: len(seeds)], stacked[len(seeds) :], score)
     found.over_both = both if len(seeds) > 1 else None
     return found
@@ -209,8 +209,7 @@ def _counts(run: Run, which: str, remarks: list[str]) -> ImageCounts | None:
     found = image_counts.load(path) if log.name == LOG else None
     if found is None:
         return None
-    score = changed_iou if run.task == "change" else mean_iou
-    value, figure = float(score(found.counts.sum(0))), getattr(run, which)
+    value, figure = float(SCORES[run.task](found.counts.sum(0))), getattr(run, which)
     if abs(value - figure) > 0.0051:  # the log rounds
         remark = f"{path}: not used: it gives {value:.2f}, the log says {figure:.2f}"
         if remark not in remarks:

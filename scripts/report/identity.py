@@ -13,7 +13,7 @@ from engine.provenance import RECORD
 from engine.resume import LOG
 from util.files import ROOT
 
-CHANGE_DATASETS = {name for name, spec in SPECS.items() if spec.task == "change"}
+CHANGE_DATASETS = {name for name, spec in SPECS.items() if spec.bitemporal}
 CLASSIFICATION_DATASETS = ("cifar100", "cifar10", "svhn", "stl10")
 DATASETS = sorted((*SPECS, *CLASSIFICATION_DATASETS), key=len, reverse=True)  # demo_change is not demo
 
