@@ -24,14 +24,14 @@ import torch
 from torch import Tensor
 
 from dataset import picture
-from dataset.batch import normalize
+from dataset.batch import make_batch, normalize
 from dataset.find import PairSource, find_pairs
 from dataset.lists import ImageList
 from dataset.loader import loader_workers, validation_source
-from dataset.semi import Source, to_predict
+from dataset.semi import Source, batches, to_predict
 from dataset.spec import IGNORE, DatasetSpec
 from engine import metric
-from engine.evaluation import LARGE, Prediction, check_window, on_device, validation_loader
+from engine.evaluation import LARGE, Prediction, check_window, validation_loader
 from engine.trained_model import Trained, load_trained, run_config
 from engine.zero import labeled_classes, reasons
 from model.segmenter import Segmenter
@@ -68,13 +68,14 @@ def score(
     scores = Scores(matrix, bands)
     overlaps = []  # of each image; read at the end, because a GPU waits while it is read
     with Progress(len(loader), "image", shown=world.main) as progress:
-        for batch in on_device(loader, world.device, model.backbone):
+        for raw in batches(loader):
             if signals.caught:
                 raise StoppedError("not all images are scored, so nothing is written; the same command begins again", signals.code)
-            pred = prediction.scores(model, batch["img"], batch["mask"].shape[-2:]).argmax(dim=1)
-            own = metric.confusion(pred, batch["mask"], nclass)
+            batch = make_batch(raw, world.device, model.backbone)
+            pred = prediction.scores(model, batch.img_x, batch.mask_x.shape[-2:]).argmax(dim=1)
+            own = metric.confusion(pred, batch.mask_x, nclass)
             scores.matrix += own
-            scores.bands += metric.boundary_counts(pred, batch["mask"], nclass, distance)
+            scores.bands += metric.boundary_counts(pred, batch.mask_x, nclass, distance)
             overlaps.append(metric.overlap(own))
             progress.update(1)
     values = metric.present_iou(torch.stack(overlaps).cpu(), source.spec.first_scored).tolist() if overlaps else []

@@ -281,7 +281,7 @@ def to_predict(images: list[Image.Image], spec: DatasetSpec) -> Tensor:
 
 
 class ValSet(Dataset):
-    """Validation samples in list order: uint8 img (C, H, W) as `to_predict` makes it, mask (H, W) of its own size, and name.
+    """Validation samples in list order: uint8 img_x (C, H, W) as `to_predict` makes it, mask_x (H, W) of its own size, and name_x.
 
     A user's error comes back as the UserError itself.
     """
@@ -297,13 +297,15 @@ class ValSet(Dataset):
             entry = self.source.ids[index]
             images = self.source.images(entry)
             mask = self.source.mask(entry, images[0].size)
-            return {"img": to_predict(images, self.source.spec), "mask": torch.from_numpy(mask), "name": entry.image}
+            return {"img_x": to_predict(images, self.source.spec), "mask_x": torch.from_numpy(mask), "name_x": entry.image}
         except UserError as error:
             return error
 
 
 def collate(samples: list[dict[str, Any] | UserError]) -> RawBatch | UserError:
-    """Collates TrainSet samples, with parts and taps padded with 0 to the largest; the first error replaces the mini-batch."""
+    """Collates samples of a TrainSet, with parts and taps padded with 0 to the largest, or of a ValSet, which must have one size; the first
+    error replaces the mini-batch.
+    """
     good: list[dict[str, Any]] = []
     for sample in samples:
         if isinstance(sample, UserError):
@@ -313,11 +315,6 @@ def collate(samples: list[dict[str, Any] | UserError]) -> RawBatch | UserError:
     assert not isinstance(second, UserError)  # its whole sample would be this error
     sized = {name: _stack([sample.pop(name) for sample in good]) for name in ("part_x", "taps_x", "part_u", "taps_u") if name in good[0]}
     return RawBatch(second=second, **(default_collate(good) | sized))
-
-
-def collate_whole(samples: list[dict[str, Any] | UserError]) -> dict[str, Any] | UserError:
-    """Collates ValSet samples of one size; the first error replaces the mini-batch."""
-    return next((sample for sample in samples if isinstance(sample, UserError)), None) or default_collate(samples)
 
 
 def _stack(tensors: list[Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from dataset.batch import normalize
+from dataset.batch import Batch, make_batch
 from dataset.loader import WHOLE, with_room
-from dataset.semi import Source, ValSet, batches, collate_whole
+from dataset.semi import Source, ValSet, batches, collate
 from dataset.spec import IGNORE, DatasetSpec
 from engine import metric
 from model.encoder import Encoder
 from model.segmenter import Segmenter
 from util.config import Config
-from util.dist import World, to_device
+from util.dist import World
 from util.error import UserError
 from util.progress import Progress
 from util.signals import start_worker
@@ -193,7 +193,7 @@ def validation_loader(source: Source, world: World, workers: int) -> DataLoader:
     own = range(world.rank, len(source.ids), world.size)
     options: dict[str, Any] = {"worker_init_fn": start_worker, "pin_memory": world.device.type == "cuda"}
     workers = with_room(workers, WHOLE * world.local_size)
-    return DataLoader(ValSet(source), batch_size=1, sampler=list(own), num_workers=workers, collate_fn=collate_whole, **options)
+    return DataLoader(ValSet(source), batch_size=1, sampler=list(own), num_workers=workers, collate_fn=collate, **options)
 
 
 class Labeler(NamedTuple):
@@ -229,7 +229,8 @@ def evaluate(
     images = []
     totals = torch.zeros(len(models) + 1, nclass, nclass, dtype=torch.int64, device=world.device)
     with progress or Progress(0, "image", shown=False) as progress:
-        for batch in on_device(loader, world.device, models[0].backbone):
+        for raw in batches(loader):
+            batch = make_batch(raw, world.device, models[0].backbone)
             images.append(_count_(totals, models, batch, prediction, labeler))
             progress.update()
     *matrices, confident = world.sum_(totals).cpu()
@@ -237,12 +238,12 @@ def evaluate(
     return Counts(matrices, _in_order(parts), confident if labeler is not None else None)
 
 
-def _count_(totals: Tensor, models: Sequence[Segmenter], batch: dict[str, Any], prediction: Prediction, labeler: Labeler | None) -> Tensor:
+def _count_(totals: Tensor, models: Sequence[Segmenter], batch: Batch, prediction: Prediction, labeler: Labeler | None) -> Tensor:
     """Adds the confusion counts of an image to `totals`, of each model and of the labeler's confident pixels; returns its `metric.sums`."""
-    mask, nclass = batch["mask"], totals.shape[-1]
+    mask, nclass = batch.mask_x, totals.shape[-1]
     sums = []
     for i, model in enumerate(models):
-        scores = prediction.scores(model, batch["img"], mask.shape[-2:])
+        scores = prediction.scores(model, batch.img_x, mask.shape[-2:])
         pred = scores.argmax(dim=1)
         matrix = metric.confusion(pred, mask, nclass)
         totals[i] += matrix
@@ -261,13 +262,3 @@ def _in_order(parts: list[Tensor]) -> Tensor:
         count = min(len(own), len(part))  # they are equal, unless the run was stopped in between
         own[:count] = part[:count]
     return whole.transpose(0, 1)
-
-
-def on_device(loader: Iterable[Any], device: torch.device, encoder: Encoder) -> Iterator[dict[str, Any]]:
-    """The loader's mini-batches: img (B, C, H, W) normalised, mask (B, H, W) long, name."""
-    for batch in batches(loader):
-        yield {
-            "img": normalize(to_device(batch["img"], device), encoder),
-            "mask": to_device(batch["mask"], device).long(),
-            "name": batch["name"],
-        }

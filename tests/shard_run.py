@@ -65,7 +65,7 @@ def fit(name: str, world: World, args: list[str], stop_at: int) -> None:
 
 def main(data: str, out: str, *names: str) -> None:
     tiny = Tiny(Path(data))
-    make_batch, start_model, normalize = training.make_batch, training.start_model, evaluation.normalize
+    make_batch, start_model, normalize = training.make_batch, training.start_model, samples.normalize
     training.Learner = Probe  # type: ignore[misc]
     with processes("cpu") as world:
         for name in names:
@@ -79,7 +79,7 @@ def main(data: str, out: str, *names: str) -> None:
             with (
                 patch.object(training, "make_batch", lambda *a: to_double(make_batch(*a))),
                 patch.object(training, "start_model", lambda *a, **k: start_model(*a, **k).double()),
-                patch.object(evaluation, "normalize", lambda *a: normalize(*a).double()),
+                patch.object(evaluation, "make_batch", lambda *a: to_double(make_batch(*a))),
                 patch.object(samples, "normalize", lambda *a: normalize(*a).double()),
             ):
                 args = tiny.args(Probe.folder / "float64", *settings)

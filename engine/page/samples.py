@@ -50,16 +50,16 @@ def sample_panels(
         sample = ValSet(source)[index]
         if isinstance(sample, UserError):
             raise sample
-        img = normalize(sample["img"][None].to(device), first.backbone)
-        dates = tensor_images(sample["img"])
+        img = normalize(sample["img_x"][None].to(device), first.backbone)
+        dates = tensor_images(sample["img_x"])
         names = ["image"] if len(dates) == 1 else ["A", "B"]
         panels = [(name, _small(date, Image.Resampling.BOX)) for name, date in zip(names, dates, strict=True)]
-        labels = {"truth": sample["mask"].numpy()} | {name: _ids(prediction.scores(model, img)) for name, model in models.items()}
+        labels = {"truth": sample["mask_x"].numpy()} | {name: _ids(prediction.scores(model, img)) for name, model in models.items()}
         panels += [(name, _painted(ids, source.spec)) for name, ids in labels.items()]
         if labels_by is not None:
             panels += _pseudo_label_panels(prediction.scores(labels_by, img), source.spec, thresh, prediction)
         seen = sorted({int(k) for ids in labels.values() for k in np.unique(ids)} - {IGNORE})
-        rows.append((sample["name"], panels, seen))
+        rows.append((sample["name_x"], panels, seen))
     return rows
 
 

@@ -243,11 +243,11 @@ def test_images_to_be_predicted_get_the_frames_short_side(root: Path) -> None:
     for i in range(6):
         before: Any = plain[i]
         after: Any = framed[i]
-        assert min(after["img"].shape[1:]) == 40
-        assert torch.equal(after["mask"], before["mask"])
-        height, width = before["img"].shape[1:]
-        expected = resize_image(hwc(before["img"]), *with_short_side(width, height, 40))
-        assert np.array_equal(hwc(after["img"]), expected)
+        assert min(after["img_x"].shape[1:]) == 40
+        assert torch.equal(after["mask_x"], before["mask_x"])
+        height, width = before["img_x"].shape[1:]
+        expected = resize_image(hwc(before["img_x"]), *with_short_side(width, height, 40))
+        assert np.array_equal(hwc(after["img_x"]), expected)
 
 
 def test_a_second_draw_has_the_same_photographs_and_draws_of_its_own(root: Path) -> None:

@@ -40,13 +40,13 @@ def by_pixel(tiny: Tiny, checkpoint: Path, which: str, mode: str) -> tuple[float
     prediction = Prediction.of(cfg, trained.spec, trained.model)
     rows = []
     for batch in validation_loader(validation_source(cfg, trained.spec), World(), 0):
-        img = (batch["img"].float() / 255 - torch.tensor(trained.model.backbone.mean)[:, None, None]) / torch.tensor(
+        img = (batch.img_x.float() / 255 - torch.tensor(trained.model.backbone.mean)[:, None, None]) / torch.tensor(
             trained.model.backbone.std
         )[:, None, None]
         with torch.no_grad():
             scores = prediction.scores(trained.model, img)
         prob = (scores.softmax(1) if mode == "original" else scores / scores.sum(1, keepdim=True))[0].numpy()
-        rows += list(zip(prob.max(0).ravel(), prob.argmax(0).ravel(), batch["mask"][0].numpy().ravel(), strict=True))
+        rows += list(zip(prob.max(0).ravel(), prob.argmax(0).ravel(), batch.mask_x[0].numpy().ravel(), strict=True))
     scored = [row for row in rows if row[2] != 255]
     thresh = float(np.quantile([row[0] for row in scored], 0.4))
     kept = [row for row in scored if row[0] >= thresh]

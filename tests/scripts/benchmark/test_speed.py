@@ -83,7 +83,7 @@ def test_evaluation_of_images_of_one_size_and_of_many(monkeypatch: pytest.Monkey
     seen: list[tuple[int, list[int]]] = []
 
     def spy(models: Any, loader: Any, *others: Any) -> Any:
-        seen.append((len(models), [batch["img"].shape[-1] for batch in loader]))
+        seen.append((len(models), [batch.img_x.shape[-1] for batch in loader]))
         return evaluate(models, loader, *others)
 
     monkeypatch.setattr(speed, "evaluate", spy)
