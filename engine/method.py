@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from model.segmenter import Segmenter
 from model.spec import get_encoder
 from util.config import Config
 from util.error import UserError
+from util.files import ROOT
 
 # step(student, teacher, batch, cfg) -> the scalar loss of a mini-batch, and the stats: detached scalars by their names
 Step = Callable[[Any, Any, Batch, Config], tuple[Tensor, dict[str, Tensor]]]
@@ -92,6 +95,18 @@ class Method:
         optimizer = cfg.optimizer or self.optimizer
         settled = replace(cfg, teacher=self.teacher_of(task, cfg.teacher), model=model, program=program_of(cfg), optimizer=optimizer)
         return settled if self.thresholded else replace(settled, conf_thresh=0.0)
+
+
+@cache
+def method_names() -> tuple[str, ...]:
+    """The methods of this program: the files at its top that define METHOD."""
+    return tuple(sorted(path.stem for path in ROOT.glob("*.py") if "\nMETHOD = " in path.read_text(encoding="utf-8")))
+
+
+def get_method(name: str) -> Method:
+    """The method of a name among `method_names`."""
+    method: Method = importlib.import_module(name).METHOD
+    return method
 
 
 def program_of(cfg: Config) -> str:

@@ -7,7 +7,6 @@ products at the card's peak rate) and an estimate at an assumed share of peak ra
 """
 
 import argparse
-import importlib
 import json
 import re
 import sys
@@ -18,16 +17,15 @@ from typing import Any
 from dataset.custom import spec_of, unlabeled_places
 from dataset.lists import read_lines
 from dataset.splits.published import manifest
-from engine.method import Method
+from engine.method import Method, get_method, method_names
 from scripts.benchmark.estimate import CARDS, EFFICIENCY, GPUS, LAUNCH, USABLE, Plan
 from scripts.benchmark.footprint import GIB, load_recipe
 from scripts.benchmark.measure import count
 from scripts.table import markdown_table
 from util.config import Config
 from util.error import UserError
-from util.files import ROOT, write_output
+from util.files import write_output
 
-METHODS = sorted(path.stem for path in ROOT.glob("*.py") if "\nMETHOD = " in path.read_text(encoding="utf-8"))
 # height, width of typical validation images in pixels; a data set that is not here counts with its crop
 IMAGE_SIZES = {
     "pascal": (375, 500), "cityscapes": (1024, 2048), "ade20k": (512, 683), "coco": (480, 640), "levir": (256, 256), "whu": (256, 256),
@@ -46,7 +44,9 @@ def image_size(text: str) -> tuple[int, int]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m scripts.benchmark plan`."""
     parser.add_argument("--config", required=True)
-    parser.add_argument("--method", choices=METHODS, help="default: the one that the config's folder is named after, else unimatch_v2")
+    parser.add_argument(
+        "--method", choices=method_names(), help="default: the one that the config's folder is named after, else unimatch_v2"
+    )
     parser.add_argument("--split", help="take the lengths of this split's lists, here or as published")
     parser.add_argument("--labeled", type=count, metavar="N", help="images in the labelled list; likewise the next two")
     parser.add_argument("--unlabeled", type=count, metavar="N")
@@ -76,8 +76,7 @@ def main(args: argparse.Namespace) -> None:
 def chosen_method(config: str, name: str | None) -> Method:
     """The method of that name, else the one whose recipes the folder of the config holds, else UniMatch V2."""
     folder = Path(config).resolve().parent.name
-    method: Method = importlib.import_module(name or (folder if folder in METHODS else "unimatch_v2")).METHOD
-    return method
+    return get_method(name or (folder if folder in method_names() else "unimatch_v2"))
 
 
 def find_lengths(cfg: Config, method: Method, args: argparse.Namespace) -> dict[str, int]:

@@ -1,14 +1,12 @@
 """Which experiment a log is of: from its header and the record beside it, else from the file's name, else from its folders."""
 
-import importlib
 import json
 import re
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from dataset.spec import SPECS
-from engine.method import Method
+from engine.method import Method, get_method, method_names
 from engine.provenance import RECORD
 from engine.resume import LOG
 from util.files import ROOT
@@ -26,10 +24,14 @@ _ALIASES = {
     "figure4b": "fixmatch_dualstream",
     "figure4c": "fixmatch_addfeataug_dualstream",
 }
-_METHOD = re.compile(
-    r"(?<![A-Za-z0-9])(fixmatch_addfeataug_dualstream|fixmatch_addfeataug|fixmatch_dualstream|fixmatch_fp|fixmatch|"
-    r"unimatch_v2_noEMA|unimatch_v2|unimatch_v1|unimatch|semivl|allspark|labeled_only|supervised|figure4[abc])(?![A-Za-z0-9])"
-)
+_METHODS = {  # of public logs and tables, that this program has not
+    "unimatch_v2_noEMA": "UniMatch V2 (student as teacher)",
+    "fixmatch_addfeataug": "One view (feature dropout, 4a)",
+    "fixmatch_dualstream": "Two views (no dropout, 4b)",
+    "fixmatch_addfeataug_dualstream": "Two views (independent dropout, 4c)",
+}
+_NAMES = "|".join(sorted((*method_names(), *_METHODS, *_ALIASES), key=len, reverse=True))
+_METHOD = re.compile(rf"(?<![A-Za-z0-9])({_NAMES})(?![A-Za-z0-9])")
 _DATASET = re.compile(rf"(?<![A-Za-z0-9])({'|'.join(DATASETS)})(?![A-Za-z0-9])", re.IGNORECASE)
 _BACKBONE = re.compile(
     r"(?<![A-Za-z0-9])(dinov2_(?:tiny|small|base|large|giant)|clip_(?:tiny|base)|resnet_?\d{2,3}|xception|mit_?b\d|beit_(?:base|large|[bl])|sam_(?:base|large|huge|[blh]))"
@@ -43,12 +45,6 @@ _SEED = re.compile(r"(?<![A-Za-z])(?:seed[_-]?|(?<=\d-)run)(\d{1,9})")  # UniMat
 AUTHORS, SHIPPED, OWN = "authors' log", "shipped log", "yours"
 _PUBLIC_LOG = re.compile(r"z?(?:table|figure)\d+[-_].+\.log")
 
-_METHODS = {  # of public logs and tables, that this program has not
-    "unimatch_v2_noEMA": "UniMatch V2 (student as teacher)",
-    "fixmatch_addfeataug": "One view (feature dropout, 4a)",
-    "fixmatch_dualstream": "Two views (no dropout, 4b)",
-    "fixmatch_addfeataug_dualstream": "Two views (independent dropout, 4c)",
-}
 _ENCODERS = {
     "dinov3_convnext": "DINOv3-ConvNeXt",
     "dinov3": "DINOv3",
@@ -74,14 +70,9 @@ class Identity:
     seed: int | None
 
 
-@cache
 def own_method(name: str | None) -> Method | None:
     """The method of this program that has a name; None for methods of others."""
-    path = ROOT / f"{name}.py"
-    # only a file that defines a method is imported: a log may name any
-    if name is None or not name.isidentifier() or not path.is_file() or "\nMETHOD = " not in path.read_text(encoding="utf-8"):
-        return None
-    return importlib.import_module(name).METHOD
+    return get_method(name) if name in method_names() else None
 
 
 def origin(header: dict[str, str], log: Path) -> str:
