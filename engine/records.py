@@ -39,7 +39,7 @@ class Best:
     epoch: int = 0
 
 
-class Averages:
+class AverageMeter:
     """Per-step scalars, kept on the device until somebody reads them, and their running averages since the epoch's start.
 
     `sums` and `count` are the state; `read` adds what came since the last read, as means over all shards of all processes.

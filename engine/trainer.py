@@ -27,7 +27,7 @@ from engine.method import Method, judged, shard_seed
 from engine.page.writer import PageWriter
 from engine.provenance import add_start, changed_versions, versions
 from engine.pseudo_quality import quality_of
-from engine.records import Averages, Record
+from engine.records import AverageMeter, Record
 from engine.update import Learner
 from model.loss import balanced_weights, check_criterion
 from model.spec import check_crop, check_facts, encoder_facts, get_encoder
@@ -64,7 +64,7 @@ class Trainer:
         model = start_model(cfg, self.data, notes, resumed=found is not None)
         self.prediction = Prediction.of(cfg, self.data.spec, model)
         self.learner = Learner(cfg, model, method, self.steps * cfg.epochs, world)
-        self.averages = Averages(world)
+        self.averages = AverageMeter(world)
         self.epoch, self.step = -1, 0
         self.last: list[Batch] = []  # mini-batches of the last step
         self.counts: Counts | None = None  # of the epoch's evaluation, where it has one
@@ -315,7 +315,7 @@ class Trainer:
     def _stop(self) -> NoReturn:
         saved = self._save()
         self.world.wait()  # a process that ends makes the launcher end the others
-        where = f"epoch {self.epoch + 1}, step {self.step} of {self.steps}"
+        where = f"epoch {self.epoch + 2} of {self.cfg.epochs}, step {self.step} of {self.steps}"  # from 1, as on the screen
         how = f"saved in {self.folder / resume.LATEST}" if saved else f"could not be saved: {self.folder} has an older checkpoint"
         raise StoppedError(f"{where}, {how}; the same command resumes from there", self.signals.code)
 

@@ -46,15 +46,22 @@ def signal_at(count: int, number: int, target: Any, name: str) -> pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "place"),
+    ("number", "code", "place", "where"),
     [
-        (signal.SIGTERM, REQUEUE, (5, training.Learner, "update")),
-        (signal.SIGUSR1, REQUEUE, (2, training, "evaluate")),
-        (signal.SIGINT, 130, (12, training.Learner, "update")),
+        (signal.SIGTERM, REQUEUE, (5, training.Learner, "update"), "epoch 1 of 2, step 6 of 12"),
+        (signal.SIGUSR1, REQUEUE, (2, training, "evaluate"), "epoch 2 of 2, step 12 of 12"),
+        (signal.SIGINT, 130, (12, training.Learner, "update"), "epoch 1 of 2, step 12 of 12"),
     ],
 )
 def test_a_signal_saves_and_the_same_command_goes_on(
-    number: int, code: int, place: tuple[int, Any, str], tiny: Tiny, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    number: int,
+    code: int,
+    place: tuple[int, Any, str],
+    where: str,
+    tiny: Tiny,
+    whole: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     stopped = tmp_path / "stopped"
     handler = signal.getsignal(number)
@@ -64,8 +71,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(
     patch.undo()
     assert end.value.code == code
     line = capsys.readouterr().err.splitlines()[-1]
-    assert line.startswith("stopped: epoch ")
-    assert f"saved in {stopped}/latest.pth; the same command resumes from there" in line
+    assert line == f"stopped: {where}, saved in {stopped}/latest.pth; the same command resumes from there"
     assert signal.getsignal(number) == handler, "the handlers are as before"
     unimatch_v2.main(tiny.args(stopped, *QUICK))
     assert crash.compare(whole, stopped) == []
