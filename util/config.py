@@ -27,14 +27,15 @@ def key(
     choices: tuple[str, ...] = (),
     may_change: bool = False,
     may_grow: bool = False,
+    factors: bool = False,
 ) -> Any:
     """A config key. Without a default it is required; a mapping is its own default each time.
 
     Numbers are from 0 (`positive`: above 0) to `most`, words are among `choices`. may_change: a run may be resumed with another value,
     because the key does not say what the run computes: where things are (lists are compared by content), how it runs, or what is used
-    only at its start. may_grow: with a higher one.
+    only at its start. may_grow: with a higher one. factors: the values of the mapping are numbers from 0 to `most`, by text.
     """
-    rules = {"positive": positive, "most": most, "choices": choices, "may_change": may_change, "may_grow": may_grow}
+    rules = {"positive": positive, "most": most, "choices": choices, "may_change": may_change, "may_grow": may_grow, "factors": factors}
     if isinstance(default, dict):
         return field(default_factory=lambda: copy.deepcopy(default), metadata=rules)
     return field(default=default, metadata=rules)
@@ -54,16 +55,16 @@ class Config:
     lr_multi: float = key(40.0, positive=True)  # the decoder's rate is lr * lr_multi
     # the authors' program that a run follows where they differ (METHOD.md 3.2); null: unimatch_v1 for deeplabv3plus, else unimatch_v2
     program: str | None = key(None, choices=("unimatch_v1", "unimatch_v2"))
-    optimizer: str | None = key(None, choices=("adamw", "sgd"))  # null is the program's: unimatch_v1 sgd, unimatch_v2 adamw
+    optimizer: str | None = key(None, choices=("adamw", "sgd"))  # null is the method's own
     weight_decay: float | None = key(None)  # null: 0.01 (adamw), 0.0001 (sgd)
     momentum: float = key(0.9, most=1)  # of sgd
     # learning rates of parts of the model: {start of parameter names: factor}; the rate is lr * factor, the longest name counts
-    lr_factors: dict = key({})
+    lr_factors: dict = key({}, factors=True)
     # statistics of BatchNorm layers: sync (over all shards' images; needs a process for each shard) | per_shard | frozen
     batch_norm: str = key("sync", choices=("sync", "per_shard", "frozen"))
     # labelled loss: CELoss | OHEM | Focal | Dice | Lovasz (model/loss.py), kwargs.class_weights: a list, or auto
     criterion: dict = key({"name": "CELoss", "kwargs": {"ignore_index": 255}})
-    conf_thresh: float = key(0.95, most=1)  # pseudo labels count from this confidence on; of allspark all do
+    conf_thresh: float = key(0.95, most=1)  # pseudo labels count from this confidence on, where the method has a threshold
     lossu_weight: float = key(1.0)  # w in (loss_x + w * loss_u) / (1 + w)
     model: str | None = key(None)  # the architecture: dpt | deeplabv3plus | vlm | allspark; null is the encoder's usual one
     replace_stride_with_dilation: list | None = key(None)  # of a ResNet's stages 2, 3, 4 in deeplabv3plus; null is [false, false, true]
@@ -134,6 +135,10 @@ class Config:
 
 def _check(name: str, value: Any, rules: Mapping[str, Any], is_number: bool) -> None:
     """Raises UserError for a value outside a key's bounds or choices. is_number: a number will do beside the choices."""
+    for part, factor in value.items() if rules["factors"] else ():
+        if type(part) is not str or type(factor) not in (int, float) or not 0 <= factor <= rules["most"]:
+            expected = f"the start of parameter names, and a number from 0 to {rules['most']}"
+            raise UserError(f"{name}: found {part!r}: {factor!r}, expected {expected}; correct it in the config")
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         if not 0 <= value <= rules["most"] or (value == 0 and rules["positive"]):  # nan is not
             least = "a number above 0" if rules["positive"] else "0 or more"
