@@ -7,7 +7,7 @@ import math
 import pprint
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -42,42 +42,43 @@ class Best:
 class AverageMeter:
     """Per-step scalars, kept on the device until somebody reads them, and their running averages since the epoch's start.
 
-    `sums` and `count` are the state; `read` adds what came since the last read, as means over all shards of all processes.
+    `sums` and `counts` are the state; `read` adds what came since the last read, as means over all shards of all processes.
     """
 
     def __init__(self, world: World) -> None:
         self.world = world
         self.reset()
 
-    def reset(self, sums: dict[str, float] | None = None, count: int = 0) -> None:
-        self.pending: list[dict[str, Tensor]] = []
+    def reset(self, sums: Mapping[str, float] | None = None, count: Mapping[str, int] | int = 0) -> None:
+        """Starts anew, or from a state of before. count: of each scalar; one number for all in checkpoints of earlier versions."""
+        self.pending: list[tuple[dict[str, Tensor], bool]] = []
         self.sums = dict(sums or {})
-        self.count = count
+        self.counts = dict.fromkeys(self.sums, count) if isinstance(count, int) else dict(count)
 
-    def add(self, stats: dict[str, Tensor]) -> None:
-        self.pending.append(stats)
+    def add(self, stats: dict[str, Tensor], counts: bool = True) -> None:
+        """Adds a step's scalars. counts: whether they belong to the averages; those of a skipped step do not."""
+        self.pending.append((stats, counts))
 
     def read(self) -> list[dict[str, float]]:
         """The scalars of each step since the last read. All processes must call it at the same step."""
         if not self.pending:
             return []
-        names = list(self.pending[0])
-        self.sums = dict.fromkeys(names, 0.0) | self.sums
+        names = list(self.pending[0][0])
+        self.sums, self.counts = dict.fromkeys(names, 0.0) | self.sums, dict.fromkeys(names, 0) | self.counts
         # float32: Apple GPUs have no float64
-        table = torch.stack([torch.stack([stats[name].float() for name in names]) for stats in self.pending])
-        rows = (self.world.sum_(table) / self.world.size).tolist()
+        table = torch.stack([torch.stack([stats[name].float() for name in names]) for stats, _ in self.pending])
+        rows = [dict(zip(names, row, strict=True)) for row in (self.world.sum_(table) / self.world.size).tolist()]
+        for row, (_, counts) in zip(rows, self.pending, strict=True):
+            for name, value in row.items():
+                if counts and math.isfinite(value):  # a mean over no pixel is not
+                    self.sums[name] += value
+                    self.counts[name] += 1
         self.pending = []
-        for row in rows:
-            if not all(map(math.isfinite, row)):  # this step was skipped
-                continue
-            self.count += 1
-            for name, value in zip(names, row, strict=True):
-                self.sums[name] += value
-        return [dict(zip(names, row, strict=True)) for row in rows]
+        return rows
 
     def means(self) -> dict[str, float]:
-        """Means since the epoch's start; nan before the first step that counts."""
-        return {name: value / self.count if self.count else math.nan for name, value in self.sums.items()}
+        """Means since the epoch's start of the steps that count; nan for what has had no value in them."""
+        return {name: value / self.counts[name] if self.counts[name] else math.nan for name, value in self.sums.items()}
 
 
 class Board:

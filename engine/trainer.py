@@ -20,6 +20,7 @@ from dataset.loader import label_pixels, open_data, shard_count, supervised, tes
 from dataset.preview import sheets
 from dataset.semi import batches
 from engine import resume, screen
+from engine.batch_norm import frozen_without_statistics
 from engine.evaluation import Counts, Labeler, Prediction, evaluate, validation_loader
 from engine.final_test import final_test, selection
 from engine.initial_model import start_model
@@ -71,6 +72,7 @@ class Trainer:
         self.bad_images: list[str] = []  # of this epoch, on all processes
         self.new_bad_images: list[str] = []  # of this process since the last read
         notes += self._load(*found) if found else []
+        notes += frozen_without_statistics(self.learner.student)
         if world.main:
             add_start(self.folder, world.device, world.size)
         self._open_log(notes)
@@ -213,7 +215,7 @@ class Trainer:
             if self.learner.it == 1 and self.world.main:
                 for name, image in sheets(shards, self.data.spec, self.learner.student.backbone, PREVIEWED).items():
                     self.record.board.draw(f"data/{name}", image, 0)
-            self.averages.add(stats | {"grad_norm": self.learner.grad_norm})
+            self.averages.add(stats | {"grad_norm": self.learner.grad_norm}, counts=not self.learner.skipped_in_row)
             progress.update()
             if self.learner.skipped_in_row:
                 self._log_skipped(shards)
@@ -325,7 +327,7 @@ class Trainer:
 
     def _state(self) -> dict[str, Any]:
         state = self.learner.state() | self.record.state() | {"epoch": self.epoch, "step": self.step}
-        state |= {"averages": {"sums": self.averages.sums, "count": self.averages.count}}
+        state |= {"averages": {"sums": self.averages.sums, "count": self.averages.counts}}
         state |= {"config": self.config, "lists": self.data.lists, "versions": versions(), "bad_images": self.bad_images}
         state["encoder"] = encoder_facts(self.cfg.backbone, self.learner.student.backbone)
         self.record.board.flush()

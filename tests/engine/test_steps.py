@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ from torch import Tensor
 import unimatch_v2
 from dataset.batch import Batch
 from engine.method import Method
+from engine.records import AverageMeter
 from engine.trainer import train
 from tests import crash
 from tests.conftest import Tiny
 from util import checkpoint
+from util.dist import World
 from util.error import UserError
 
 QUICK = ("batch_size=1", "crop_size=14")
@@ -75,6 +78,20 @@ def test_a_step_that_is_not_finite_changes_no_weight_but_counts(value: float, th
     state = checkpoint.load(tmp_path / "latest.pth")
     assert (state["skipped"], state["skipped_in_row"]) == (3, 0)
     assert all(torch.isfinite(v).all() for v in state["model_ema"].values())
+
+
+def test_a_stat_without_a_value_costs_itself_alone() -> None:
+    """A mean over no pixel is nan: the step counts for the others, and a step that counts not at all counts for none."""
+    meter = AverageMeter(World())
+    for loss, own, counts in ((1.0, nan, True), (3.0, 5.0, True), (50.0, 50.0, False)):
+        meter.add({"loss_all": torch.tensor(loss), "own": torch.tensor(own)}, counts)
+    assert [row["loss_all"] for row in meter.read()] == [1, 3, 50]
+    assert meter.means() == {"loss_all": 2, "own": 5}
+    resumed = AverageMeter(World())
+    resumed.reset(meter.sums, meter.counts)
+    assert resumed.means() == meter.means()
+    resumed.reset({"loss_all": 4.0}, 2)
+    assert resumed.means() == {"loss_all": 2}
 
 
 def unimatch_v2_trainer() -> Any:
