@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from dataset.loader import Data
 from dataset.semi import Source
 from engine import image_counts, metric
@@ -17,6 +19,7 @@ from model.segmenter import Segmenter
 from util import checkpoint
 from util.config import Config
 from util.dist import World
+from util.error import reason
 from util.files import write_atomic
 from util.progress import count
 
@@ -34,7 +37,8 @@ def selection(validation: Source, test: Source | None) -> str:
 def final_test(cfg: Config, data: Data, source: Source, models: dict[str, Segmenter], prediction: Prediction, world: World) -> list[str]:
     """Loads best.pth into the models and scores them on `source`, over all processes; writes test.json and the counts of its images.
 
-    Returns the lines for the log. Where test.json already has the scores of this best.pth on this list, they are taken from it.
+    Returns the lines for the log. Where test.json already has the scores of this best.pth on this list, they are taken from it. A disk
+    that is full costs these files, never the scores.
     """
     folder, path, spec = Path(cfg.save_path), str(Path(cfg.save_path) / BEST), data.spec
     shown = metric.FIGURES[spec.task]
@@ -43,6 +47,7 @@ def final_test(cfg: Config, data: Data, source: Source, models: dict[str, Segmen
     made_for |= {"list": source.ids.path, "sha256": source.ids.sha256}
     # the first process's, for all: on a network disk others may see another one
     result = world.gather([_read(folder / FILE, list(shown))])[0]
+    lost: list[str] = []
     if {key: result.get(key) for key in made_for} != made_for:
         for name, model in models.items():
             key = WEIGHTS[name]
@@ -52,15 +57,23 @@ def final_test(cfg: Config, data: Data, source: Source, models: dict[str, Segmen
         counts = evaluate([model.eval() for model in models.values()], loader, prediction, spec.nclass, world, None, progress)
         scores = {name: metric.scores(matrix, spec) for name, matrix in zip(models, counts.matrices, strict=True)}
         result = made_for | {"images": len(source.ids), "scores": scores}
-        if world.main:
-            own = counts.images[judged(tuple(models), spec.task)]
-            image_counts.save(folder / image_counts.FILES["test"], own, int(best["epoch"]), source.ids.sha256)
-            write_atomic(folder / FILE, lambda file: file.write(json.dumps(result, indent=1).encode()))
+        own = counts.images[judged(tuple(models), spec.task)]
+        lost = _keep(folder, result, own, int(best["epoch"]), source.ids.sha256) if world.main else []
     return [
         f"Test of best.pth (epoch {result['epoch']}, selected on {result['selected_on']}) on {result['list']}, {name}: "
         + ", ".join(f"{figure.label} {own[key]:.2f}" for key, figure in shown.items())
         for name, own in result["scores"].items()
-    ]
+    ] + lost
+
+
+def _keep(folder: Path, result: dict[str, Any], counts: Tensor, epoch: int, sha256: str) -> list[str]:
+    """Writes the scores, and the counts of the images. Returns the line that says what could not be written."""
+    try:
+        image_counts.save(folder / image_counts.FILES["test"], counts, epoch, sha256)
+        write_atomic(folder / FILE, lambda file: file.write(json.dumps(result, indent=1).encode()))
+    except OSError as error:
+        return [f"{folder / FILE}: cannot be written ({reason(error)}); make room, and the same command tests again"]
+    return []
 
 
 def _read(path: Path, figures: list[str]) -> dict[str, Any]:

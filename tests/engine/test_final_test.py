@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import unimatch_v2
 from dataset.loader import test_source as find_test_source
 from dataset.loader import validation_source
 from dataset.spec import get_spec
-from engine import metric
+from engine import final_test, metric
 from scripts.report import read_log
 from tests.conftest import Tiny
 from util.config import load_config
@@ -34,6 +35,20 @@ def test_one_list_selects_and_best_pth_is_scored_once_on_the_other(tiny: Tiny, t
     (run,) = read_log(tmp_path / "train.log")
     assert run.unread_lines == 0
     assert [note for note in run.notes if "of the list that chose the epoch. Test of best.pth" in note]
+
+
+def test_a_full_disk_costs_the_files_of_the_test_and_not_its_scores(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, *others: Any) -> None:
+        raise OSError(ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(final_test, "write_atomic", full)
+    unimatch_v2.main(tiny.args(tmp_path, "epochs=1", f"test_id_path={tiny.root}/labeled.txt"))
+    log = (tmp_path / "train.log").read_text()
+    assert "Test of best.pth (epoch 0" in log
+    assert f"{tmp_path}/test.json: cannot be written (No space left on device); make room" in log
+    monkeypatch.undo()
+    unimatch_v2.main(tiny.args(tmp_path, "epochs=1", f"test_id_path={tiny.root}/labeled.txt"))
+    assert (tmp_path / "test.json").is_file()
 
 
 def test_a_run_without_another_list_says_that_its_score_is_of_the_images_that_chose_it(tiny: Tiny, tmp_path: Path) -> None:
