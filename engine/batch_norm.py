@@ -2,7 +2,7 @@
 
 sync: a training step normalises with the statistics of all shards' images, as the published recipes do on their GPUs. This needs a
 process for each shard. per_shard: each shard normalises with its own; the processes average what they have run up. frozen: the
-pretrained statistics stay, which is exact on any number of processes.
+statistics stay as the run starts with them, which is exact on any number of processes.
 """
 
 from __future__ import annotations
@@ -81,6 +81,16 @@ def prepare_batch_norm_(model: Segmenter, mode: str, shards: int, world: World) 
             for layer in layers:
                 layer.__class__ = SyncBatchNorm  # the layer with its tensors stays, only what it computes changes
     return [buffer for layer in batch_norms(model) for buffer in layer.buffers()]
+
+
+def frozen_without_statistics(model: Segmenter) -> list[str]:
+    """The line that says which frozen layers have no statistics from a file, as those of a new decoder; none where all have."""
+    layers = {name: dict(layer.named_buffers()) for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
+    bare = [name for name, own in layers.items() if own and not own["running_mean"].any() and (own["running_var"] == 1).all()]
+    if not bare or not model.frozen_statistics:
+        return []
+    found = f"{len(bare)} of {len(layers)} BatchNorm layers have no statistics from a file ({bare[0]}{', ...' * (len(bare) > 1)})"
+    return [f"batch_norm: frozen: {found}; they scale and shift, and do not normalise. `init` takes those of another run"]
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ class ImagePooling(nn.Module):
         self.gap = nn.Sequential(nn.AdaptiveAvgPool2d(1), *conv_bn_relu(inputs, outputs))
 
     def forward(self, x: Tensor) -> Tensor:
-        if len(x) == 1 and self.training and type(self.gap[2]) is nn.BatchNorm2d:
+        if len(x) == 1 and self.gap[2].training and type(self.gap[2]) is nn.BatchNorm2d:
             raise UserError(
                 "batch_size: found 1, expected 2 or more: deeplabv3plus normalises one pooled value of each image over the batch"
             )

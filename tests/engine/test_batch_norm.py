@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from dataset.batch import Batch
+from engine.batch_norm import batch_norms, frozen_without_statistics, prepare_batch_norm_
 from engine.update import Learner
 from model import build_model
 from tests import toy
@@ -81,6 +82,20 @@ def test_frozen_statistics_stay_and_weights_learn() -> None:
     assert not layer.training
     assert layer.weight.requires_grad
     assert one.student.backbone.blocks[0].get_submodule("3").training
+
+
+def test_frozen_layers_without_statistics_are_named() -> None:
+    """A new decoder's do not normalise; those of an encoder whose file has statistics are not named."""
+    model = build_model("resnet50", 3, model="deeplabv3plus")
+    assert frozen_without_statistics(model) == [], "they will have some"
+    prepare_batch_norm_(model, "frozen", 2, World())
+    (found,) = frozen_without_statistics(model)
+    assert "64 of 64 BatchNorm layers have no statistics from a file (backbone.conv1.1, ...)" in found
+    for layer in batch_norms(model.backbone):
+        layer.get_buffer("running_mean").fill_(0.5)
+    (found,) = frozen_without_statistics(model)
+    assert "9 of 64 BatchNorm layers have no statistics from a file (head." in found
+    model.train()(torch.rand(1, 3, 64, 64))  # one image will do: nothing is normalised over the batch
 
 
 def given_batch(shard: int) -> Batch:
