@@ -85,7 +85,8 @@ class Method:
             raise UserError(f"program: found unimatch_v1, which has no {self.name}; remove it")
         method = self.programs.get(program, self)
         if method.teacher == "student" and cfg.teacher == "ema":
-            raise UserError(f"teacher: found ema, but {self.name} has no average in the program {program}; set program=unimatch_v2")
+            advice = "set program=unimatch_v2" if self.teacher == "ema" else "remove it"
+            raise UserError(f"teacher: found ema, but {self.name} has no average in the program {program}; {advice}")
         views = getattr(cfg, "strong_views", method.reads.strong_views)  # of methods that leave it open
         return method if views == method.reads.strong_views else replace(method, reads=replace(method.reads, strong_views=views))
 

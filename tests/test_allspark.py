@@ -299,7 +299,7 @@ def test_change_detection(tmp_path: Path) -> None:
 MISTAKES: list[tuple[tuple[str, ...], str]] = [
     (("model=null", "backbone=mit_b0"), "model: found dpt, expected allspark, whose decoder the method is about"),
     (("crop_size=64",), r"crop_size: found 64, expected no multiple of 32: .* set crop_size=65"),
-    (("teacher=ema",), "teacher: found ema, but allspark has no average"),
+    (("teacher=ema",), "teacher: found ema, but allspark has no average in the program unimatch_v2; remove it"),
     (("backbone=dinov2_tiny", "crop_size=70"), "model: found allspark with backbone dinov2_tiny, expected one of mit_b0"),
     (("memory_epochs=3",), "memory_epochs: no such config key of this method; the nearest is 'memory_epoch'"),
 ]
