@@ -19,7 +19,7 @@ from engine.method import Method
 from engine.trainer import train
 from model.dropout import channel_factors, clean_and_scaled
 from model.guide import Guide
-from model.loss import labeled_loss, mask_ratio, unlabeled_loss
+from model.loss import IGNORE, labeled_loss, mask_ratio, unlabeled_loss
 from model.pseudo import Mixed, cutmix, labels_of, pseudo_label_in_eval_mode
 from model.segmenter import Segmenter
 from model.semseg.vlm import VLM, make_clip, pretrained_clip
@@ -59,7 +59,7 @@ def step(student: nn.Module, teacher: Teacher, batch: Batch, cfg: Config) -> tup
     assert isinstance(cfg, Settings)
     pasted = (*pseudo_label_in_eval_mode(teacher.student, second.img_u_w), second.ignore_u)
     guided = teacher.guide(torch.cat((batch.img_u_w, second.img_u_w)), cfg.guidance_thresh)
-    guide, guide_second = guided.masked_fill(torch.cat((batch.ignore_u, second.ignore_u)) == 255, 255).chunk(2)
+    guide, guide_second = guided.masked_fill(torch.cat((batch.ignore_u, second.ignore_u)) == IGNORE, IGNORE).chunk(2)
     preds = student(torch.cat((batch.img_x, batch.img_u_w)), clean_and_scaled(batch.drop))
     pred_x, pred_w, _, pred_fp = preds.split((len(batch.img_x), len(batch.img_u_w)) * 2)
     pseudo, conf = labels_of(pred_w)

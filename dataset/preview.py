@@ -78,7 +78,7 @@ def _unlabeled_rows(batch: Batch, encoder: Encoder) -> Iterator[Image.Image]:
         mixed = cutmix(img, absent, absent, batch.ignore_u, box)
         views.append((mixed.img, mixed.ignore, box))
     for i, name in enumerate(batch.name_u):
-        panels = [_panel(_dates(img[i], encoder), ignore[i].cpu().numpy() == 255, box[i]) for img, ignore, box in views]
+        panels = [_panel(_dates(img[i], encoder), ignore[i].cpu().numpy() == IGNORE, box[i]) for img, ignore, box in views]
         partner = f"box of {batch.name_u[-1 - i][-NAME:]}"
         mixed_titles = [f"CutMixed {k}, {partner if box[i].any() else 'no box'}" for k, (_, box) in enumerate(strong, 1)]
         yield picture.row(panels, (f"{name[-NAME:]}, weak", *titles, *mixed_titles))

@@ -10,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from dataset import opencv
+from dataset.spec import IGNORE
 
 Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 
@@ -160,7 +161,7 @@ def crop_mask(mask: np.ndarray, geometry: Geometry, crop: int, fill: int) -> np.
 def ignore_map(geometry: Geometry, crop: int) -> np.ndarray:
     """The ignore map of a weak crop, uint8 (crop, crop): 255 on padding, 0 elsewhere."""
     cols, rows = _visible(geometry, crop)
-    out = np.full((crop, crop), 255, dtype=np.uint8)
+    out = np.full((crop, crop), IGNORE, dtype=np.uint8)
     out[:rows, _shown(geometry, cols)] = 0
     return out
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 import torch.distributed.nn.functional as differentiable
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from model.backbone.timm_model import load_timm
+from model.encoder import batch_norms
 from model.segmenter import Segmenter
 from util.dist import World
 from util.error import UserError
@@ -42,17 +42,12 @@ class SyncBatchNorm(nn.BatchNorm2d):
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
-def batch_norms(model: nn.Module) -> list[_BatchNorm]:
-    """The layers with batch statistics."""
-    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
-
-
 def prepare_batch_norm_(model: Segmenter, mode: str, shards: int, world: World) -> list[Tensor]:
     """Makes a model keep the rule `mode` in training. Returns the buffers that a training step changes.
 
     Raises UserError where the rule cannot be kept with this number of processes, or says something of a model without such layers.
     """
-    layers = batch_norms(model)
+    layers = list(batch_norms(model).values())
     if not layers:
         if mode != "sync":
             raise UserError(f"batch_norm: found {mode}, but this model has no batch normalisation; remove the key")
@@ -80,12 +75,12 @@ def prepare_batch_norm_(model: Segmenter, mode: str, shards: int, world: World) 
         else:
             for layer in layers:
                 layer.__class__ = SyncBatchNorm  # the layer with its tensors stays, only what it computes changes
-    return [buffer for layer in batch_norms(model) for buffer in layer.buffers()]
+    return [buffer for layer in batch_norms(model).values() for buffer in layer.buffers()]
 
 
 def frozen_without_statistics(model: Segmenter) -> list[str]:
     """The line that says which frozen layers have no statistics from a file, as those of a new decoder; none where all have."""
-    layers = {name: dict(layer.named_buffers()) for name, layer in model.named_modules() if isinstance(layer, _BatchNorm)}
+    layers = {name: dict(layer.named_buffers()) for name, layer in batch_norms(model).items()}
     bare = [name for name, own in layers.items() if own and not own["running_mean"].any() and (own["running_var"] == 1).all()]
     if not bare or not model.frozen_statistics:
         return []

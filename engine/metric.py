@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dataset.spec import DatasetSpec
+from dataset.spec import IGNORE, DatasetSpec
 
 
 class Figure(NamedTuple):
@@ -41,9 +41,9 @@ def chosen_by(task: str) -> str:
     return next(iter(FIGURES[task]))
 
 
-def confusion(pred: Tensor, mask: Tensor, nclass: int, ignore_index: int = 255) -> Tensor:
-    """Counts (K, K) int64 on the tensors' device: row = true class, column = predicted class. Pixels with ignore_index do not count."""
-    return _count(mask * nclass + pred, mask != ignore_index, nclass * nclass).view(nclass, nclass)
+def confusion(pred: Tensor, mask: Tensor, nclass: int) -> Tensor:
+    """Counts (K, K) int64 on the tensors' device: row = true class, column = predicted class. Ignored pixels do not count."""
+    return _count(mask * nclass + pred, mask != IGNORE, nclass * nclass).view(nclass, nclass)
 
 
 def _count(ids: Tensor, counted: Tensor, cells: int) -> Tensor:
@@ -135,13 +135,13 @@ def boundary_band(labels: Tensor, distance: int) -> Tensor:
     return (pool(padded) != -pool(-padded))[:, 0]
 
 
-def boundary_counts(pred: Tensor, mask: Tensor, nclass: int, distance: int, ignore_index: int = 255) -> Tensor:
+def boundary_counts(pred: Tensor, mask: Tensor, nclass: int, distance: int) -> Tensor:
     """Counts (3, K) int64 for `boundary_iou`: band pixels on which both agree, of the truth, of the prediction.
 
     An ignored region borders on both: the prediction is ignored there too.
     """
-    valid = mask != ignore_index
-    pred = torch.where(valid, pred, ignore_index)
+    valid = mask != IGNORE
+    pred = torch.where(valid, pred, IGNORE)
     true_band, pred_band = (valid & boundary_band(labels, distance) for labels in (mask, pred))
     both = true_band & pred_band & (mask == pred)
     return torch.stack([_count(ids, band, nclass) for ids, band in ((mask, both), (mask, true_band), (pred, pred_band))])

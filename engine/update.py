@@ -149,7 +149,7 @@ class Learner:
     def _agree(self, stop: bool) -> bool:
         """Whether this step counts, the same on all processes: are all losses and the gradient finite? The one host read of a step."""
         grads = [p.grad for p in self.student.parameters() if p.grad is not None]
-        self.grad_norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+        self.grad_norm = torch.nn.utils.get_total_norm(grads)
         # 0 * loss is 0, or nan for a loss that is not finite; the gradient is already the same everywhere
         words = torch.stack((self.grad_norm + (0 * self.losses).sum(), self.grad_norm.new_full((), float(stop))))
         norm, asked = self.world.sum_(words).tolist()

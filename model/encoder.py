@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint, noop_context_fn
 
+BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm  # also what timm derives from these
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -56,15 +56,20 @@ class Encoder(nn.Module):
         """Prepares the encoder, in place, for a graph that takes images of any size (ONNX)."""
 
 
+def batch_norms(module: nn.Module) -> dict[str, BatchNorm]:
+    """The layers with batch statistics, by their names."""
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, BatchNorm)}
+
+
 def recomputed(block: nn.Module, call: Callable[..., Any], *inputs: Any, draws: bool = True, **named: Any) -> Any:
     """`call(*inputs)`, the output of a block, for which only the inputs are kept; the backward pass computes the rest again."""
-    layers = [layer for layer in block.modules() if isinstance(layer, _BatchNorm) and layer.training]
+    layers = [layer for layer in batch_norms(block).values() if layer.training]
     contexts = (lambda: (nullcontext(), _statistics_kept(layers))) if layers else noop_context_fn
     return checkpoint(call, *inputs, use_reentrant=False, preserve_rng_state=draws, context_fn=contexts, **named)
 
 
 @contextmanager
-def _statistics_kept(layers: list[_BatchNorm]) -> Iterator[None]:
+def _statistics_kept(layers: list[BatchNorm]) -> Iterator[None]:
     """A context in which BatchNorm layers do not update their running statistics: a block that is computed again has done so already."""
     counts = [layer.num_batches_tracked for layer in layers if layer.num_batches_tracked is not None]
     kept, momenta = [count.clone() for count in counts], [layer.momentum for layer in layers]

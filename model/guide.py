@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.backbone.clip import CLIP
+from model.loss import IGNORE
 from model.semseg.vlm import renormalized, resize
-
-IGNORED = 255
 
 
 class Guide(nn.Module):
@@ -42,4 +41,4 @@ class Guide(nn.Module):
             similarity = torch.einsum("bchw,rc->brhw", dense.to(self.text.dtype), self.text)
         similarity = torch.stack([own.amax(dim=1) for own in similarity.split(self.counts, dim=1)], dim=1)
         conf, label = (100 * resize(similarity, img.shape[-2:])).softmax(dim=1).max(dim=1)
-        return label.masked_fill(conf < thresh, IGNORED)
+        return label.masked_fill(conf < thresh, IGNORE)

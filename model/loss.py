@@ -13,9 +13,10 @@ from torch import Tensor
 from util.error import UserError
 
 Weights = Sequence[float] | None
+IGNORE = 255  # of masks, as dataset/spec.py has it
 
 
-def cross_entropy(pred: Tensor, mask: Tensor, ignore_index: int = 255, class_weights: Weights = None) -> Tensor:
+def cross_entropy(pred: Tensor, mask: Tensor, ignore_index: int = IGNORE, class_weights: Weights = None) -> Tensor:
     """Mean cross-entropy over labelled pixels. pred: logits (B, K, H, W); mask: (B, H, W) long. 0 where no pixel is labelled.
 
     class_weights: a pixel counts as much as the weight of its true class, in the sum and in what it is divided by.
@@ -50,7 +51,7 @@ def _cached(class_weights: tuple[float, ...], device: torch.device) -> Tensor:
     return torch.tensor(class_weights, dtype=torch.float32, device=device)
 
 
-def ohem(pred: Tensor, mask: Tensor, thresh: float, min_kept: int, ignore_index: int = 255, class_weights: Weights = None) -> Tensor:
+def ohem(pred: Tensor, mask: Tensor, thresh: float, min_kept: int, ignore_index: int = IGNORE, class_weights: Weights = None) -> Tensor:
     """Online hard example mining: cross-entropy over the pixels whose true class has probability <= a threshold.
 
     The threshold is `thresh`, or the `min_kept`-th smallest probability of the mini-batch where that is larger, so that at
@@ -72,7 +73,7 @@ def _smallest(values: Tensor, k: int) -> Tensor:
     return values.sort().values[k - 1] if values.is_cuda else values.kthvalue(k).values
 
 
-def focal(pred: Tensor, mask: Tensor, gamma: float = 2.0, ignore_index: int = 255, class_weights: Weights = None) -> Tensor:
+def focal(pred: Tensor, mask: Tensor, gamma: float = 2.0, ignore_index: int = IGNORE, class_weights: Weights = None) -> Tensor:
     """Focal loss (Lin et al. 2017): cross-entropy times (1 - p)^gamma, p the true class's probability; its mean as in `cross_entropy`."""
     loss = F.cross_entropy(pred, mask, ignore_index=ignore_index, reduction="none")
     # 1 - p; not quite 0, where a gamma below 1 would have an infinite gradient
@@ -80,7 +81,7 @@ def focal(pred: Tensor, mask: Tensor, gamma: float = 2.0, ignore_index: int = 25
     return _pixel_mean(loss * missing**gamma, mask, ignore_index, class_weights)
 
 
-def dice(pred: Tensor, mask: Tensor, ce: float = 0.0, ignore_index: int = 255, class_weights: Weights = None) -> Tensor:
+def dice(pred: Tensor, mask: Tensor, ce: float = 0.0, ignore_index: int = IGNORE, class_weights: Weights = None) -> Tensor:
     """Soft Dice loss (Milletari et al. 2016): for a class, 1 - 2 sum(p g) / (sum(p) + sum(g)) over the mini-batch's labelled pixels.
 
     p: the class's probability, g: 1 where it is the true class, else 0. The (weighted) mean of the classes that are labelled in the
@@ -92,7 +93,7 @@ def dice(pred: Tensor, mask: Tensor, ce: float = 0.0, ignore_index: int = 255, c
     return _class_mean(losses, labeled, class_weights) + _added(ce, pred, mask, ignore_index, class_weights)
 
 
-def lovasz(pred: Tensor, mask: Tensor, ce: float = 0.0, ignore_index: int = 255, class_weights: Weights = None) -> Tensor:
+def lovasz(pred: Tensor, mask: Tensor, ce: float = 0.0, ignore_index: int = IGNORE, class_weights: Weights = None) -> Tensor:
     """Lovasz-Softmax (Berman et al. 2018): the convex extension of 1 - IoU of a class, over the mini-batch's labelled pixels.
 
     With the errors |g - p| in descending order it is their sum, each times what IoU loses when its pixel joins the wrong ones. The
@@ -171,9 +172,9 @@ def check_criterion(criterion: dict[str, Any], nclass: int) -> None:
         raise UserError(f"criterion: found {found}, expected name and kwargs with {', '.join(sorted(allowed))}; correct the config")
     if lacking := [key for key, value in allowed.items() if value.default is value.empty and key not in kwargs]:
         raise UserError(f"criterion.kwargs: {name} needs {' and '.join(lacking)}, found no {lacking[0]}; add what is missing to the config")
-    if (inner := kwargs.get("ignore_index", 255)) != 255:
+    if (inner := kwargs.get("ignore_index", IGNORE)) != IGNORE:
         raise UserError(
-            f"criterion.kwargs.ignore_index: found {inner!r}, expected 255, which masks hold once they are read; "
+            f"criterion.kwargs.ignore_index: found {inner!r}, expected {IGNORE}, which masks hold once they are read; "
             "the value in the mask files is the key ignore_index"
         )
     for key, (expected, fits) in _RULES.items():
@@ -194,14 +195,14 @@ def unlabeled_loss(pred: Tensor, pseudo: Tensor, conf: Tensor, ignore: Tensor, t
 
     pred: logits (B, K, H, W); pseudo: (B, H, W) long; conf: (B, H, W) in [0, 1]; ignore: (B, H, W), 255 on padding.
     """
-    valid = ignore != 255
+    valid = ignore != IGNORE
     loss = F.cross_entropy(pred, pseudo, reduction="none")
     return (loss * (valid & (conf >= thresh))).sum() / valid.sum().clamp(min=1)
 
 
 def mask_ratio(conf: Tensor, ignore: Tensor, thresh: float) -> Tensor:
     """Share of confident pixels among those that are not padding, before CutMix: what the log calls the mask ratio."""
-    valid = ignore != 255
+    valid = ignore != IGNORE
     return (valid & (conf >= thresh)).sum() / valid.sum().clamp(min=1)
 
 

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from model.encoder import Encoder
+from model.encoder import Encoder, batch_norms
 from model.weights import load_encoder_
 
 Maps = list[Tensor]  # (B, C_i, h_i, w_i) each
@@ -46,9 +45,8 @@ class Segmenter(nn.Module):
     def train(self, mode: bool = True) -> Segmenter:
         super().train(mode)
         if mode and self.frozen_statistics:
-            for module in self.modules():
-                if isinstance(module, _BatchNorm):
-                    module.eval()
+            for layer in batch_norms(self).values():
+                layer.eval()
         return self
 
     def encode(self, img: Tensor) -> Maps:

@@ -151,9 +151,9 @@ def _check(name: str, value: Any, rules: Mapping[str, Any], is_number: bool) -> 
 KEYS = {f.name: f for f in fields(Config)}
 
 
-def may_change(kind: type[Config] = Config) -> set[str]:
+def may_change() -> set[str]:
     """The keys that a run may be resumed with changed."""
-    return {f.name for f in fields(kind) if f.metadata["may_change"]}
+    return {name for name, f in KEYS.items() if f.metadata["may_change"]}
 
 
 def may_resume(kind: type[Config], name: str, old: Any, new: Any) -> bool:

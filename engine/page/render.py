@@ -78,11 +78,11 @@ class PageData:
         return max(self.evaluated, key=lambda row: (self.score(row, self.judged), row.epoch), default=None)
 
 
-def data_uri(image: Image.Image, kind: str = "JPEG") -> str:
+def data_uri(image: Image.Image) -> str:
     """A picture as the text that an <img> can hold."""
     buffer = io.BytesIO()
-    image.save(buffer, kind, quality=82)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    image.save(buffer, "JPEG", quality=82)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _tile(value: str, label: str) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dataset import picture
 from dataset.batch import Batch
 from dataset.loader import Data
+from dataset.spec import IGNORE
 from engine import metric
 from engine.evaluation import Counts, Prediction
 from engine.metrics_file import Epoch, finite, read_epochs
@@ -74,7 +75,7 @@ def kept_shares(labels_by: nn.Module, batches: Sequence[Batch], classes: Sequenc
     counts = torch.zeros(len(classes) + 1, dtype=torch.int64, device=world.device)
     for batch in batches:
         pseudo, conf = pseudo_label(labels_by, batch.img_u_w)
-        valid = batch.ignore_u != 255
+        valid = batch.ignore_u != IGNORE
         counts[:-1] += torch.bincount(pseudo[valid & (conf >= thresh)], minlength=len(classes))
         counts[-1] += valid.sum()
     *kept, whole = world.sum_(counts).tolist()

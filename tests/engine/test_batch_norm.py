@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from dataset.batch import Batch
-from engine.batch_norm import batch_norms, frozen_without_statistics, prepare_batch_norm_
+from engine.batch_norm import frozen_without_statistics, prepare_batch_norm_
 from engine.update import Learner
 from model import build_model
+from model.encoder import batch_norms
 from tests import toy
 from tests.conftest import ROOT, Tiny, command
 from util import checkpoint
@@ -91,7 +92,7 @@ def test_frozen_layers_without_statistics_are_named() -> None:
     prepare_batch_norm_(model, "frozen", 2, World())
     (found,) = frozen_without_statistics(model)
     assert "64 of 64 BatchNorm layers have no statistics from a file (backbone.conv1.1, ...)" in found
-    for layer in batch_norms(model.backbone):
+    for layer in batch_norms(model.backbone).values():
         layer.get_buffer("running_mean").fill_(0.5)
     (found,) = frozen_without_statistics(model)
     assert "9 of 64 BatchNorm layers have no statistics from a file (head." in found

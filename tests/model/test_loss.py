@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from dataset import spec
 from model.loss import (
     CRITERIA,
+    IGNORE,
     balanced_weights,
     check_criterion,
     cross_entropy,
@@ -24,6 +26,11 @@ from model.loss import (
 )  # fmt: skip
 
 CE: dict[str, Any] = {"name": "CELoss", "kwargs": {"ignore_index": 255}}
+
+
+def test_the_ignored_value_is_the_data_sets() -> None:
+    """model/ may not import dataset/, so that the number stands in both."""
+    assert IGNORE == spec.IGNORE
 
 
 def brute_ohem(pred: Tensor, mask: Tensor, thresh: float, min_kept: int) -> float:

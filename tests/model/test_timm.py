@@ -17,11 +17,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from dataset.spec import get_spec
-from engine.batch_norm import batch_norms, prepare_batch_norm_
+from engine.batch_norm import prepare_batch_norm_
 from engine.evaluation import Prediction, check_mode
 from model import build_model, pretrained
 from model.backbone.timm_model import TimmEncoder, even_indices, load_timm
-from model.encoder import Encoder
+from model.encoder import Encoder, batch_norms
 from model.foreign import OtherFormatError
 from model.formats import recognise
 from model.spec import ENCODERS, check_crop, get_encoder
@@ -301,13 +301,13 @@ def test_blocks_are_compiled_one_by_one(checkpointing: bool, monkeypatch: pytest
 
 def test_shared_statistics_of_timms_layers_need_gpus() -> None:
     model = build_model("timm/test_efficientnet", 2)
-    layer = next(layer for layer in batch_norms(model) if type(layer) is not nn.BatchNorm2d)
+    layer = next(layer for layer in batch_norms(model).values() if type(layer) is not nn.BatchNorm2d)
     activation = layer.act
     with pytest.raises(UserError, match=r"batch_norm: BatchNormAct2d cannot share statistics between processes on CPUs; set batch_norm="):
         prepare_batch_norm_(model, "sync", 2, World(size=2))
     before = {key: value.data_ptr() for key, value in model.state_dict().items()}
     statistics = prepare_batch_norm_(model, "sync", 2, World(size=2, device=torch.device("cuda")))
-    after = batch_norms(model)
+    after = list(batch_norms(model).values())
     assert all(isinstance(layer, nn.SyncBatchNorm) for layer in after)
     assert any(getattr(layer, "act", None) is activation for layer in after)  # the activation stays with its layer
     assert {key: value.data_ptr() for key, value in model.state_dict().items()} == before
@@ -316,9 +316,9 @@ def test_shared_statistics_of_timms_layers_need_gpus() -> None:
 
 def test_frozen_statistics() -> None:
     model = build_model("efficientnet_lite0", 2)
-    assert {layer.eps for layer in batch_norms(model)} == {1e-3}
+    assert {layer.eps for layer in batch_norms(model).values()} == {1e-3}
     prepare_batch_norm_(model, "frozen", 4, World())
     before = {key: value.clone() for key, value in model.state_dict().items()}
     model.train()(torch.randn(2, 3, 40, 33)).mean().backward()
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert re.fullmatch(r"BatchNormAct2d|BatchNorm2d", type(batch_norms(model)[0]).__name__)
+    assert re.fullmatch(r"BatchNormAct2d|BatchNorm2d", type(next(iter(batch_norms(model).values()))).__name__)
