@@ -9,7 +9,7 @@ from model.semseg.allspark import build_allspark
 from model.semseg.deeplabv3plus import build_deeplabv3plus
 from model.semseg.dpt import build_dpt
 from model.semseg.vlm import build_vlm
-from model.spec import EncoderSpec, get_encoder
+from model.spec import get_encoder
 from util.config import Config
 from util.error import UserError
 
@@ -63,15 +63,8 @@ def configured_model(cfg: Config, nclass: int, task: str, pretrained: str | Path
     return build_model(cfg.backbone, nclass, task, pretrained, cfg.model, cfg.crop_size, **options)
 
 
-def _dpt(spec: EncoderSpec, nclass: int, bitemporal: bool) -> Segmenter:
-    backbone = spec.build()
-    if not spec.fusion:
-        raise UserError(f"model: found dpt with {spec.name}, expected {spec.model}; correct `model` in the config")
-    return build_dpt(backbone, spec.widths, spec.fusion, nclass, bitemporal)
-
-
 MODELS: dict[str, Callable[..., Segmenter]] = {
-    "dpt": _dpt,
+    "dpt": build_dpt,
     "deeplabv3plus": build_deeplabv3plus,
     "vlm": build_vlm,
     "allspark": build_allspark,

@@ -22,23 +22,13 @@ from pathlib import Path
 
 from model.encoder import Encoder
 from model.package import packaged_file
-from model.spec import ENCODERS, get_encoder
+from model.spec import ENCODERS, PUBLIC, get_encoder
 from model.weights import default_path, load_encoder_, read
 from util import checkpoint
 from util.cli import Parser
 from util.download import download
 from util.error import UserError, run
 from util.files import sha256, write_atomic
-
-PUBLIC = "https://dl.fbaipublicfiles.com/dinov2"
-
-# where weights are that this command does not download
-BY_HAND = {
-    "dinov3": "Meta sends the address by e-mail (https://ai.meta.com/dinov3)",
-    "clip": "OpenAI's repository has its address (https://github.com/openai/CLIP, clip/clip.py)",
-    "mit": "SegFormer's authors have it where a browser gets it (https://github.com/NVlabs/SegFormer), Hugging Face: nvidia/mit-b0 to b5",
-    "resnet101": "open-mmlab has it (https://github.com/open-mmlab/mmcv, open_mmlab.json)",
-}
 
 
 @dataclass(frozen=True)
@@ -72,13 +62,14 @@ PACKAGED = {
 
 def address(name: str, base: str) -> str:
     """The address of an encoder's weights below `base`. Raises UserError for an encoder without a public address."""
-    file = get_encoder(name).file
-    if not file:
+    spec = get_encoder(name)
+    file, source = spec.file, spec.origin.source
+    if not source:
         public = ", ".join(spec.name for spec in ENCODERS.values() if spec.file)
         raise UserError(
             f"{name}: has no public address known here, expected one of {public}; give its weights with --from FILE, or train without"
         )
-    if (source := next((source for family, source in BY_HAND.items() if name.startswith(family)), None)) is not None:
+    if not source.startswith("https://"):
         raise UserError(f"{name}: {source}; download {file} and give it with --from FILE")
     return f"{base.rstrip('/')}/{file.partition('_pretrain')[0].removesuffix('_reg4')}/{file}"
 
@@ -101,7 +92,7 @@ def check(path: Path, name: str, origin: str) -> tuple[Encoder, str]:
 
 def write_note(path: Path, name: str, origin: str, converted: str = "") -> dict[str, str | int]:
     """Writes the facts about the file at `path` to the JSON file beside it, and returns them. converted: whose names the original has."""
-    facts: dict[str, str | int] = {"name": name, "origin": origin, "license": get_encoder(name).license}
+    facts: dict[str, str | int] = {"name": name, "origin": origin, "license": get_encoder(name).origin.license}
     facts |= {"converted_from": converted} if converted else {}
     facts |= {"size": path.stat().st_size, "sha256": sha256(path)}
     write_atomic(path.with_suffix(".json"), lambda file: file.write((json.dumps(facts, indent=2) + "\n").encode()))

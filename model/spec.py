@@ -21,27 +21,29 @@ from util.error import UserError
 
 
 @dataclass(frozen=True)
+class Origin:
+    """Where published weights are from. source: the address below which they are, or in words who has them; empty where it is not known."""
+
+    license: str = "unknown"
+    source: str = ""
+
+
+@dataclass(frozen=True)
 class EncoderSpec:
     """An encoder and the decoder widths that go with it.
 
-    build: makes the encoder with random weights. fusion: channels inside the DPT decoder. widths: channels of each map after the
-    decoder's 1x1 convolution (empty: it has none). file: name of the published weights file, empty where none was published.
-    model: the architecture that goes with the encoder where a config names none.
+    build: makes the encoder with random weights. fusion: channels inside the DPT decoder, 0 for an encoder that it does not fit. widths:
+    channels of each map after the decoder's 1x1 convolution (empty: it has none). file: name of the published weights file, empty where
+    none was published. model: the architecture that goes with the encoder where a config names none. origin: of the published weights.
     """
 
     name: str
     build: Callable[..., Encoder]
-    fusion: int
-    widths: tuple[int, ...]
+    fusion: int = 0
+    widths: tuple[int, ...] = ()
     file: str = ""
     model: str = "dpt"
-
-    @property
-    def license(self) -> str:
-        """The license of the published weights, "unknown" where none were published."""
-        known = {"dinov2": "Apache-2.0", "dinov3": "DINOv3 License", "efficientnet": "Apache-2.0", "clip": "MIT", "resnet101": "Apache-2.0"}
-        known["mit"] = "NVIDIA Source Code License for SegFormer (research and evaluation alone)"
-        return known[self.name.split("_")[0]] if self.file else "unknown"
+    origin: Origin = Origin()
 
     @property
     def of_timm(self) -> bool:
@@ -54,6 +56,16 @@ class EncoderSpec:
             return self.build()
 
 
+PUBLIC = "https://dl.fbaipublicfiles.com/dinov2"  # Meta's, the one that has a public address
+_META = Origin("Apache-2.0", PUBLIC)
+_META_BY_MAIL = Origin("DINOv3 License", "Meta sends the address by e-mail (https://ai.meta.com/dinov3)")
+_NVIDIA = Origin(
+    "NVIDIA Source Code License for SegFormer (research and evaluation alone)",
+    "SegFormer's authors have it where a browser gets it (https://github.com/NVlabs/SegFormer), Hugging Face: nvidia/mit-b0 to b5",
+)
+_OPENAI = Origin("MIT", "OpenAI's repository has its address (https://github.com/openai/CLIP, clip/clip.py)")
+_MMCV = Origin("Apache-2.0", "open-mmlab has it (https://github.com/open-mmlab/mmcv, open_mmlab.json)")
+_PACKAGE = Origin("Apache-2.0", "a Python package carries it (model/pretrained.py)")
 _SATELLITE = {"mean": (0.430, 0.411, 0.296), "std": (0.213, 0.156, 0.143)}  # of the SAT-493M images
 _UNUSED = ("local_cls_norm.weight", "local_cls_norm.bias")  # a norm that only the pretraining of some used
 _EVENLY = (2, 5, 8, 11)  # of twelve blocks
@@ -63,22 +75,22 @@ _SMALL, _BASE, _LARGE = (64, (48, 96, 192, 384)), (128, (96, 192, 384, 768)), (2
 def _dinov2(size: str, file: str, decoder: tuple[int, tuple[int, ...]], *shape: Any) -> tuple[EncoderSpec, EncoderSpec]:
     """The EncoderSpecs of a DINOv2 encoder without and with registers."""
     return (
-        EncoderSpec(f"dinov2_{size}", partial(DINOv2, *shape), *decoder, f"{file}_pretrain.pth"),
-        EncoderSpec(f"dinov2_{size}_reg", partial(DINOv2, *shape, registers=4), *decoder, f"{file}_reg4_pretrain.pth"),
+        EncoderSpec(f"dinov2_{size}", partial(DINOv2, *shape), *decoder, f"{file}_pretrain.pth", origin=_META),
+        EncoderSpec(f"dinov2_{size}_reg", partial(DINOv2, *shape, registers=4), *decoder, f"{file}_reg4_pretrain.pth", origin=_META),
     )
 
 
 def _dinov3(name: str, file: str, decoder: tuple[int, tuple[int, ...]], *shape: Any, **more: Any) -> EncoderSpec:
-    return EncoderSpec(f"dinov3_{name}", partial(DINOv3, *shape, **more), *decoder, f"dinov3_{file}.pth")
+    return EncoderSpec(f"dinov3_{name}", partial(DINOv3, *shape, **more), *decoder, f"dinov3_{file}.pth", origin=_META_BY_MAIL)
 
 
 def _convnext(size: str, digest: str, fusion: int, depths: tuple[int, ...], widths: tuple[int, ...]) -> EncoderSpec:
     file = f"dinov3_convnext_{size}_pretrain_lvd1689m-{digest}.pth"
-    return EncoderSpec(f"dinov3_convnext_{size}", partial(DINOv3ConvNeXt, widths, depths), fusion, (), file)
+    return EncoderSpec(f"dinov3_convnext_{size}", partial(DINOv3ConvNeXt, widths, depths), fusion, (), file, origin=_META_BY_MAIL)
 
 
 def _mit(size: str, decoder: tuple[int, tuple[int, ...]], depths: tuple[int, ...], widths: tuple[int, ...]) -> EncoderSpec:
-    return EncoderSpec(f"mit_{size}", partial(MiT, widths, depths), *decoder, f"mit_{size}.pth")
+    return EncoderSpec(f"mit_{size}", partial(MiT, widths, depths), *decoder, f"mit_{size}.pth", origin=_NVIDIA)
 
 
 _MIT = (64, 128, 320, 512)
@@ -109,7 +121,7 @@ ENCODERS: dict[str, EncoderSpec] = {
             EncoderSpec(name, partial(ResNet, depths), 256, (256, 512, 1024, 1024), model="deeplabv3plus")
             for name, depths in DEPTHS.items()
         ),
-        EncoderSpec("xception", Xception, 0, (), model="deeplabv3plus"),
+        EncoderSpec("xception", Xception, model="deeplabv3plus"),
         _mit("b0", _SMALL, (2, 2, 2, 2), (32, 64, 160, 256)),
         _mit("b1", _SMALL, (2, 2, 2, 2), _MIT),
         _mit("b2", _BASE, (3, 4, 6, 3), _MIT),
@@ -120,11 +132,17 @@ ENCODERS: dict[str, EncoderSpec] = {
         EncoderSpec("beit_large", partial(TimmEncoder, "beit_large_patch16_224", img_size=512), *_LARGE),
         EncoderSpec("sam_base", partial(TimmEncoder, "samvit_base_patch16"), *_BASE),
         EncoderSpec("sam_large", partial(TimmEncoder, "samvit_large_patch16"), *_LARGE),
-        EncoderSpec("clip_base", partial(CLIP, 768, 12, 12, skips=(0, 4)), 0, (), "ViT-B-16.pt", "vlm"),
-        EncoderSpec("clip_tiny", partial(CLIP, 192, 6, 3, skips=(0, 2)), 0, (), model="vlm"),  # not a published model: for tests
+        EncoderSpec("clip_base", partial(CLIP, 768, 12, 12, skips=(0, 4)), file="ViT-B-16.pt", model="vlm", origin=_OPENAI),
+        EncoderSpec("clip_tiny", partial(CLIP, 192, 6, 3, skips=(0, 2)), model="vlm"),  # not a published model: for tests
         # beside CLIP (model/semseg/vlm.py)
-        EncoderSpec("resnet101_v1c_stage1", ResNetV1cStage, 0, (), "resnet101_v1c-e67eebb6.pth", "vlm"),
-        EncoderSpec("efficientnet_lite0", partial(TimmEncoder, "tf_efficientnet_lite0"), 64, (), "efficientnet-lite0-57934424.pth"),
+        EncoderSpec("resnet101_v1c_stage1", ResNetV1cStage, file="resnet101_v1c-e67eebb6.pth", model="vlm", origin=_MMCV),
+        EncoderSpec(
+            "efficientnet_lite0",
+            partial(TimmEncoder, "tf_efficientnet_lite0"),
+            64,
+            file="efficientnet-lite0-57934424.pth",
+            origin=_PACKAGE,
+        ),
     )
 }
 _SIZES = ((50e6, _SMALL), (150e6, _BASE), (500e6, _LARGE))  # parameters of an encoder up to which a decoder goes with it
@@ -140,7 +158,8 @@ def get_encoder(name: str) -> EncoderSpec:
     family = next((family for family in _FAMILIES if name.startswith(f"{family}_")), "")
     sizes = [spec for spec in ENCODERS.values() if spec.name.startswith(f"{family}_") and name.endswith(spec.name.removeprefix(family))]
     if family and sizes:
-        return replace(max(sizes, key=lambda spec: len(spec.name)), name=name, file="")  # the longest: `small_reg`, `small_plus`
+        longest = max(sizes, key=lambda spec: len(spec.name))  # `small_reg`, `small_plus`
+        return replace(longest, name=name, file="", origin=Origin())
     near = difflib.get_close_matches(name, ENCODERS, 3, 0)
     raise UserError(f"backbone: found {name!r}, the nearest are {', '.join(near)}; all are in docs/encoders.md, and timm/NAME")
 

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from model.encoder import Encoder
 from model.segmenter import Segmenter
+from model.spec import EncoderSpec
+from util.error import UserError
 
 
 class ResidualConvUnit(nn.Module):
@@ -99,9 +101,12 @@ def _reassembling(widths: tuple[int, ...]) -> list[nn.Module]:
     ]
 
 
-def build_dpt(backbone: Encoder, widths: tuple[int, ...], fusion: int, nclass: int, bitemporal: bool) -> Segmenter:
-    """An encoder with a DPT decoder, which starts from PyTorch's default initialisation."""
-    head = DPTHead(backbone, widths, fusion, nclass)
+def build_dpt(spec: EncoderSpec, nclass: int, bitemporal: bool) -> Segmenter:
+    """An encoder with a DPT decoder, which starts from PyTorch's default initialisation. Raises UserError for one that it does not fit."""
+    if not spec.fusion:
+        raise UserError(f"model: found dpt with {spec.name}, expected {spec.model}; correct `model` in the config")
+    backbone = spec.build()
+    head = DPTHead(backbone, spec.widths, spec.fusion, nclass)
     # a plain vision transformer's maps lie channels last: convolutions that do too need not turn them round
     layout: Any = {"memory_format": torch.channels_last}  # Any: not every PyTorch's type hints have this argument
     return Segmenter(backbone, head.to(**layout), "head.scratch.output_conv.2", bitemporal)

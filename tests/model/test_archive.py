@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from model.archive import is_archive, read_archive
 from model.backbone.clip import CLIP
 from model.pretrained import main
-from model.spec import ENCODERS, EncoderSpec
+from model.spec import ENCODERS
 from model.weights import read
 from tests.model.test_dinov3 import random_
 from tests.model.test_formats import openai_clip
@@ -100,7 +101,7 @@ def test_an_archive_that_would_run_something_is_refused(tmp_path: Path) -> None:
 
 def test_openais_file_becomes_the_encoders_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    small = EncoderSpec("clip_base", lambda: CLIP(64, 2, 2, (0,), 4), 0, (), "ViT-B-16.pt", "vlm")
+    small = replace(ENCODERS["clip_base"], build=lambda: CLIP(64, 2, 2, (0,), 4))
     monkeypatch.setitem(ENCODERS, "clip_base", small)
     weights = random_(small.build()).state_dict()
     script(

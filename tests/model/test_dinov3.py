@@ -242,7 +242,7 @@ def test_dates_and_sides_that_do_not_fit(name: str) -> None:
 def test_weights_of_ones_own_have_the_size_at_the_end(name: str, expected: str) -> None:
     own, published = get_encoder(name), ENCODERS[expected]
     assert (own.name, own.build, own.fusion, own.widths) == (name, published.build, published.fusion, published.widths)
-    assert (own.file, own.license) == ("", "unknown")
+    assert (own.file, own.origin.license) == ("", "unknown")
 
 
 @pytest.mark.parametrize("name", ["dinov3_mine", "dinov3_small_mine", "dinov3_giant", "dinov4_small", "dinov3_convnext_giant"])

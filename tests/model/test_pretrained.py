@@ -20,7 +20,14 @@ from model.weights import default_path
 from tests.server import Page, Server
 from util.error import UserError, run
 
-SMALL = EncoderSpec("dinov2_small", partial(DINOv2, 24, 1, 2, (0, 0, 0, 0)), 8, (8, 8, 8, 8), "dinov2_vits14_pretrain.pth")
+SMALL = EncoderSpec(
+    "dinov2_small",
+    partial(DINOv2, 24, 1, 2, (0, 0, 0, 0)),
+    8,
+    (8, 8, 8, 8),
+    ENCODERS["dinov2_small"].file,
+    origin=ENCODERS["dinov2_small"].origin,
+)
 PLACE = "/w/dinov2_vits14/dinov2_vits14_pretrain.pth"
 TARGET = Path("pretrained/dinov2_small.pth")
 
