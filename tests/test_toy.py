@@ -1,7 +1,9 @@
 """What CONTRIBUTING.md says of adding an encoder, a decoder and a method, tried through the real commands with those of toy.py."""
 
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +12,13 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import evaluate
 import predict
+from engine.method import SEMI_LABELS
 from engine.metrics_file import read_epochs
 from scripts import export
 from scripts.report.__main__ import main as report
 from scripts.report.tables import round_half_up
 from tests import toy
-from tests.conftest import Tiny
+from tests.conftest import ROOT, Tiny
 from tests.test_train import stop_after
 from util import checkpoint
 from util.error import UserError
@@ -111,3 +114,11 @@ def test_it_is_evaluated_predicted_and_exported(trained: Path, tiny: Tiny, tmp_p
 def test_a_crop_that_does_not_fit_is_refused_by_its_multiple(tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="crop_size: found 28, expected a multiple of 8 for this backbone; the nearest is 32"):
         toy.main(tiny.args(tmp_path, *SETTINGS, "crop_size=28"))
+
+
+def test_a_step_from_given_tensors_runs_as_it_is_written() -> None:
+    (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M | re.S)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert names["learner"].it == 8
+    assert {name for name, value in names["stats"].items() if torch.isfinite(value)} == set(SEMI_LABELS)
