@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dataset.batch import Batch
+from dataset.batch import Batch, Reads
 from engine.method import SEMI_LABELS, Method
 from engine.trainer import train
 from model import CLASSIFIER_DROPOUT
 from model.dropout import channel_factors, complementary_factors, factor_width, scaled
 from model.loss import labeled_loss, mask_ratio, semi_loss, unlabeled_loss
 from model.pseudo import cutmix, pseudo_label
-from model.spec import get_encoder
+from model.spec import architecture, get_encoder
 from util.config import Config, key
 from util.error import UserError, run
 
@@ -33,7 +33,7 @@ class Settings(Config):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        model = self.model or get_encoder(self.backbone).model
+        model = architecture(self.backbone, self.model)
         if self.dropout_at == "classifier" and model not in CLASSIFIER_DROPOUT:
             known = ", ".join(CLASSIFIER_DROPOUT)
             raise UserError(f"dropout_at: found classifier with model {model}, expected encoder; only {known} has the other")
@@ -70,7 +70,11 @@ def _draw(images: int, channels: tuple[int, ...], generator: torch.Generator, cf
     return complementary_factors(images, width, generator)[: cfg.strong_views * images]
 
 
-METHOD = Method("unimatch_v2", step, SEMI_LABELS, draw=_draw, config=Settings, title="UniMatch V2")
+def _reads(cfg: Settings) -> Reads:
+    return Reads(strong_views=cfg.strong_views)
+
+
+METHOD = Method("unimatch_v2", step, SEMI_LABELS, reads_of=_reads, draw=_draw, config=Settings, title="UniMatch V2")
 
 
 def main(argv: list[str]) -> None:

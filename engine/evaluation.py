@@ -197,9 +197,9 @@ def validation_loader(source: Source, world: World, workers: int) -> DataLoader:
 
 
 class Labeler(NamedTuple):
-    """The model that gives the pseudo labels, by its place among those that are evaluated, and the confidence from which they count."""
+    """The model that gives the pseudo labels, by its index among those that are evaluated, and the confidence from which they count."""
 
-    place: int
+    index_of_model: int
     thresh: float
 
 
@@ -248,7 +248,7 @@ def _count_(totals: Tensor, models: Sequence[Segmenter], batch: Batch, predictio
         matrix = metric.confusion(pred, mask, nclass)
         totals[i] += matrix
         sums.append(metric.sums(matrix))
-        if labeler is not None and i == labeler.place:
+        if labeler is not None and i == labeler.index_of_model:
             conf = prediction.probabilities(scores).amax(dim=1)
             totals[-1] += metric.confusion(pred, torch.where(conf >= labeler.thresh, mask, IGNORE), nclass)
     return torch.stack(sums)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dataset.batch import Batch, Reads
 from model.segmenter import Segmenter
-from model.spec import get_encoder
+from model.spec import architecture
 from util.config import Config
 from util.error import UserError
 from util.files import ROOT
@@ -35,7 +35,8 @@ WEIGHTS = {"student": "model", "EMA": "model_ema"}  # the models of a run, and w
 class Method:
     """A method by its parts. The file that defines it is named like it and calls it METHOD.
 
-    step: computes a mini-batch's loss. What it may read of a mini-batch is `Batch`. reads: which images it gets.
+    step: computes a mini-batch's loss. What it may read of a mini-batch is `Batch`. reads: which images it gets; reads_of: these by its
+        settings, where they depend on one.
     labels: the stats that an iteration's log line shows, {name: label}, in order. TensorBoard gets every stat, as train/<name>.
     teacher: who gives the pseudo labels. "ema": the moving average of the student, which is evaluated too. "student": the student
         itself, and there is no average. None: nobody, the method reads labelled images alone.
@@ -54,6 +55,7 @@ class Method:
     labels: Mapping[str, str] = field(default_factory=lambda: {"loss_all": "Total loss"})
     teacher: str | None = "ema"
     reads: Reads = Reads()
+    reads_of: Callable[[Any], Reads] | None = None
     draw: Draw | None = None
     guided: Guided | None = None
     thresholded: bool = True
@@ -87,13 +89,11 @@ class Method:
         if method.teacher == "student" and cfg.teacher == "ema":
             advice = "set program=unimatch_v2" if self.teacher == "ema" else "remove it"
             raise UserError(f"teacher: found ema, but {self.name} has no average in the program {program}; {advice}")
-        views = getattr(cfg, "strong_views", method.reads.strong_views)  # of methods that leave it open
-        return method if views == method.reads.strong_views else replace(method, reads=replace(method.reads, strong_views=views))
+        return method if method.reads_of is None else replace(method, reads=method.reads_of(cfg))
 
     def settled(self, cfg: Config, task: str) -> Config:
         """The config with what it leaves to method and encoder filled in."""
-        model = cfg.model or get_encoder(cfg.backbone).model
-        optimizer = cfg.optimizer or self.optimizer
+        model, optimizer = architecture(cfg.backbone, cfg.model), cfg.optimizer or self.optimizer
         settled = replace(cfg, teacher=self.teacher_of(task, cfg.teacher), model=model, program=program_of(cfg), optimizer=optimizer)
         return settled if self.thresholded else replace(settled, conf_thresh=0.0)
 
@@ -112,8 +112,7 @@ def get_method(name: str) -> Method:
 
 def program_of(cfg: Config) -> str:
     """The authors' program that a run follows where they differ: `program` of the config, else the one that the architecture is from."""
-    model = cfg.model or get_encoder(cfg.backbone).model
-    return cfg.program or ("unimatch_v1" if model == "deeplabv3plus" else "unimatch_v2")
+    return cfg.program or ("unimatch_v1" if architecture(cfg.backbone, cfg.model) == "deeplabv3plus" else "unimatch_v2")
 
 
 def judged(models: tuple[str, ...], task: str) -> int:

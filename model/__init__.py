@@ -9,7 +9,7 @@ from model.semseg.allspark import build_allspark
 from model.semseg.deeplabv3plus import build_deeplabv3plus
 from model.semseg.dpt import build_dpt
 from model.semseg.vlm import build_vlm
-from model.spec import get_encoder
+from model.spec import architecture, get_encoder
 from util.config import Config
 from util.error import UserError
 
@@ -40,8 +40,7 @@ def build_model(
     """
     if task not in ("segmentation", "change"):
         raise UserError(f"task: found {task!r}, expected segmentation or change")
-    spec = get_encoder(backbone)
-    model = model or spec.model
+    spec, model = get_encoder(backbone), architecture(backbone, model)
     if model not in MODELS:
         raise UserError(f"model: found {model!r}, expected one of {', '.join(MODELS)}; correct `model` in the config")
     given = {key: value for key, value in options.items() if value is not None}

@@ -173,6 +173,11 @@ def _timm(name: str) -> EncoderSpec:
     return EncoderSpec(name, partial(TimmEncoder, model), fusion, widths if len(set(facts.strides)) == 1 else ())
 
 
+def architecture(backbone: str, model: str | None) -> str:
+    """The architecture that a config names as `model`; where it names none, the one that goes with the encoder. Raises UserError."""
+    return model or get_encoder(backbone).model
+
+
 def check_crop(crop_size: int, encoder: Encoder) -> None:
     """Raises UserError unless the training crop's side is a multiple of what the encoder needs."""
     multiple = encoder.multiple

@@ -26,7 +26,7 @@ from dataset.batch import normalize
 from engine.evaluation import Prediction, predict_whole
 from engine.trained_model import Trained, load_trained, run_config
 from model.segmenter import Segmenter
-from model.spec import get_encoder
+from model.spec import architecture
 from util import checkpoint
 from util.cli import Parser
 from util.config import Config, parse_arguments
@@ -52,7 +52,7 @@ def meta(cfg: Config, trained: Trained) -> dict[str, Any]:
         "palette": [list(color) for color in spec.palette],
         "mean": list(trained.model.backbone.mean),
         "std": list(trained.model.backbone.std),
-        "model": cfg.model or get_encoder(cfg.backbone).model,
+        "model": architecture(cfg.backbone, cfg.model),
         "input": "RGB / 255, minus mean, divided by std; sides resized to the nearest multiple (bilinear, align_corners)",
         "multiple": trained.model.multiple,
         "evaluation": prediction.mode,

@@ -3,9 +3,10 @@
 import ast
 from pathlib import Path
 
+from engine.method import method_names
 from tests.conftest import ROOT
 
-ROOMS = ("util", "model", "dataset", "engine", "methods and evaluation", "scripts")
+ROOMS = ("util", "model", "dataset", "engine", "methods", "evaluation", "scripts")
 FORWARDING = {"benchmark.py", "launch.py", "report.py"}  # former names of commands: they only start what stands elsewhere now
 
 
@@ -14,7 +15,9 @@ def room(module: str) -> str | None:
     first = module.split(".")[0]
     if first in ROOMS:
         return first
-    return "methods and evaluation" if (ROOT / f"{first}.py").is_file() else None
+    if not (ROOT / f"{first}.py").is_file():
+        return None
+    return "methods" if first in method_names() else "evaluation"
 
 
 def modules() -> dict[str, Path]:

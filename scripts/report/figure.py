@@ -22,7 +22,7 @@ _STYLE = "text{font:13px sans-serif;fill:#222}.grid{stroke:#ddd}.title{font-weig
 
 @dataclass(frozen=True)
 class Line:
-    """A split's values from one maker of runs. points: (place on the x axis, value)."""
+    """A split's values from one maker of runs. points: (index of the setting, value)."""
 
     name: str
     color: str
@@ -88,25 +88,25 @@ def _panel(table: Table, rows: list[tuple[str, float]], axis: str) -> str:
     lines = _lines(table, [name for name, _ in rows])
     head = f'<text class="title" x="{WIDTH / 2}" y="20" text-anchor="middle">{escape(table.title)}</text>'
     low, high, down = _scale([value for line in lines for _, value in line.points])
-    places = [round(LEFT + (i + 0.5) / len(rows) * (WIDTH - LEFT - RIGHT), 1) for i in range(len(rows))]
-    parts = [head, *_axes(axis, ticks(low, high), down, list(zip(places, (x for _, x in rows), strict=True)))]
+    lefts = [round(LEFT + (i + 0.5) / len(rows) * (WIDTH - LEFT - RIGHT), 1) for i in range(len(rows))]
+    parts = [head, *_axes(axis, ticks(low, high), down, list(zip(lefts, (x for _, x in rows), strict=True)))]
     for i, line in enumerate(lines):
         look = f'stroke="{line.color}" stroke-width="2" stroke-dasharray="{line.dash}"'
-        parts.append(f'<polyline points="{" ".join(f"{places[i]},{down(value)}" for i, value in line.points)}" fill="none" {look}/>')
-        for place, value in line.points:
-            tip = f"<title>{escape(line.name)}, {axis} {rows[place][1]:g}: {number(value)}</title>"
-            parts.append(f'<circle cx="{places[place]}" cy="{down(value)}" r="3.5" fill="{line.color}">{tip}</circle>')
+        parts.append(f'<polyline points="{" ".join(f"{lefts[i]},{down(value)}" for i, value in line.points)}" fill="none" {look}/>')
+        for i, value in line.points:
+            tip = f"<title>{escape(line.name)}, {axis} {rows[i][1]:g}: {number(value)}</title>"
+            parts.append(f'<circle cx="{lefts[i]}" cy="{down(value)}" r="3.5" fill="{line.color}">{tip}</circle>')
         parts += _key(i % 2, i // 2, line.name, look)
     return "\n".join(parts)
 
 
-def _axes(axis: str, values: list[float], down: Down, places: list[tuple[float, float]]) -> list[str]:
-    """Grid lines with their values, and below them the setting with its values. places: (distance from the left, value of the setting)."""
+def _axes(axis: str, values: list[float], down: Down, settings: list[tuple[float, float]]) -> list[str]:
+    """Grid lines with their values, and below them the setting with its values. settings: (distance from the left, value)."""
     parts = [f'<text x="{WIDTH / 2}" y="{HEIGHT - BOTTOM + 36}" text-anchor="middle">{escape(axis)}</text>']
     for value in values:
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{down(value)}" y2="{down(value)}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{down(value) + 4}" text-anchor="end">{value:g}</text>')
-    return parts + [f'<text x="{left}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{x:g}</text>' for left, x in places]
+    return parts + [f'<text x="{left}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{x:g}</text>' for left, x in settings]
 
 
 def _lines(table: Table, names: list[str]) -> list[Line]:
@@ -117,7 +117,7 @@ def _lines(table: Table, names: list[str]) -> list[Line]:
         for origin, dash in DASHES.items():
             row = [cells[name][key] for name in names]
             found = [cell.published if origin == "published" else cell.value(origin) for cell in row]
-            points = [(place, float(value)) for place, value in enumerate(found) if value is not None]
+            points = [(i, float(value)) for i, value in enumerate(found) if value is not None]
             if points:
                 lines.append(Line(f"{split}, {origin}", color, dash, points))
     return lines

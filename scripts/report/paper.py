@@ -131,9 +131,9 @@ def published() -> tuple[Entry, ...]:
 def _row(table: str, row: dict[str, Any]) -> Iterator[Entry]:
     for dataset, splits in columns(table).items():
         covered = _covered(row, dataset, splits)
-        for place, split in enumerate(splits):
+        for column, split in enumerate(splits):
             if split in covered:
-                yield _entry(table, row, dataset, place, split)
+                yield _entry(table, row, dataset, column, split)
 
 
 def _covered(row: dict[str, Any], dataset: str, splits: list[str]) -> list[str]:
@@ -145,7 +145,7 @@ def _covered(row: dict[str, Any], dataset: str, splits: list[str]) -> list[str]:
     return [split for split in splits if split != "all" and not split.startswith("extra")]
 
 
-def _entry(table: str, row: dict[str, Any], dataset: str, place: int, split: str) -> Entry:
+def _entry(table: str, row: dict[str, Any], dataset: str, column: int, split: str) -> Entry:
     quoted = row.get("quoted", "")
     method, backbone = row.get("method", "unimatch_v2"), row.get("backbone", "" if quoted else "dinov2_base")
     config = row.get("config", "configs/{dataset}.yaml").format(dataset=dataset)
@@ -160,8 +160,8 @@ def _entry(table: str, row: dict[str, Any], dataset: str, place: int, split: str
         backbone=backbone,
         dataset=dataset,
         split=split,
-        published=_published(_value(row, "published", dataset, place), dataset),
-        logged=_number(_value(row, "logged", dataset, place)),
+        published=_published(_value(row, "published", dataset, column), dataset),
+        logged=_number(_value(row, "logged", dataset, column)),
         log="" if quoted else _log(row, method, backbone, dataset, split),
         statistic=row.get("figure"),
         recipe=None if note else _recipe(row, method, backbone, config, dataset, split),
@@ -196,10 +196,10 @@ def _recipe(row: dict[str, Any], method: str, backbone: str, config: str, datase
     return Recipe(method, dataset, split, config, tuple(settings), facts.get("all_labels", ""))
 
 
-def _value(row: dict[str, Any], key: str, dataset: str, place: int) -> str:
+def _value(row: dict[str, Any], key: str, dataset: str, column: int) -> str:
     """The word of a row's list of values that belongs to a column; "-" for none."""
     values = row.get(key, {}).get(dataset, "").split()
-    return values[place] if place < len(values) else "-"
+    return values[column] if column < len(values) else "-"
 
 
 def _published(value: str, dataset: str) -> dict[str, Decimal]:

@@ -43,18 +43,18 @@ def reproduce(name: str, runs: list[Run]) -> Reproduction:
     found: dict[int, dict[str, list[Run]]] = {i: defaultdict(list) for i in range(len(entries))}
     used, remarks = [], _of_rows(entries)
     for run in runs:
-        places = [i for i, entry in enumerate(entries) if makes(entry, run)]
-        if not places:
+        made = [i for i, entry in enumerate(entries) if makes(entry, run)]
+        if not made:
             remarks += _nearly(entries, run)
             continue
-        group = found[places[0]][run.origin]
+        group = found[made[0]][run.origin]
         if twin := next((one for one in group if None in (one.seed, run.seed) or one.seed == run.seed), None):
             why = "one of them has no seed" if None in (twin.seed, run.seed) else f"seed {run.seed}"
             remarks.append(f"{run.log}: not in the table, which has this run already: {twin.log} ({why})")
             continue
-        run.row = entries[places[0]].name
+        run.row = entries[made[0]].name
         used.append(run)
-        for i in places:
+        for i in made:
             found[i][run.origin].append(run)
     parts = [_part(name, dataset, [(entry, found[i]) for i, entry in enumerate(entries) if entry.dataset == dataset]) for dataset in
              paper.columns(name)]  # fmt: skip
