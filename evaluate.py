@@ -209,7 +209,7 @@ def _check_outputs(args: argparse.Namespace, folder: Path) -> None:
 
 
 def _labeled(trained: Trained) -> Mapping[int, int] | None:
-    """Labelled pixels of each class in the list that the model was trained with; None where it is not known, or no longer there."""
+    """Labelled pixels of each class in the list that the model was trained with; None where it is not known, or no longer exists."""
     if trained.labeled is None:
         return None
     path, root = trained.labeled

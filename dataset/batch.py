@@ -83,8 +83,8 @@ class Batch:
     img_u_w: Tensor = _ABSENT  # (B, C, S, S) float, normalised: weak view
     img_u_s1: Tensor = _ABSENT  # strong view 1
     img_u_s2: Tensor = _ABSENT  # strong view 2, where the method reads two
-    ignore_u: Tensor = _ABSENT  # (B, S, S) 255 on padding, else 0
-    box1: Tensor = _ABSENT  # (B, S, S) 1 inside the CutMix box of view 1
+    ignore_u: Tensor = _ABSENT  # (B, S, S) uint8: 255 on padding, else 0
+    box1: Tensor = _ABSENT  # (B, S, S) bool: true inside the CutMix box of view 1
     box2: Tensor = _ABSENT
     drop: Tensor = _ABSENT  # float: factors of feature dropout, as the method draws them
     progress: float = 0.0  # share of the run's steps that are done

@@ -154,7 +154,7 @@ class ImageList:
         outer = (text[starts] == ord(" ")) | (text[self._ends - 1] == ord(" "))
         unusual = (count != 1) | tabbed | outer
         usual = np.flatnonzero(~unusual)
-        first = spaces[np.searchsorted(spaces, starts[usual])]  # behind the image, whose ending tells it from a path with a space
+        first = spaces[np.searchsorted(spaces, starts[usual])]  # behind the image, whose ending distinguishes it from a path with a space
         unusual[usual] = True
         for ending in IMAGE_ENDINGS:
             begin = first - len(ending)

@@ -89,7 +89,7 @@ def supervised(cfg: Config) -> Config:
 
 
 def shard_count(cfg: Config, world: World, log: logging.Logger) -> int:
-    """Number of shards of the recipe (METHOD.md 6): `shards`, or one per process."""
+    """Number of shards of the recipe (METHOD.md 6): `shards`, or one per process. Raises UserError where they do not fit the processes."""
     shards = cfg.shards or world.size
     if world.size > shards:
         log.warning(
@@ -103,7 +103,7 @@ def shard_count(cfg: Config, world: World, log: logging.Logger) -> int:
 
 
 def validation_source(cfg: Config, spec: DatasetSpec) -> Source:
-    """The validation list and its root."""
+    """The validation list and its root. Raises UserError."""
     draw_at_first_use(spec.name, cfg.data_root)
     path = cfg.val_id_path or spec.val_list
     if not os.path.exists(path):

@@ -68,7 +68,7 @@ def _added(name: str) -> str:
 
 
 def add_start(folder: Path, device: torch.device, processes: int) -> None:
-    """Adds this start to `record.json` in the folder: a list with one entry a start."""
+    """Adds this start to `record.json` in the folder: a list with one entry a start. Raises UserError."""
     path = folder / RECORD
     try:
         starts = json.loads(path.read_text(encoding="utf-8"))

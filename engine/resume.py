@@ -102,7 +102,7 @@ def is_start(state: dict[str, Any]) -> bool:
 
 
 def differences(state: dict[str, Any], config: dict[str, Any], lists: dict[str, str], kind: type[Config]) -> list[str]:
-    """What a checkpoint was made with that is otherwise now, as `key: old, now new`. Empty for checkpoints of the authors.
+    """The settings and lists of a checkpoint that differ from the present ones, as `key: old, now new`. None for the authors' checkpoints.
 
     config, lists: as the checkpoint would hold them now. kind: the class of the config, whose keys say what may change.
     """

@@ -203,7 +203,9 @@ class Trainer:
         if self.world.any(best_file.exists()):  # the first process has written it; on a network disk, others may see it later
             self._test()
         else:
-            self.log.warning(f"{best_file}: not there, for no epoch here was better than the best before; copy the one that belongs to it")
+            self.log.warning(
+                f"{best_file}: does not exist: no epoch of this start was better than the best before it; copy the file of that epoch here"
+            )
         self.record.board.close()
         if self.world.main:
             screen.end(self.page_writer.page, self.folder)

@@ -99,7 +99,7 @@ base_python() {
     return 1
 }
 
-# make_venv: makes .venv, unless a usable one is there
+# make_venv: makes .venv, unless a usable one exists
 make_venv() {
     if "$root/.venv/bin/python" -m pip --version >/dev/null 2>&1 &&
         "$root/.venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 10))'; then

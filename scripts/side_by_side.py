@@ -73,7 +73,7 @@ def table(results: list[Result], title: str) -> str:
 
 
 def named_folders(texts: list[str]) -> dict[str, Path]:
-    """The folders of METHOD=FOLDER. Raises UserError for another form, or a name that is there twice."""
+    """The folders of METHOD=FOLDER. Raises UserError for another form, or a name that occurs twice."""
     folders: dict[str, Path] = {}
     for text in texts:
         name, equals, folder = text.partition("=")

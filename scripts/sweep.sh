@@ -5,7 +5,7 @@ several() {
     case "${seeds:+several }$method:$split" in *' '*) ;; *) return 1 ;; esac
 }
 
-# once NAME WORD...: no word may stand there twice, for the same run would count twice in the table
+# once NAME WORD...: no word may occur twice, for the same run would count twice in the table
 once() {
     list=$1 seen=' '
     shift

@@ -134,7 +134,7 @@ def embed(names: list[str], source: str | None, random: bool) -> tuple[Tensor, s
 
 
 def main(argv: list[str]) -> None:
-    """Writes a file of text embeddings. Raises UserError; what was there before then stays."""
+    """Writes a file of text embeddings. Raises UserError; a file of before then stays."""
     parser = Parser(prog="model.text", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True, help="the config of the run, which names the data set")
     parser.add_argument("--concepts", metavar="FILE", help="names of the classes, or of what belongs to them (YAML)")

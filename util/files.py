@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent  # the repository's folder
 
 
 def located(path: str) -> str:
-    """A relative path, from the repository's folder where nothing is there from the current one."""
+    """A path that is relative to the current folder, or to the repository's folder where the current one has no such file."""
     inside = ROOT / path  # an absolute path is itself
     return str(inside) if path and not os.path.exists(path) and inside.exists() else path
 

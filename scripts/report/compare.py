@@ -146,7 +146,7 @@ def _of_any_draw(run: Run) -> dict[str, str]:
 
 
 def _groups(runs: list[Run], remarks: list[str]) -> list[Group]:
-    """Runs with equal settings but the seed, labelled-only ones first. Of a seed that is there twice the first run counts."""
+    """Runs with equal settings but the seed, labelled-only ones first. Of a seed that occurs twice the first run counts."""
     groups: list[Group] = []
     for run in runs:
         fitting = next((one for one in groups if (one.first.method, one.first.settings) == (run.method, run.settings)), None)

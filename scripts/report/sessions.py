@@ -104,8 +104,8 @@ def read_sessions(text: str) -> tuple[list[Session], list[str]]:
 
 
 def starts_again(session: Session, earlier: list[Session]) -> bool:
-    """Whether a session is a new start rather than a continuation of the earlier ones (parts pasted in the wrong order are told by
-    their times), and has come far enough to replace them: one evaluated epoch."""
+    """Whether a session is a new start rather than a continuation of the earlier ones (times distinguish
+    parts that were pasted in the wrong order), and has come far enough to replace them: one evaluated epoch."""
     if session.first_epoch != 0 or session.loaded or not session.epochs or not any(part.epochs for part in earlier):
         return False
     starts = [part.start for part in earlier if part.start]

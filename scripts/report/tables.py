@@ -227,6 +227,6 @@ def _is(value: str, usual: Any) -> bool:
 
 
 def _settings_apart(run: Run, first: Run) -> str:
-    """The settings that tell a run from the first one of its cell."""
+    """The settings in which a run differs from the first one of its cell."""
     keys = sorted(key for key in run.settings | first.settings if run.settings.get(key) != first.settings.get(key))
     return ", ".join(f"{key} {run.settings.get(key)}" for key in keys)

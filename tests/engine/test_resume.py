@@ -250,7 +250,7 @@ def test_a_best_epoch_that_is_not_on_the_disk_is_told(tiny: Tiny, whole: Path, t
         checkpoint.load(whole / "latest.pth") | {"epoch": 0, "previous_best": 99.0, "previous_best_ema": 99.0}, tmp_path / "latest.pth"
     )
     unimatch_v2.main(tiny.args(tmp_path, *QUICK))
-    assert "best.pth: not there, for no epoch here was better" in (tmp_path / "train.log").read_text().splitlines()[-1]
+    assert "best.pth: does not exist: no epoch of this start was better" in (tmp_path / "train.log").read_text().splitlines()[-1]
 
 
 def test_a_full_disk_costs_a_save_and_no_more(tiny: Tiny, whole: Path, tmp_path: Path) -> None:
