@@ -80,9 +80,9 @@ def prepare_batch_norm_(model: Segmenter, mode: str, shards: int, world: World) 
 
 def frozen_without_statistics(model: Segmenter) -> list[str]:
     """The line that says which frozen layers have no statistics from a file, as those of a new decoder; none where all have."""
-    layers = {name: dict(layer.named_buffers()) for name, layer in batch_norms(model).items()}
+    layers = {name: dict(layer.named_buffers()) for name, layer in batch_norms(model).items()} if model.frozen_statistics else {}
     bare = [name for name, own in layers.items() if own and not own["running_mean"].any() and (own["running_var"] == 1).all()]
-    if not bare or not model.frozen_statistics:
+    if not bare:
         return []
     found = f"{len(bare)} of {len(layers)} BatchNorm layers have no statistics from a file ({bare[0]}{', ...' * (len(bare) > 1)})"
     return [f"batch_norm: frozen: {found}; they scale and shift, and do not normalise. `init` takes those of another run"]

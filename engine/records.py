@@ -8,6 +8,7 @@ import pprint
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,7 @@ class Record:
         self.change = spec.bitemporal
         self.best = [Best() for _ in method.models]
         self.judged = judged(method.models, spec.task)
+        self.epochs: list[Epoch] = []  # that are finished, in their order
         # A published change detection run has the student as its teacher and still says just "EMA".
         self.ema = "EMA" if teacher == "ema" or self.change else "EMA (not used as teacher)"
 
@@ -200,9 +202,35 @@ class Record:
         self.log.info(", ".join([f"Iters: {i}", *rate, *values]))
         self._measure("step", {"step": it, "epoch": epoch, "iteration": i, "lr": lr, "means": metrics_file.finite(means)})
 
-    def finished(self, epoch: Epoch) -> None:
+    def restore(self, first: int) -> None:
+        """Takes over the epochs before `first`; those that are missing or torn cost their points of the curves, never the run."""
+
+        def fits(row: Epoch) -> bool:  # resume=force may change models and classes
+            named = [own["iou"] for own in row.scores.values()] + ([row.pseudo_quality["classes"]] if row.pseudo_quality else [])
+            return tuple(row.scores) == self.method.models and all(tuple(own) == self.spec.classes for own in named)
+
+        if self.metrics is None:
+            return
+        with suppress(OSError):
+            rows = metrics_file.read_epochs(self.metrics)
+            self.epochs += [row for row in rows if row.epoch < first and (not row.scores or fits(row))]
+        if (found := len(self.epochs)) < first:
+            self.log.warning(f"{self.metrics}: found {found} of the {first} epochs so far; the page's curves lack the others")
+
+    def finished(self, row: Epoch) -> None:
         """What was measured in an epoch that is finished."""
-        self._measure("epoch", asdict(epoch))
+        self.epochs.append(row)
+        self._measure("epoch", asdict(row))
+        if row.images_per_second is not None:
+            self.board.add("train/images_per_second", row.images_per_second, row.epoch)
+        for name, share in row.pseudo_labels.items():
+            self.board.add(f"pseudo_labels/{name}", share, row.epoch)
+
+    def warn_of_pseudo_labels(self, labeled_pixels: Callable[[], Mapping[int, int] | None], thresh: float, last: bool) -> None:
+        """The warnings that the epochs so far give reason for. last: whether none comes after them."""
+        if self.folder is not None:
+            for text in pseudo_quality.warnings(self.epochs, labeled_pixels, self.spec.classes, thresh, last):
+                self.log.warning(text)
 
     def _measure(self, kind: str, row: dict[str, Any]) -> None:
         """A line of metrics.jsonl. A disk that is full costs lines, never the run."""
@@ -224,12 +252,11 @@ class Record:
                 if own[key] is not None:
                     self.board.add(f"pseudo_label_{key}/{name}", own[key], epoch)
 
-    def evaluation(self, epoch: int, mode: str, matrices: list[Tensor]) -> bool:
-        """Lines and scalars of an evaluation. matrices: of the method's models.
+    def evaluation(self, epoch: int, mode: str, scores: list[Scores]) -> bool:
+        """Lines and scalars of an evaluation. scores: of the method's models.
 
         Returns whether this is the best epoch so far by the published rule (METHOD.md 4); of equal ones the later is.
         """
-        scores = [metric.scores(matrix, self.spec) for matrix in matrices]
         if self.change:
             self._change_lines(scores)
         else:

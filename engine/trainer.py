@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from functools import cache, partial
 from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,8 +20,9 @@ from dataset.batch import Batch, make_batch
 from dataset.loader import label_pixels, open_data, shard_count, supervised, test_source
 from dataset.preview import sheets
 from dataset.semi import batches
-from engine import resume, screen
+from engine import metric, resume, screen
 from engine.batch_norm import frozen_without_statistics
+from engine.epoch import EpochMeter
 from engine.evaluation import Counts, Labeler, Prediction, evaluate, validation_loader
 from engine.final_test import final_test, selection
 from engine.initial_model import start_model
@@ -30,6 +32,7 @@ from engine.provenance import add_start, changed_versions, versions
 from engine.pseudo_quality import quality_of
 from engine.records import AverageMeter, Record
 from engine.update import Learner
+from engine.zero import labeled_classes
 from model.loss import balanced_weights, check_criterion
 from model.spec import check_crop, check_facts, encoder_facts, get_encoder
 from util import checkpoint
@@ -68,7 +71,10 @@ class Trainer:
         self.averages = AverageMeter(world)
         self.epoch, self.step = -1, 0
         self.last: list[Batch] = []  # mini-batches of the last step
-        self.counts: Counts | None = None  # of the epoch's evaluation, where it has one
+        # of the epoch's evaluation, where it has one
+        self.counts: Counts | None = None
+        self.scores: dict[str, dict[str, Any]] = {}
+        self.quality: dict[str, Any] = {}
         self.bad_images: list[str] = []  # of this epoch, on all processes
         self.new_bad_images: list[str] = []  # of this process since the last read
         notes += self._load(*found) if found else []
@@ -119,7 +125,11 @@ class Trainer:
             screen.begin(cfg, self.data, self.method.title or self.method.name, world, self.epoch + 1, self.step)
         self.record.header(asdict(cfg) | shown, self.learner.student)
         self.log.info(selection(self.data.validation, self.test))
-        self.page_writer = PageWriter(cfg, self.data, world, self.folder, self.record, self.prediction, self.epoch + 1)
+        self.record.restore(self.epoch + 1)
+        # counted when somebody asks for the first time; of a partial: a closure over self would keep the loader's workers to the end
+        self.labeled_pixels = cache(partial(labeled_classes, self.data.labeled))
+        self.page_writer = PageWriter(cfg, self.data, world, self.folder, self.record, self.prediction, self.labeled_pixels)
+        self.meter = EpochMeter(self.data, self.learner)
         for note in self.data.shared_images(self.test) + notes:
             self.log.warning(note)
 
@@ -183,16 +193,16 @@ class Trainer:
         for epoch in range(self.epoch + 1, self.cfg.epochs):
             if self.step == 0:
                 self.record.epoch(epoch, self.learner.lr)
-            self.page_writer.begin(self.step)
+            self.meter.begin(self.step)
             self._train_epoch(epoch, progress)
-            self.page_writer.trained()
+            self.meter.trained()
             self.record.bad_images(epoch, self.bad_images)
             self.bad_images = []
-            self.counts = None
+            self.counts, self.scores, self.quality = None, {}, {}
             best = self._evaluate(epoch) if self._evaluation_due(epoch) else False
             self.last = self.last or next(self._mini_batches(epoch, self.steps - 1))[0]  # resumed after the last step
             with self.learner.scoring():
-                self.page_writer.epoch(epoch, self.averages.means(), self.counts, self.learner, self.last)
+                self._finish(epoch)
             self.averages.reset()
             self.epoch, self.step, self.new_bad_images = epoch, 0, []
             saved = self._save(best)
@@ -301,10 +311,21 @@ class Trainer:
             self.counts = evaluate(models, until_asked, self.prediction, self.data.spec.nclass, self.world, labeler, progress)
         if self.world.any(self.signals.caught):
             self._stop()  # what is evaluated so far is dropped: the checkpoint says that the evaluation is to come
-        self.record.pseudo_labels(epoch, quality_of(self.counts, self.data.spec.classes), self.cfg.conf_thresh)
-        best = self.record.evaluation(epoch, self.prediction.mode, self.counts.matrices)
+        self.quality = quality_of(self.counts, self.data.spec.classes)
+        self.record.pseudo_labels(epoch, self.quality, self.cfg.conf_thresh)
+        scores = [metric.scores(matrix, self.data.spec) for matrix in self.counts.matrices]
+        self.scores = dict(zip(self.method.models, scores, strict=True))
+        best = self.record.evaluation(epoch, self.prediction.mode, scores)
         self.record.images(epoch, self.counts.images, self.data.validation.ids.sha256, best)
         return best
+
+    def _finish(self, epoch: int) -> None:
+        """Records and shows what was measured in an epoch."""
+        row = self.meter.epoch(epoch, self.averages.means(), self.scores, self.quality, self.last)
+        self.record.finished(row)
+        if self.learner.labels_by is not None:
+            self.record.warn_of_pseudo_labels(self.labeled_pixels, self.cfg.conf_thresh, last=epoch + 1 == self.cfg.epochs)
+        self.page_writer.epoch(row, self.counts, self.learner)
 
     def _test(self) -> None:
         """Scores best.pth on the test list where another list selected it. The models keep its weights: nothing comes after."""

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 
 STEPS, EPOCHS = 6, 2
 LABELED = ("batch_size=1", "supervised_length=12")  # 6 steps of twice 1
-SHOWN = ("dataset/preview.py", "engine/page/samples.py", "engine/page/writer.py")  # pictures and shares, once a run or an epoch
+SHOWN = ("dataset/preview.py", "engine/page/samples.py", "engine/epoch.py")  # pictures and shares, once a run or an epoch
 OHEM = "criterion={name: OHEM, kwargs: {ignore_index: 255, thresh: 0.7, min_kept: 500}}"
 LOVASZ = "criterion={name: Lovasz, kwargs: {ce: 1, class_weights: [1, 2, 0.5, 1, 1, 3]}}"
 DICE = "criterion={name: Dice, kwargs: {class_weights: auto}}"

@@ -9,6 +9,7 @@ from torch import Tensor
 import supervised
 import unimatch_v2
 from dataset.spec import get_spec
+from engine import metric
 from engine.records import Record
 
 
@@ -28,8 +29,8 @@ def test_best_follows_the_published_rule_and_ties_go_to_the_later_epoch(dataset:
     expected = {"ema": [True, True, False, True, False], "student": [True, False, True, False, True]}[followed]
     found = []
     for epoch, both in enumerate(scores):
-        matrices = [counts(right, spec.nclass) for right in (both if semi else both[:1])]
-        found.append(record.evaluation(epoch, "original", matrices))
+        own = [metric.scores(counts(right, spec.nclass), spec) for right in (both if semi else both[:1])]
+        found.append(record.evaluation(epoch, "original", own))
     assert found == expected
     state = record.state()
     assert state["best_epoch"] == 4
@@ -37,10 +38,11 @@ def test_best_follows_the_published_rule_and_ties_go_to_the_later_epoch(dataset:
 
 
 def test_change_detection_keeps_the_accuracy_of_the_same_epoch() -> None:
-    record = Record(logging.getLogger("silent"), None, get_spec("levir"), supervised.METHOD, None)
+    spec = get_spec("levir")
+    record = Record(logging.getLogger("silent"), None, spec, supervised.METHOD, None)
     # first: less of the changed class found, but more pixels right altogether
     for epoch, matrix in enumerate(([[900, 0], [60, 40]], [[800, 30], [20, 150]])):
-        record.evaluation(epoch, "original", [torch.tensor(matrix)])
+        record.evaluation(epoch, "original", [metric.scores(torch.tensor(matrix), spec)])
     state = record.state()
     assert state["previous_best_iou"] == pytest.approx(100 * 150 / 200)
     assert state["previous_best_acc"] == pytest.approx(95.0)
