@@ -31,6 +31,7 @@ class DatasetSpec:
     frame: sides of a frame that training images are fitted into, as mmsegmentation does; those to be predicted get its short side. None:
         training images keep their own size, times the scale, and those to be predicted as they are.
     grey: probability of greyscale in a strong view.
+    image_size: height and width of a typical validation image in pixels; None where they are not known.
     """
 
     name: str
@@ -45,6 +46,7 @@ class DatasetSpec:
     scale: tuple[float, float] = (0.5, 2.0)
     frame: tuple[int, int] | None = None
     grey: float = 0.2
+    image_size: tuple[int, int] | None = None
 
     @property
     def nclass(self) -> int:
@@ -186,14 +188,16 @@ CHANGE: dict[str, Any] = {  # what all data sets of change detection share
 SPECS: dict[str, DatasetSpec] = {
     spec.name: spec
     for spec in (
-        DatasetSpec("pascal", _PASCAL, bit_palette(21), supervised_length=3000),
-        DatasetSpec("cityscapes", _CITYSCAPES, _CITYSCAPES_PALETTE, eval_mode="sliding_window", supervised_length=3000),
-        DatasetSpec("ade20k", _ADE20K, bit_palette(150), supervised_length=6000),
-        DatasetSpec("coco", _COCO, bit_palette(81), supervised_length=30000),
-        DatasetSpec("levir", supervised_length=3000, **CHANGE),
-        DatasetSpec("whu", supervised_length=3000, **CHANGE),
+        DatasetSpec("pascal", _PASCAL, bit_palette(21), supervised_length=3000, image_size=(375, 500)),
+        DatasetSpec(
+            "cityscapes", _CITYSCAPES, _CITYSCAPES_PALETTE, eval_mode="sliding_window", supervised_length=3000, image_size=(1024, 2048)
+        ),
+        DatasetSpec("ade20k", _ADE20K, bit_palette(150), supervised_length=6000, image_size=(512, 683)),
+        DatasetSpec("coco", _COCO, bit_palette(81), supervised_length=30000, image_size=(480, 640)),
+        DatasetSpec("levir", supervised_length=3000, image_size=(256, 256), **CHANGE),
+        DatasetSpec("whu", supervised_length=3000, image_size=(256, 256), **CHANGE),
         # camvid and the demos: a supervised epoch then sees as many labelled images as a semi-supervised one
-        DatasetSpec("camvid", _CAMVID, _CAMVID_PALETTE, supervised_length=367),
+        DatasetSpec("camvid", _CAMVID, _CAMVID_PALETTE, supervised_length=367, image_size=(360, 480)),
         # a random encoder learns one range of sizes sooner than two octaves of them
         DatasetSpec("demo", _DEMO, bit_palette(6), supervised_length=480, scale=(0.75, 1.5)),
         DatasetSpec("demo_change", supervised_length=240, **CHANGE),

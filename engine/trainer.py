@@ -33,7 +33,7 @@ from engine.pseudo_quality import quality_of
 from engine.records import AverageMeter, Record
 from engine.update import Learner
 from engine.zero import labeled_classes
-from model.loss import balanced_weights, check_criterion
+from model.loss import numeric_criterion
 from model.spec import check_crop, check_facts, encoder_facts, get_encoder
 from util import checkpoint
 from util.config import Config, parse_command
@@ -94,7 +94,8 @@ class Trainer:
         """Opens the lists. Returns the config with what it leaves to data set, method and encoder filled in. Raises UserError."""
         check_crop(cfg.crop_size, get_encoder(cfg.backbone).facts())
         self.data = open_data(cfg, self.world, self.method.reads, open_log(None))
-        return replace(self.method.settled(cfg, self.data.spec.task), criterion=self._criterion(cfg))
+        criterion = numeric_criterion(cfg.criterion, self.data.spec.nclass, lambda: self._pixels(cfg))
+        return replace(self.method.settled(cfg, self.data.spec.task), criterion=criterion)
 
     def _effective(self) -> dict[str, Any]:
         """The settings as they are in effect, for the checkpoint."""
@@ -133,18 +134,11 @@ class Trainer:
         for note in self.data.shared_images(self.test) + notes:
             self.log.warning(note)
 
-    def _criterion(self, cfg: Config) -> dict[str, Any]:
-        """The labelled criterion with numbers for `class_weights: auto`. Raises UserError for one that makes no sense."""
-        criterion, nclass = cfg.criterion, self.data.spec.nclass
-        check_criterion(criterion, nclass)
-        kwargs = criterion.get("kwargs") or {}
-        if kwargs.get("class_weights") != "auto":
-            return criterion
-        # the first process's, for all
-        skip_bad = cfg.bad_images == "skip"
-        pixels = self.world.gather([label_pixels(self.data.labeled, skip_bad) if self.world.main else None])[0]
+    def _pixels(self, cfg: Config) -> list[int]:
+        """The labelled pixels of each class: the first process's, for all."""
+        pixels = self.world.gather([label_pixels(self.data.labeled, cfg.bad_images == "skip") if self.world.main else None])[0]
         assert pixels is not None
-        return criterion | {"kwargs": kwargs | {"class_weights": balanced_weights([pixels[c] for c in range(nclass)])}}
+        return [pixels[c] for c in range(self.data.spec.nclass)]
 
     def _find(self) -> tuple[Path, dict[str, Any], list[str]] | None:
         """What `resume.find_checkpoint` finds, the same for all processes; None where it is a start that binds nobody."""

@@ -190,6 +190,18 @@ def check_criterion(criterion: dict[str, Any], nclass: int) -> None:
         )
 
 
+def numeric_criterion(criterion: dict[str, Any], nclass: int, count: Callable[[], Sequence[int]]) -> dict[str, Any]:
+    """The labelled criterion with numbers for `class_weights: auto`. Raises UserError for one that makes no sense.
+
+    count: the labelled pixels of each class; called for `auto` alone.
+    """
+    check_criterion(criterion, nclass)
+    kwargs = criterion.get("kwargs") or {}
+    if kwargs.get("class_weights") != "auto":
+        return criterion
+    return criterion | {"kwargs": kwargs | {"class_weights": balanced_weights(count())}}
+
+
 def unlabeled_loss(pred: Tensor, pseudo: Tensor, conf: Tensor, ignore: Tensor, thresh: float) -> Tensor:
     """Cross-entropy against pseudo labels where the teacher is confident, averaged over all pixels that are not padding.
 

@@ -69,6 +69,20 @@ def manifest() -> dict[str, list[Published]]:
     return lists
 
 
+def published_length(path: str) -> int:
+    """Lines of a published list by its local path; 0 for any other list."""
+    known = {str(one.local): one.lines for lists in manifest().values() for one in lists}
+    if known.get(path) == 0:  # nobody has counted it: a split's unlabelled images are all those that it has no labels of
+        folder = Path(path).parent
+        return known[f"{folder.parent}/all/train.txt"] - known[f"{folder}/labeled.txt"]
+    return known.get(path, 0)
+
+
+def published_splits(name: str) -> list[str]:
+    """The published splits of a data set."""
+    return sorted({one.local.parts[2] for one in manifest().get(name, []) if one.local.name == "labeled.txt"})
+
+
 def _wanted(names: list[str]) -> dict[str, list[Published]]:
     known = manifest()
     for name in names:

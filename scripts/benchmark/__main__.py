@@ -93,22 +93,23 @@ def measure(args: argparse.Namespace) -> None:
 def main(argv: list[str]) -> None:
     parser = Parser(prog="scripts.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    words = {name: kind[0] for name, kind in KINDS.items()} | {"all": f"all of these: {', '.join(KINDS)}"}
-    for name, text in words.items():
-        command = commands.add_parser(name, help=text, description=f"Measures {text}.")
-        command.add_argument("--config", help="the recipe to measure; without it the one that the goals are about")
+    words = {name: f"measures {kind[0]}" for name, kind in KINDS.items()} | {"all": f"measures all of these: {', '.join(KINDS)}"}
+    for name, text in (words | {"plan": "calculates hours, memory and scaling of a run, before it"}).items():
+        command = commands.add_parser(name, help=text, description=text)
         command.add_argument("--set", action="append", metavar="KEY=VALUE", help="change a config key; may be repeated")
+        command.add_argument("--json", metavar="FILE", help="the figures as a file")
+        if name == "plan":
+            command.add_argument("--config", required=True)
+            plan.add_arguments(command)
+            command.set_defaults(run=plan.main)
+            continue
+        command.add_argument("--config", help="the recipe to measure; without it the one that the goals are about")
         command.add_argument("--device", default="auto", choices=DEVICES)
         command.add_argument("--rounds", type=count, default=3, help="measurements of each alternative, taken in turn (default: 3)")
-        command.add_argument("--json", metavar="FILE", help="the figures as a file")
         if name == "step":
             only = f"this setting beside the literal step, and nothing else: {', '.join(speed.SETTINGS)}"
             command.add_argument("--only", choices=speed.SETTINGS, metavar="SETTING", help=only)
         command.set_defaults(run=measure, only=None, kinds=list(KINDS) if name == "all" else [name])
-    text = "hours, memory and scaling of a run, calculated before it"
-    command = commands.add_parser("plan", help=text, description=plan.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    plan.add_arguments(command)
-    command.set_defaults(run=plan.main)
     args = parser.parse_args(argv)
     args.run(args)
 

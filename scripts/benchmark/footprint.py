@@ -3,6 +3,7 @@
 What runs is the method's own step and the run's own model, so nothing here knows which ones these are.
 """
 
+import gc
 import math
 import sys
 import weakref
@@ -16,24 +17,22 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from dataset.batch import Batch
 from dataset.custom import spec_of
+from engine.ema import make_teacher
 from engine.evaluation import Prediction
 from engine.method import Method
 from model import configured_model
 from model.backbone import dinov2
-from model.loss import check_criterion
-from model.segmenter import Segmenter
+from model.loss import numeric_criterion
 from model.spec import check_crop, get_encoder
 from model.text import reserve_text_
 from util.config import Config, load_config
 from util.precision import SIXTEEN_BIT, autocast
 
 GIB = 2**30
-KINDS = ("linear layers", "attention", "convolutions")  # of products: what decides their rate on a card
 NOTHING = ("empty", "new_empty", "detach", "_unsafe_view")  # operations that move no bytes
 
 
@@ -51,15 +50,22 @@ OWN_FORMULAS = {
     torch.ops.aten.convolution_backward: _convolution_backward,
 }
 FORMULAS = FlopCounterMode(display=False, custom_mapping=OWN_FORMULAS).flop_registry
-Work = Counter[str]  # floating-point operations of each kind, see `Meter`
+Work = Counter[str]  # floating-point operations of "linear layers", "attention" and "convolutions": what decides their rate on a card
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    """The tensors among the arguments or the results of an operation, which may stand in lists."""
+    if isinstance(values, Tensor):
+        return [values]
+    return [x for value in values for x in _tensors(value)] if isinstance(values, (tuple, list)) else []
 
 
 class Meter(TorchDispatchMode):
     """Counts what the operations inside it do.
 
     live, peak: bytes of the storages that they allocate, now and at the fullest moment. operations: how many there are of any kind.
-    moved: bytes that all but products read and write. work: floating-point operations of products, by KINDS, a multiplication and its
-    addition being two, as PyTorch's FlopCounterMode counts them.
+    moved: bytes that all but products read and write. work: floating-point operations of products, a multiplication and its addition being
+    two, as PyTorch's FlopCounterMode counts them.
     """
 
     def __init__(self) -> None:
@@ -72,28 +78,26 @@ class Meter(TorchDispatchMode):
         kwargs = kwargs or {}
         if func is torch.ops.prim.device.default:  # most of what comes here, and only of fake tensors
             return args[0].fake_device
-        if func.is_view:
-            return func(*args, **kwargs)
-        given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-        older = {x.untyped_storage()._cdata for x in given}
         out = func(*args, **kwargs)
-        made = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
-        name = func.overloadpacket.__name__
-        if made and not name.startswith(NOTHING):
+        made = [] if func.is_view else _tensors(out)
+        if not made:
+            return out
+        given, name = _tensors((*args, *kwargs.values())), func.overloadpacket.__name__
+        if not name.startswith(NOTHING):
             self.operations += 1
             if formula := FORMULAS.get(func.overloadpacket):
-                self.work[_kind(name)] += formula(*args, **kwargs, out_val=out)
+                kind = "attention" if "attention" in name else "convolutions" if "convolution" in name else "linear layers"
+                self.work[kind] += formula(*args, **kwargs, out_val=out)
             else:
                 self.moved += sum(min(x.nbytes, x.untyped_storage().nbytes()) for x in (*given, *made))  # an expanded one is read once
-        for tensor in made:
-            storage = tensor.untyped_storage()
+        older = {x.untyped_storage()._cdata for x in given}
+        for storage in (x.untyped_storage() for x in made):
             key, size = storage._cdata, storage.nbytes()
-            if key in self.known or key in older:  # a view, an operation in place, or from before this mode
-                continue
-            self.known.add(key)
-            self.live += size
-            self.peak = max(self.peak, self.live)
-            weakref.finalize(storage, self._free, key, size)
+            if key not in self.known and key not in older:  # else a view, an operation in place, or from before this mode
+                self.known.add(key)
+                self.live += size
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self._free, key, size)
         return out
 
     def _free(self, key: int, size: int) -> None:
@@ -101,34 +105,12 @@ class Meter(TorchDispatchMode):
         self.live -= size
 
 
-def _kind(name: str) -> str:
-    """The kind of a product, by its operation's name."""
-    return KINDS[1] if "attention" in name else KINDS[2] if "convolution" in name else KINDS[0]
-
-
 def load_recipe(path: str, settings: list[str] | None, method: Method) -> Config:
     """A run's config as far as it needs no data: `class_weights: auto` are equal ones. Raises UserError for one that makes no run."""
     cfg = replace(load_config(path, settings, method.config), pretrained=None)
-    spec = spec_of(cfg)
+    nclass = spec_of(cfg).nclass
     check_crop(cfg.crop_size, get_encoder(cfg.backbone).facts())
-    check_criterion(cfg.criterion, spec.nclass)
-    kwargs = dict(cfg.criterion.get("kwargs") or {})
-    if kwargs.get("class_weights") == "auto":
-        kwargs["class_weights"] = [1.0] * spec.nclass
-    return replace(cfg, criterion=cfg.criterion | {"kwargs": kwargs})
-
-
-def hollow_model(cfg: Config, mode: FakeTensorMode) -> Segmenter:
-    """The run's model as CPU tensors of `mode`, frozen where the config says so."""
-    spec = spec_of(cfg)
-    with torch.device("meta"):
-        model = configured_model(cfg, spec.nclass, spec.task)
-        reserve_text_(model)
-    with mode:
-        model.to_empty(device="cpu")
-    if cfg.lock_backbone:
-        model.backbone.requires_grad_(False)
-    return model
+    return replace(cfg, criterion=numeric_criterion(cfg.criterion, nclass, lambda: [1] * nclass))
 
 
 def empty_batch(cfg: Config, method: Method, channels: tuple[int, ...]) -> Batch:
@@ -141,46 +123,47 @@ def empty_batch(cfg: Config, method: Method, channels: tuple[int, ...]) -> Batch
     def images(number: int) -> Tensor:
         return torch.zeros(number, 3 * spec_of(cfg).dates, size, size)
 
-    def unlabeled() -> dict[str, Any]:
-        views = {f"img_u_s{i + 1}": images(count) for i in range(reads.strong_views)}
-        boxes = {f"box{i + 1}": torch.zeros(count, size, size, dtype=torch.bool) for i in range(reads.strong_views)}
-        return {"img_u_w": images(count), "ignore_u": torch.zeros(count, size, size, dtype=torch.uint8)} | views | boxes
-
+    views: dict[str, Any] = {}
+    if method.semi:
+        views = {"img_u_w": images(count), "ignore_u": torch.zeros(count, size, size, dtype=torch.uint8)}
+    for i in range(1, reads.strong_views + 1 if method.semi else 1):
+        views |= {f"img_u_s{i}": images(count), f"box{i}": torch.zeros(count, size, size, dtype=torch.bool)}
+    if reads.second_draw:
+        views["second"] = Batch(images(0), images(0), **views)
+    if method.draw:
+        views["drop"] = method.draw(count, channels, torch.Generator(), cfg)
     labeled = reads.labeled * count
-    batch = Batch(images(labeled), torch.zeros(labeled, size, size, dtype=torch.long), **(unlabeled() if method.semi else {}))
-    second = Batch(images(0), images(0), **unlabeled()) if reads.second_draw else None
-    drop = method.draw(count, channels, torch.Generator(), cfg) if method.draw else batch.drop
-    return replace(batch, second=second, drop=drop, epoch=cfg.epochs - 1)
-
-
-@contextmanager
-def as_on_a_gpu() -> Iterator[None]:
-    """Attention by the fused kernel, in whose place a CPU computes bfloat16 head by head (model/backbone/dinov2.py)."""
-    before, dinov2.LONG = dinov2.LONG, sys.maxsize
-    try:
-        yield
-    finally:
-        dinov2.LONG = before
+    return Batch(images(labeled), torch.zeros(labeled, size, size, dtype=torch.long), epoch=cfg.epochs - 1, **views)
 
 
 class DryRun:
     """A process of a run that computes `shards` shards one after the other: its models and a mini-batch, all without storage."""
 
     def __init__(self, cfg: Config, method: Method, shards: int = 1) -> None:
-        self.cfg, self.method = method.settled(cfg, spec_of(cfg).task), method
+        self.spec, self.method = spec_of(cfg), method
+        self.cfg = method.settled(cfg, self.spec.task)
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self.student = hollow_model(cfg, self.mode)
-        average = hollow_model(cfg, self.mode).eval().requires_grad_(False) if method.teacher == "ema" else None
-        self.teacher: nn.Module | None = self.student if self.cfg.teacher == "student" else average
+        with torch.device("meta"):
+            self.student = configured_model(cfg, self.spec.nclass, self.spec.task)
+            reserve_text_(self.student)
+        if cfg.lock_backbone:
+            self.student.backbone.requires_grad_(False)
+        average = make_teacher(self.student) if method.teacher == "ema" else None
         with self.mode:
-            self.batch = empty_batch(self.cfg, method, self.student.channels)
+            for model in filter(None, (self.student, average)):
+                model.to_empty(device="cpu")
+            self.teacher: nn.Module | None = self.student if self.cfg.teacher == "student" else average
             if method.guided and self.teacher:
                 self.teacher = method.guided(self.teacher, self.cfg, True)
-        own, models = set(self.student.parameters()), [model for model in (average, self.teacher) if model is not None]
-        beside = {p for model in models for p in model.parameters()} - own
+            batch = self.batch = empty_batch(self.cfg, method, self.student.channels)
+            for p in self.student.parameters():  # which have gradients already, as from the second shard on
+                p.grad = torch.zeros_like(p) if p.requires_grad else None
+        self.prediction = Prediction.of(self.cfg, self.spec, self.student)
+        own = set(self.student.parameters())
+        beside = {p for model in (average, self.teacher) if model for p in model.parameters()} - own
         remembered = sum(buffer.nbytes for buffer in self.student.memory().values())
         trained = 4 * sum(p.numel() for p in own if p.requires_grad)
-        given = [x for one in (self.batch, self.batch.second) if one for x in vars(one).values() if isinstance(x, Tensor)]
+        given = [x for one in (batch, batch.second) if one for x in vars(one).values() if isinstance(x, Tensor)]
         self.held = {  # bytes all the time
             "weights": 4 * sum(p.numel() for p in own) + 2 * remembered,  # and a copy for a step that does not count
             "teacher": 4 * sum(p.numel() for p in beside),  # and a frozen model
@@ -188,6 +171,20 @@ class DryRun:
             "adam": 2 * trained if self.cfg.optimizer == "adamw" else trained,
             "batches": 2 * shards * sum(x.nbytes for x in given),  # of this step and of the next one
         }
+
+    @contextmanager
+    def _counted(self) -> Iterator[Meter]:
+        """Inside, tensors have no storage and operations are counted. Attention is the fused kernel's, where a CPU computes bfloat16 by
+        heads (model/backbone/dinov2.py). Python does not search for objects in circles, which takes a tenth of the time.
+        """
+        before, dinov2.LONG = dinov2.LONG, sys.maxsize
+        gc.disable()
+        try:
+            with self.mode, Meter() as meter:
+                yield meter
+        finally:
+            gc.enable()
+            dinov2.LONG = before
 
     def step(self, **changed: Any) -> tuple[dict[str, int], Meter]:
         """(memory, meter) with some keys of the config changed: bytes of the process by purpose, and the figures of one shard's step.
@@ -198,19 +195,15 @@ class DryRun:
         """
         cfg = replace(self.cfg, **changed)
         self.student.backbone.checkpointing = cfg.activation_checkpointing
-        with self.mode:
-            for p in self.student.parameters():  # which have gradients already, as from the second shard on
-                p.grad = torch.zeros_like(p) if p.requires_grad else None
-            with as_on_a_gpu(), Meter() as meter:
-                with autocast("bf16" if cfg.precision in SIXTEEN_BIT else "fp32", torch.device("cpu")):
-                    loss, _ = self.method.step(self.student.train(), self.teacher, self.batch, cfg)
-                activations = meter.live
-                loss.backward()
+        with self._counted() as meter:
+            with autocast("bf16" if cfg.precision in SIXTEEN_BIT else "fp32", torch.device("cpu")):
+                loss, _ = self.method.step(self.student.train(), self.teacher, self.batch, cfg)
+            activations = meter.live
+            loss.backward()
         return self.held | {"activations": activations, "temporary": meter.peak - activations}, meter
 
     def evaluation(self, height: int, width: int) -> Work:
         """Floating-point operations of evaluating one model on one image (change detection: one pair) of so many pixels."""
-        spec, model = spec_of(self.cfg), self.student.eval()
-        with self.mode, torch.no_grad(), Meter() as meter:
-            Prediction.of(self.cfg, spec, model).scores(model, torch.empty(1, 3 * spec.dates, height, width))
+        with self._counted() as meter, torch.no_grad():
+            self.prediction.scores(self.student.eval(), torch.empty(1, 3 * self.spec.dates, height, width))
         return meter.work

@@ -17,7 +17,7 @@ from dataset.lists import Entry, format_line, parse_line
 from dataset.splits import published
 from dataset.splits.__main__ import main
 from dataset.splits.make import choose, rank
-from dataset.splits.published import manifest
+from dataset.splits.published import manifest, published_length
 from tests.server import Page, Server
 from util.error import UserError, run
 
@@ -160,6 +160,13 @@ def test_import_of_a_changed_list(toy: dict[str, bytes], tmp_path: Path) -> None
     with pytest.raises(UserError, match=r"toy/val.txt: found 7 bytes .*expected 2000 bytes"):
         main(["import", str(tmp_path / "clone"), "toy"])
     assert not Path("splits").exists()
+
+
+def test_every_published_list_has_a_length() -> None:
+    """Also those that nobody has counted: a split's unlabelled images are all those that it has no labels of."""
+    assert all(published_length(str(one.local)) > 0 for lists in manifest().values() for one in lists)
+    assert published_length("splits/coco/1_512/unlabeled.txt") == 118287 - 232
+    assert published_length("splits/pascal/93/labeled.txt") == 0
 
 
 def test_published_lists(shared: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from argparse import Namespace
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +12,8 @@ import pytest
 import supervised
 import unimatch_v2
 from scripts.benchmark.__main__ import main
-from scripts.benchmark.estimate import CARDS, Plan
-from scripts.benchmark.footprint import Work
-from scripts.benchmark.plan import chosen_method, find_lengths
+from scripts.benchmark.footprint import DryRun, Work
+from scripts.benchmark.plan import CARDS, Plan, chosen_method, find_lengths
 from tests.conftest import ROOT
 from tests.scripts.benchmark.recipes import recipe
 from util.config import Config
@@ -30,7 +30,7 @@ def _here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pascal(method: Any = unimatch_v2, changed: dict[str, Any] | None = None, **more: Any) -> Plan:
     lengths = {"labeled": 92, "unlabeled": 10490, "val": 1449}
-    return Plan(recipe("pascal", **changed or {}), method.METHOD, lengths, (375, 500), CARDS["h100"], **more)
+    return Plan(recipe("pascal", **changed or {}), method.METHOD, lengths, CARDS["h100"], **more)
 
 
 def lengths_of(cfg: Config, method: Any, split: str | None, val: int | None = None) -> dict[str, int]:
@@ -77,7 +77,7 @@ STEPS = [
 @pytest.mark.parametrize(("name", "method", "split", "steps"), STEPS)
 def test_steps_of_an_epoch(name: str, method: Any, split: str, steps: int) -> None:
     cfg = recipe(name)
-    plan = Plan(cfg, method.METHOD, lengths_of(cfg, method, split), (1, 1), CARDS["h100"])
+    plan = Plan(cfg, method.METHOD, lengths_of(cfg, method, split), CARDS["h100"])
     assert plan.steps(plan.shards) == steps
 
 
@@ -90,10 +90,8 @@ def test_lengths_of_lists_in_files_and_of_several() -> None:
 
 def test_estimate_is_products_and_traffic() -> None:
     def cost(moved: int, operations: int) -> dict[str, Any]:
-        plan = pascal(efficiency=0.5)
-        used = ({"gradients": 400}, SimpleNamespace(moved=moved, operations=operations))
-        vars(plan).update(work=(Work({"attention": 10**12, "convolutions": 3 * 10**12}), Work()), footprints={("bf16", False): used})
-        return plan.cost("bf16")
+        work, used = Work({"attention": 10**12, "convolutions": 3 * 10**12}), SimpleNamespace(moved=moved, operations=operations)
+        return pascal(efficiency=0.5).cost("bf16", work, Work(), used, trained=100)  # type: ignore[arg-type]
 
     found = cost(moved=3350 * 10**9, operations=1000)  # a second of an H100's bandwidth
     assert found["floor"] == pytest.approx(4 / 989.4)
@@ -105,19 +103,34 @@ def test_an_update_moves_what_its_optimiser_and_its_average_need() -> None:
     found = []
     for method, optimizer in ((unimatch_v2, "adamw"), (supervised, "adamw"), (supervised, "sgd")):
         plan = pascal(method, changed={"optimizer": optimizer}, efficiency=1.0)
-        used = ({"gradients": 4 * 3350 * 10**9}, SimpleNamespace(moved=0, operations=0))  # a byte of each parameter takes a second
-        vars(plan).update(work=(Work({"attention": 1}), Work()), footprints={("fp32", False): used})
-        found.append(plan.cost("fp32")["update"])
+        used: Any = SimpleNamespace(moved=0, operations=0)
+        cost = plan.cost("fp32", Work({"attention": 1}), Work(), used, trained=3350 * 10**9)  # a byte of each takes a second
+        found.append(cost["update"])
     assert found == pytest.approx([28 + 20, 28, 20])
 
 
 def test_evaluation_is_of_both_models() -> None:
     work = []
     for method in (unimatch_v2, supervised):
-        plan = pascal(method, changed={"backbone": "dinov2_tiny"})
-        vars(plan)["footprints"] = {("fp32", False): ({}, SimpleNamespace(work=Work()))}
-        work.append(plan.work[1].total())
+        paragraphs = pascal(method, changed={"backbone": "dinov2_tiny"}).paragraphs((375, 500))
+        (found,) = (figures["evaluation_work"] for _, figures in islice(paragraphs, 3) if "evaluation_work" in figures)
+        work.append(found)
     assert work[0] == 2 * work[1] > 1449 * 1e9
+
+
+def test_what_is_known_is_said_before_the_rest_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hours need a step in 32 bits and one in 16, with the config's own checkpointing; the memory needs all four."""
+    step, counted = DryRun.step, list[dict[str, Any]]()
+
+    def spy(run: DryRun, **changed: Any) -> Any:
+        counted.append(changed)
+        return step(run, **changed)
+
+    monkeypatch.setattr(DryRun, "step", spy)
+    small = {"backbone": "dinov2_tiny", "crop_size": 28, "activation_checkpointing": True}
+    at = {name: len(counted) for _, figures in pascal(changed=small).paragraphs((28, 28)) for name in figures}
+    assert [at[name] for name in ("config", "step_work", "evaluation_work", "gpus", "memory")] == [0, 1, 1, 2, 4]
+    assert counted[2:] == [{"precision": precision, "activation_checkpointing": False} for precision in ("fp32", "bf16")]
 
 
 def test_shards_over_gpus() -> None:
