@@ -38,7 +38,7 @@ from dataset.loader import WHOLE, with_room
 from dataset.semi import image_tensor, tensor_images, to_predict
 from engine.evaluation import LARGE, Prediction, check_window
 from engine.trained_model import Trained, load_trained, run_config
-from util.cli import Parser
+from util.cli import Parser, positive
 from util.config import DEVICES, parse_arguments
 from util.dist import cpu_count, processes
 from util.error import UserError, run, tell_once
@@ -186,15 +186,13 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--data-root", help="folder that a list's paths are relative to, instead of the config's data_root")
     parser.add_argument("--which", choices=("ema", "student"), help="default: the EMA where there is one; change detection: the student")
     parser.add_argument("--tile", type=int, metavar="N", help="sliding windows of N pixels; 0: never (default: the data set's way)")
-    parser.add_argument("--batch-size", type=int, default=4, metavar="N", help="images of one size predicted together (default: 4)")
+    parser.add_argument("--batch-size", type=positive, default=4, metavar="N", help="images of one size predicted together (default: 4)")
     parser.add_argument("--device", default="auto", choices=DEVICES)
     parser.add_argument("--bf16", action="store_true", help="run the model in bfloat16: faster on a GPU and on CPUs that have it")
     parser.add_argument("--confidence", action="store_true", help="write a map of the confidence too")
     parser.add_argument("--probabilities", action="store_true", help="write the probabilities of all classes too (large files)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change a config key; may be repeated")
     args = parse_arguments(parser, argv)
-    if args.batch_size < 1:
-        raise UserError(f"--batch-size: found {args.batch_size}, expected 1 or more")
     if bool(args.inputs) == bool(args.pair):
         raise UserError("inputs: expected images, folders, globs or lists, or else --pair A B; give one of the two")
     return args

@@ -31,7 +31,7 @@ from dataset.stored import turned
 from model.encoder import Encoder
 from model.pseudo import cutmix
 from model.spec import check_crop, get_encoder
-from util.cli import Parser
+from util.cli import Parser, positive
 from util.config import Config, load_config
 from util.dist import World
 from util.error import UserError, run
@@ -154,11 +154,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--labeled-id-path", metavar="LIST")
     parser.add_argument("--unlabeled-id-path", nargs="+", metavar="LIST")
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
-    parser.add_argument("--count", type=int, default=6, help="samples of each kind (default: %(default)s)")
+    parser.add_argument("--count", type=positive, default=6, help="samples of each kind (default: %(default)s)")
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="change a config key; may be repeated")
     args = parser.parse_args(argv)
-    if args.count < 1:
-        raise UserError(f"--count: found {args.count}, expected 1 or more")
     cfg = _config(args)
     encoder = get_encoder(cfg.backbone).facts()
     check_crop(cfg.crop_size, encoder)

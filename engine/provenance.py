@@ -3,6 +3,7 @@
 import difflib
 import json
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import torch
 
+from util.dist import cpu_count
 from util.error import UserError, reason
 from util.files import ROOT, write_atomic
 
@@ -67,6 +69,14 @@ def _added(name: str) -> str:
     return "".join(difflib.unified_diff([], lines, "/dev/null", f"b/{name}"))
 
 
+def machine(device: torch.device) -> dict[str, Any]:
+    """What computes: the GPU, if any, the CPU, and how many cores of it this process may use."""
+    info = Path("/proc/cpuinfo")
+    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {"gpu": gpu, "cpu": names[0] if names else platform.machine(), "cores": cpu_count()}
+
+
 def add_start(folder: Path, device: torch.device, processes: int) -> None:
     """Adds this start to `record.json` in the folder: a list with one entry a start. Raises UserError."""
     path = folder / RECORD
@@ -75,9 +85,8 @@ def add_start(folder: Path, device: torch.device, processes: int) -> None:
         starts = starts if isinstance(starts, list) else []
     except (OSError, ValueError):
         starts = []
-    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
-    start = {"time": time.strftime("%Y-%m-%d %H:%M:%S%z"), "command": sys.argv, "processes": processes, "device": str(device), "gpu": gpu}
-    starts.append(start | {"platform": platform.platform(), "versions": versions()} | revision())
+    start = {"time": time.strftime("%Y-%m-%d %H:%M:%S%z"), "command": sys.argv, "processes": processes, "device": str(device)}
+    starts.append(start | machine(device) | {"platform": platform.platform(), "versions": versions()} | revision())
     try:
         write_atomic(path, lambda file: file.write(json.dumps(starts, indent=1).encode()))
     except OSError as error:

@@ -222,7 +222,10 @@ def test_mistakes_end_in_one_line(tiny: Tiny, checkpoint: str, tmp_path: Path) -
     for text, words in rows.items():
         with pytest.raises(UserError, match=words):
             run(tiny, checkpoint, tmp_path / "out", text)
-    for option, found, words in (("--batch-size", "0", "found 0, expected 1 or more"), ("--tile", "13", "found 13, expected 14 or more")):
+    for option, found, words in (
+        ("--batch-size", "0", "found '0', expected a whole number above 0"),
+        ("--tile", "13", "found 13, expected 14 or more"),
+    ):
         with pytest.raises(UserError, match=f"{option}: {words}"):
             run(tiny, checkpoint, tmp_path / "out", str(tiny.root / "val.txt"), option, found)
     with pytest.raises(UserError, match="the config is for single images"):

@@ -6,6 +6,13 @@ from typing import Any, NoReturn
 from util.error import UserError
 
 
+def positive(text: str) -> int:
+    """The type of an option that is a whole number above 0."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number above 0")
+    return int(text)
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises UserError where argparse prints its whole usage and exits. prog: the module, or the file."""
 

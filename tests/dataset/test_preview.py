@@ -177,7 +177,7 @@ def test_a_run_shows_its_first_step_once(tiny: Tiny, tmp_path: Path) -> None:
         (["--split", "1_8", "--labeled-id-path", "l.txt"], ("--split", "one way")),
         ([], ("preview: found no lists", "--split")),
         (["--split", "1_9"], ("splits/demo/1_9/labeled.txt", "no such list")),
-        (["--split", "1_10", "--count", "0"], ("--count", "found 0")),
+        (["--split", "1_10", "--count", "0"], ("--count", "found '0'")),
         (["--labeled-id-path", "{root}/labeled.txt", "--out", "{root}/tiny.yaml/x"], ("tiny.yaml/x", "cannot be written", "--out")),
         (["--labeled-id-path", "{root}/labeled.txt", "--set", "crop_size=27"], ("crop_size", "27")),
     ],

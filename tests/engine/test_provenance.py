@@ -21,6 +21,7 @@ def test_every_start_of_a_run_is_recorded(tiny: Tiny, tmp_path: Path) -> None:
         unimatch_v2.main(tiny.args(tmp_path, "batch_size=1", "crop_size=14", f"epochs={epochs}"))
     starts = json.loads((tmp_path / "record.json").read_text())
     assert len(starts) == 2
+    assert all(start["gpu"] is None and start["cpu"] and start["cores"] > 0 for start in starts)
     assert all(start["versions"] == provenance.versions() for start in starts)
     assert {"python", "torch", "torchvision", "numpy", "pillow"} <= set(provenance.versions())
 
