@@ -94,6 +94,25 @@ class Batch:
     second: Batch | None = None  # the same unlabelled images drawn a second time, where the method reads them: their views and ignore_u
 
 
+def empty_batch(reads: Reads, count: int, dates: int, size: int) -> Batch:
+    """A mini-batch with the fields and the shapes that such a method gets, of crops size x size. Its numbers mean nothing.
+
+    count: the unlabelled images.
+    """
+
+    def images(number: int) -> Tensor:
+        return torch.zeros(number, 3 * dates, size, size)
+
+    views: dict[str, Any] = {}
+    if reads.unlabeled:
+        views = {"img_u_w": images(count), "ignore_u": torch.zeros(count, size, size, dtype=torch.uint8)}
+        for i in range(1, reads.strong_views + 1):
+            views |= {f"img_u_s{i}": images(count), f"box{i}": torch.zeros(count, size, size, dtype=torch.bool)}
+    second = Batch(_ABSENT, _ABSENT, **views) if reads.second_draw else None
+    labeled = reads.labeled * count
+    return Batch(images(labeled), torch.zeros(labeled, size, size, dtype=torch.long), second=second, **views)
+
+
 def _statistics(img: Tensor, encoder: Encoder) -> tuple[Tensor, Tensor]:
     """The encoder's mean and deviation as (C, 1, 1); C is 3 or 6 (two dates)."""
     dates = img.shape[-3] // 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataset.loader import Data
+from dataset.spec import DatasetSpec
 from model import configured_model
 from model.segmenter import Segmenter
 from model.text import give_text_, reserve_text_
@@ -11,15 +12,20 @@ from util import checkpoint
 from util.config import Config
 
 
+def blank_model(cfg: Config, spec: DatasetSpec) -> Segmenter:
+    """A run's model with random weights, and with room for all that a checkpoint brings."""
+    model = configured_model(cfg, spec.nclass, spec.task)
+    reserve_text_(model)
+    return model
+
+
 def start_model(cfg: Config, data: Data, notes: list[str], resumed: bool = False) -> Segmenter:
     """The model a run starts from: `init`, else the encoder weights of `pretrained`, else (or resumed) random weights.
 
     What the log should say about it is added to `notes`.
     """
     if resumed:
-        model = configured_model(cfg, data.spec.nclass, data.spec.task)
-        reserve_text_(model)
-        return model
+        return blank_model(cfg, data.spec)
     pretrained = None if cfg.init else str(default_path(cfg.backbone)) if cfg.pretrained == "auto" else cfg.pretrained
     model = configured_model(cfg, data.spec.nclass, data.spec.task, pretrained)
     if cfg.init:

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from dataset.batch import Reads
+from dataset.demo.photograph import drawn_source
 from dataset.loader import WHOLE, check_shared_memory, with_room
 from dataset.semi import Sources, TrainSet, collate
 from dataset.spec import get_spec
-from scripts.benchmark.data import drawn_source
 from tests.conftest import Tiny
 from util.config import Config, load_config
 from util.error import UserError
