@@ -10,25 +10,21 @@ measured. Goals that need a GPU are judged on one only.
 
 import argparse
 import json
-import platform
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
 import torch
 
 from dataset.semi import read_png
-from engine.provenance import versions
+from engine.provenance import machine, versions
 from scripts.benchmark import data, loop, plan, speed
 from scripts.benchmark.footprint import load_recipe
-from scripts.benchmark.measure import Row, attempt, count
+from scripts.benchmark.measure import Row, attempt
 from unimatch_v2 import METHOD
-from util.cli import Parser
+from util.cli import Parser, positive
 from util.config import DEVICES, Config
-from util.dist import cpu_count, processes
+from util.dist import processes
 from util.error import UserError, run
 from util.files import write_output
 
@@ -43,19 +39,6 @@ KINDS: dict[str, tuple[str, Callable[[Config, torch.device, argparse.Namespace],
 RECIPES = {"step": "configs/pascal.yaml", "memory": "configs/cityscapes.yaml"}  # those that the goals are about; the others' is step's
 
 
-def machine(device: torch.device) -> dict[str, Any]:
-    """Where the figures come from."""
-    info = Path("/proc/cpuinfo")
-    names = re.findall(r"model name\s*: (.*)", info.read_text()) if info.exists() else []
-    return {
-        "gpu": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
-        "cpu": names[0] if names else platform.machine(),
-        "cores": cpu_count(),
-        "threads": torch.get_num_threads(),
-        "versions": versions() | ({"kornia-rs": version("kornia-rs")} if read_png else {}),
-    }
-
-
 def measure(args: argparse.Namespace) -> None:
     """Measures, prints each row of the table and writes the JSON anew with it. Exits with 1 when a goal is missed or a row has failed."""
     with processes(args.device) as world:
@@ -67,14 +50,18 @@ def measure(args: argparse.Namespace) -> None:
             print(f"skipped {lacking}")
             kinds = [kind for kind in kinds if kind != "loop"]
         configs = {kind: load_recipe(args.config or RECIPES.get(kind, RECIPES["step"]), args.set, METHOD) for kind in kinds}
-        about, rows = machine(device), list[Row]()
+        packages = versions() | ({"kornia-rs": version("kornia-rs")} if read_png else {})
+        about, rows = machine(device) | {"threads": torch.get_num_threads()}, list[Row]()
 
         def write() -> None:
-            found = {"machine": about, "rows": [asdict(row) | {"met": row.met} for row in rows]}
+            found = {
+                "machine": about | {"versions": packages},
+                "rows": [asdict(row) | {"value": row.value, "met": row.met} for row in rows],
+            }
             write_output("--json", args.json, json.dumps(found, indent=1))
 
         write()  # finds a path that cannot be written before the work
-        print("; ".join(f"{name} {value}" for name, value in (about | about["versions"]).items() if name != "versions"))
+        print("; ".join(f"{name} {value}" for name, value in (about | packages).items()))
         print("\n| figure | value | spread | goal | |\n|---|---|---|---|---|", flush=True)
         for kind, cfg in configs.items():
             for row in attempt(kind, device, KINDS[kind][1], cfg, device, args):
@@ -95,7 +82,8 @@ def main(argv: list[str]) -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     words = {name: f"measures {kind[0]}" for name, kind in KINDS.items()} | {"all": f"measures all of these: {', '.join(KINDS)}"}
     for name, text in (words | {"plan": "calculates hours, memory and scaling of a run, before it"}).items():
-        command = commands.add_parser(name, help=text, description=text)
+        about = plan.__doc__ if name == "plan" else text
+        command = commands.add_parser(name, help=text, description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
         command.add_argument("--set", action="append", metavar="KEY=VALUE", help="change a config key; may be repeated")
         command.add_argument("--json", metavar="FILE", help="the figures as a file")
         if name == "plan":
@@ -105,7 +93,7 @@ def main(argv: list[str]) -> None:
             continue
         command.add_argument("--config", help="the recipe to measure; without it the one that the goals are about")
         command.add_argument("--device", default="auto", choices=DEVICES)
-        command.add_argument("--rounds", type=count, default=3, help="measurements of each alternative, taken in turn (default: 3)")
+        command.add_argument("--rounds", type=positive, default=3, help="measurements of each alternative, taken in turn (default: 3)")
         if name == "step":
             only = f"this setting beside the literal step, and nothing else: {', '.join(speed.SETTINGS)}"
             command.add_argument("--only", choices=speed.SETTINGS, metavar="SETTING", help=only)

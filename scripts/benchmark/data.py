@@ -1,11 +1,11 @@
-"""Images drawn to measure with, and training samples on one core: what is left to a loader process, beside the literal way.
+"""Training samples on one core: what is left to a loader process, beside the literal way.
 
 The literal way is METHOD.md 2.2 and 2.3 as a loader process does it for a CPU: decoded by Pillow, every view made, and each a normalised
 float tensor. With views=device, the images are left to the training device. Both ways end with a collated mini-batch.
 """
 
 import argparse
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,63 +13,22 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import default_collate
 
 from dataset.batch import RawBatch, Reads, make_batch, normalize
 from dataset.custom import spec_of
-from dataset.demo.scene import smooth_noise
-from dataset.lists import Entry, ImageList
+from dataset.demo.photograph import FILES, SIZE, drawn_source
+from dataset.lists import Entry
 from dataset.semi import Source, Sources, TrainSet, collate
-from dataset.spec import DatasetSpec, get_spec
+from dataset.spec import get_spec
 from model.encoder import Encoder
-from scripts.benchmark.measure import AT_LEAST, Row, over_rounds, ratio, seconds
+from scripts.benchmark.measure import AT_LEAST, Row, ratio, seconds
 from util.config import Config
 
-FILES = 4  # images of each kind
 DRAWS = 24  # samples of a round
 BATCH = 4  # samples of a mini-batch
-Sizes = Sequence[tuple[int, int]]  # of images: width, height
-SIZE = (500, 375)  # of Pascal's
 KINDS = ((*SIZE, "jpg", 6.0, 518), (2048, 1024, "png", 1.0, 798))  # width, height, ending and sensor's noise of the images; crop
 GOALS = {("u", 518): (AT_LEAST, 10.0), ("u", 798): (AT_LEAST, 4.0), ("x", 798): (AT_LEAST, 3.0)}  # by stream and crop
-
-
-def photograph(width: int, height: int, rng: np.random.Generator, noise: float) -> Image.Image:
-    """RGB with the detail of a photograph: noise in octaves, each finer one weaker; edges of shaded boxes; a sensor's noise."""
-    out = np.full((height, width, 3), 110.0)
-    cells, strength = 4, 60.0
-    while cells < width:
-        out += strength * smooth_noise(rng, height, width, width / cells)[..., None] * rng.uniform(0.7, 1.3, 3)
-        cells, strength = 2 * cells, 0.62 * strength
-    for x, y in zip(rng.integers(0, width, 20), rng.integers(0, height, 20), strict=True):
-        out[y : y + height // 5, x : x + width // 6] += rng.normal(0, 30, 3)
-    out += rng.normal(0, noise, out.shape)
-    return Image.fromarray(out.clip(0, 255).astype(np.uint8))
-
-
-def drawn_source(
-    root: Path, spec: DatasetSpec, sizes: Sizes = (SIZE,), suffix: str = "jpg", noise: float = 6.0, count: int = FILES
-) -> Source:
-    """A list of `count` lines, which repeats drawn images, or pairs (always PNG); masks have soft shapes.
-
-    sizes: (width, height), which FILES images, or as many as there are sizes, have in turn.
-    """
-    values = np.array(sorted(spec.label_map or range(spec.nclass))[:19], np.uint8)
-    lines = []
-    for i in range(min(count, max(FILES, len(sizes)))):
-        size = sizes[i % len(sizes)]
-        rng = np.random.default_rng((size[0], i))
-        entry = Entry(f"{i}.png", None) if spec.bitemporal else Entry(f"{i}.{suffix}", f"{i}_mask.png")
-        images, mask = spec.files(entry)
-        for path in (*images, str(mask)):
-            (root / path).parent.mkdir(parents=True, exist_ok=True)
-        for path in images:
-            photograph(*size, rng, noise).save(root / path, quality=95)
-        shapes = (2 * smooth_noise(rng, size[1], size[0], size[0] / 8) + len(values) / 2).clip(0, len(values) - 1)
-        Image.fromarray(values[shapes.astype(int)]).save(root / str(mask))
-        lines.append(" ".join(filter(None, entry)) + "\n")
-    (root / "list.txt").write_text("".join(lines[i % len(lines)] for i in range(count)))
-    return Source(spec, str(root), ImageList(str(root / "list.txt"), spec.task, masks=True))
 
 
 def host_batch(cfg: Config, on_device: bool = False, pin: bool = False) -> RawBatch:
@@ -79,7 +38,8 @@ def host_batch(cfg: Config, on_device: bool = False, pin: bool = False) -> RawBa
         sources = {stream: Sources([drawn_source(Path(folder), spec_of(cfg), [size])]) for stream in "xu"}
         keys = [tuple((stream, 0, i, i % FILES) for stream in "xu") for i in range(cfg.batch_size)]
         data = TrainSet(sources, cfg.crop_size, 0, Reads(), on_device=on_device)
-        return next(iter(DataLoader(data, batch_sampler=[keys], collate_fn=collate, pin_memory=pin)))
+        raw: Any = collate([data[key] for key in keys])
+        return raw.pin_memory() if pin else raw
 
 
 class PillowSource(Source):
@@ -118,7 +78,7 @@ def rows(cfg: Config, device: torch.device, args: argparse.Namespace) -> Iterato
     raw = host_batch(cfg, on_device=True, pin=device.type == "cuda")
     times = seconds({"images": lambda: make_batch(raw, device, Encoder())}, args.rounds, device)["images"]
     figure = f"images of a mini-batch of {cfg.batch_size}+{cfg.batch_size}, crop {cfg.crop_size}, views=device, made on {device.type}"
-    yield over_rounds(figure, [1000 * time for time in times], "ms")
+    yield Row(figure, [1000 * time for time in times], "ms")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

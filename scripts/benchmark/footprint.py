@@ -19,16 +19,15 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
-from dataset.batch import Batch
+from dataset.batch import empty_batch
 from dataset.custom import spec_of
 from engine.ema import make_teacher
 from engine.evaluation import Prediction
+from engine.initial_model import blank_model
 from engine.method import Method
-from model import configured_model
 from model.backbone import dinov2
 from model.loss import numeric_criterion
 from model.spec import check_crop, get_encoder
-from model.text import reserve_text_
 from util.config import Config, load_config
 from util.precision import SIXTEEN_BIT, autocast
 
@@ -113,29 +112,6 @@ def load_recipe(path: str, settings: list[str] | None, method: Method) -> Config
     return replace(cfg, criterion=numeric_criterion(cfg.criterion, nclass, lambda: [1] * nclass))
 
 
-def empty_batch(cfg: Config, method: Method, channels: tuple[int, ...]) -> Batch:
-    """A mini-batch of the last epoch, of the shapes that a run has with an encoder whose maps have these channels.
-
-    Its numbers mean nothing.
-    """
-    size, count, reads = cfg.crop_size, cfg.batch_size, method.reads
-
-    def images(number: int) -> Tensor:
-        return torch.zeros(number, 3 * spec_of(cfg).dates, size, size)
-
-    views: dict[str, Any] = {}
-    if method.semi:
-        views = {"img_u_w": images(count), "ignore_u": torch.zeros(count, size, size, dtype=torch.uint8)}
-    for i in range(1, reads.strong_views + 1 if method.semi else 1):
-        views |= {f"img_u_s{i}": images(count), f"box{i}": torch.zeros(count, size, size, dtype=torch.bool)}
-    if reads.second_draw:
-        views["second"] = Batch(images(0), images(0), **views)
-    if method.draw:
-        views["drop"] = method.draw(count, channels, torch.Generator(), cfg)
-    labeled = reads.labeled * count
-    return Batch(images(labeled), torch.zeros(labeled, size, size, dtype=torch.long), epoch=cfg.epochs - 1, **views)
-
-
 class DryRun:
     """A process of a run that computes `shards` shards one after the other: its models and a mini-batch, all without storage."""
 
@@ -144,8 +120,7 @@ class DryRun:
         self.cfg = method.settled(cfg, self.spec.task)
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         with torch.device("meta"):
-            self.student = configured_model(cfg, self.spec.nclass, self.spec.task)
-            reserve_text_(self.student)
+            self.student = blank_model(cfg, self.spec)
         if cfg.lock_backbone:
             self.student.backbone.requires_grad_(False)
         average = make_teacher(self.student) if method.teacher == "ema" else None
@@ -155,7 +130,9 @@ class DryRun:
             self.teacher: nn.Module | None = self.student if self.cfg.teacher == "student" else average
             if method.guided and self.teacher:
                 self.teacher = method.guided(self.teacher, self.cfg, True)
-            batch = self.batch = empty_batch(self.cfg, method, self.student.channels)
+            batch = empty_batch(method.reads, cfg.batch_size, self.spec.dates, cfg.crop_size)
+            drop = method.draw(cfg.batch_size, self.student.channels, torch.Generator(), self.cfg) if method.draw else batch.drop
+            self.batch = replace(batch, drop=drop, epoch=cfg.epochs - 1)  # of the last epoch
             for p in self.student.parameters():  # which have gradients already, as from the second shard on
                 p.grad = torch.zeros_like(p) if p.requires_grad else None
         self.prediction = Prediction.of(self.cfg, self.spec, self.student)
@@ -163,7 +140,7 @@ class DryRun:
         beside = {p for model in (average, self.teacher) if model for p in model.parameters()} - own
         remembered = sum(buffer.nbytes for buffer in self.student.memory().values())
         trained = 4 * sum(p.numel() for p in own if p.requires_grad)
-        given = [x for one in (batch, batch.second) if one for x in vars(one).values() if isinstance(x, Tensor)]
+        given = [x for one in (self.batch, batch.second) if one for x in vars(one).values() if isinstance(x, Tensor)]
         self.held = {  # bytes all the time
             "weights": 4 * sum(p.numel() for p in own) + 2 * remembered,  # and a copy for a step that does not count
             "teacher": 4 * sum(p.numel() for p in beside),  # and a frozen model

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
@@ -14,8 +15,8 @@ import torch
 from torch.profiler import DeviceType, ProfilerActivity, profile
 
 from dataset.custom import spec_of
+from dataset.demo.photograph import SIZE, drawn_source
 from engine.trainer import Trainer
-from scripts.benchmark.data import SIZE, drawn_source
 from scripts.benchmark.measure import AT_MOST, Row, attempt, wait_for
 from unimatch_v2 import METHOD
 from util.config import Config
@@ -52,18 +53,12 @@ def rows(cfg: Config, device: torch.device, args: argparse.Namespace) -> Iterato
 def profiled(cfg: Config, device: torch.device, what: str) -> Iterator[Row]:
     with small_run(cfg, device, WARM + 2 * STEPS) as run:
         steps = run.updates(0, 0)
-        take(steps, WARM)
+        deque(islice(steps, WARM), maxlen=0)  # keeps nothing: mini-batches that stay would have the allocator ask the driver for memory
         wait_for(device)
         with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-            take(steps, STEPS)
+            deque(islice(steps, STEPS), maxlen=0)
             wait_for(device)
     yield from judge(profiler.events() or (), what)
-
-
-def take(steps: Iterator[Any], count: int) -> None:
-    """Does that many steps and keeps nothing of them: mini-batches that stay would have the allocator ask the driver for memory."""
-    for _ in islice(steps, count):
-        pass
 
 
 def judge(events: Iterable[Any], what: str) -> Iterator[Row]:
@@ -79,6 +74,6 @@ def judge(events: Iterable[Any], what: str) -> Iterator[Row]:
         reached = max(reached, end)
     whole = reached - spans[0][0]
     note = f"{whole / STEPS / 1000:.4g} ms a step over {STEPS} steps, profiled; {len(spans) / STEPS:.0f} kernels and copies a step"
-    yield Row(f"GPU idle in the loop, {what}", 100 * idle / whole, "%", IDLE_GOAL, note=note)
+    yield Row(f"GPU idle in the loop, {what}", [100 * idle / whole], "%", IDLE_GOAL, note)
     reads = sum(READS in event.name for event in events) / STEPS
-    yield Row(f"host reads of an optimiser step, {what}", reads, "a step", READS_GOAL)
+    yield Row(f"host reads of an optimiser step, {what}", [reads], "a step", READS_GOAL)

@@ -1,6 +1,5 @@
 """Times of alternatives, taken turn by turn in one run so that a busy machine slows all of them alike, and the rows of the table."""
 
-import argparse
 import gc
 import time
 import traceback
@@ -20,18 +19,21 @@ Goal = tuple[str, float]  # AT_LEAST or AT_MOST, and the bound
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of the table. goal: None for a figure that is only reported. low, high: over the rounds.
+    """One figure of the table. goal: None for a figure that is only reported.
 
-    value: None where it could not be measured; then `note` says why.
+    values: of each round, or the one that there is; none where it could not be measured, then `note` says why.
     """
 
     figure: str
-    value: float | None
-    unit: str  # "x literal", "GiB", "ms", "%"
+    values: list[float]
+    unit: str = ""  # "x literal", "GiB", "ms", "%"
     goal: Goal | None = None
-    low: float | None = None
-    high: float | None = None
     note: str = ""
+
+    @property
+    def value(self) -> float | None:
+        """The median of the rounds."""
+        return median(self.values) if self.values else None
 
     @property
     def met(self) -> bool | None:
@@ -43,22 +45,17 @@ class Row:
 
     def __str__(self) -> str:
         """A line of a Markdown table."""
-        spread = "" if self.low is None or self.high is None else f"{self.low:.3g} to {self.high:.3g}"
+        spread = f"{min(self.values):.3g} to {max(self.values):.3g}" if len(self.values) > 1 else ""
         goal = "" if self.goal is None else f"{self.goal[0]} {self.goal[1]:g} {'met' if self.met else '**missed**'}"
         value = "**failed**" if self.value is None else f"{self.value:.3g} {self.unit}"
         return f"| {self.figure} | {value} | {spread} | {goal} | {self.note.replace('|', '/')} |"
-
-
-def over_rounds(figure: str, values: list[float], unit: str, goal: Goal | None = None, note: str = "") -> Row:
-    """The median of the rounds, with the smallest and the largest."""
-    return Row(figure, median(values), unit, goal, min(values), max(values), note)
 
 
 def ratio(figure: str, literal: list[float], ours: list[float], goal: Goal | None = None, note: str = "") -> Row:
     """How many times as fast as the literal way: literal / ours of each round."""
     times = f"{1000 * median(literal):.4g} -> {1000 * median(ours):.4g} ms"
     parts = [a / b for a, b in zip(literal, ours, strict=True)]
-    return over_rounds(figure, parts, "x literal", goal, f"{times}{', ' + note if note else ''}")
+    return Row(figure, parts, "x literal", goal, f"{times}, {note}" if note else times)
 
 
 def attempt(figure: str, device: torch.device, measure: Callable[..., Iterable[Row]], *given: Any) -> Iterator[Row]:
@@ -75,7 +72,7 @@ def attempt(figure: str, device: torch.device, measure: Callable[..., Iterable[R
     except Exception:
         traceback.print_exc()
         why = "a bug: its traceback is on stderr"
-    yield Row(figure, None, "", note=why)
+    yield Row(figure, [], note=why)
 
 
 def release(device: torch.device) -> None:
@@ -112,10 +109,3 @@ def matrix_rate(device: torch.device, precision: str) -> float:
     a, b = (torch.randn(size, size, device=device, dtype=SIXTEEN_BIT.get(precision, torch.float32)) for _ in range(2))
     with matmul_precision(precision, device):
         return 2 * size**3 / 1e12 / min(seconds({"product": lambda: a @ b}, 5, device, warm=2)["product"])
-
-
-def count(text: str) -> int:
-    """A whole number above 0, of a command line."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"found {text!r}, expected a whole number above 0")
-    return int(text)

@@ -21,10 +21,10 @@ from dataset.sampler import epoch_steps, labeled_length
 from dataset.splits.published import published_length, published_splits
 from engine.method import Method
 from scripts.benchmark.footprint import GIB, DryRun, Meter, Work, load_recipe
-from scripts.benchmark.measure import count
 from scripts.report.identity import own_method
 from scripts.table import markdown_table
 from unimatch_v2 import METHOD
+from util.cli import positive
 from util.config import Config
 from util.error import UserError
 from util.files import ROOT, write_output
@@ -96,9 +96,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     methods = sorted(path.stem for path in ROOT.glob("*.py") if own_method(path.stem))
     parser.add_argument("--method", choices=methods, help="default: the one that the config's folder is named after, else unimatch_v2")
     parser.add_argument("--split", help="take the lengths of this split's lists, here or as published")
-    parser.add_argument("--labeled", type=count, metavar="N", help="images in the labelled list; likewise the next two")
-    parser.add_argument("--unlabeled", type=count, metavar="N")
-    parser.add_argument("--val", type=count, metavar="N")
+    parser.add_argument("--labeled", type=positive, metavar="N", help="images in the labelled list; likewise the next two")
+    parser.add_argument("--unlabeled", type=positive, metavar="N")
+    parser.add_argument("--val", type=positive, metavar="N")
     parser.add_argument("--image-size", type=image_size, metavar="HxW", help="of the data set's images, in pixels")
     parser.add_argument("--card", default="h100", type=str.lower, choices=CARDS)
     parser.add_argument("--efficiency", type=float, default=EFFICIENCY, help="share of peak rate and bandwidth that is reached")
@@ -196,24 +196,17 @@ class Plan:
             "evaluation": self.evaluations * score * shard / floor,  # all of the run
         }
 
-    def scale(self, cost: dict[str, float], gpus: int) -> dict[str, float]:
-        """The run on so many cards; empty where its shards cannot be spread over them, or make no full mini-batch.
+    def hours(self, cost: dict[str, float], gpus: int) -> float | None:
+        """Hours of the run on so many cards; None where its shards cannot be spread over them, or make no full mini-batch.
 
         The backward pass of the last shard is taken to hide the way of the gradients, which they have between the cards of one node.
         """
-        shards = max(self.shards, gpus)
+        shards = max(self.shards, gpus)  # what the recipe becomes
         steps = self.steps(shards)
         if shards % gpus or not steps:
-            return {}
-        step, evaluation = shards // gpus * cost["shard"] + cost["update"], cost["evaluation"] / gpus / 3600
-        return {
-            "gpus": gpus,
-            "shards": shards,  # what the recipe becomes
-            "steps": steps,  # of an epoch
-            "step_seconds": step,
-            "hours": steps * self.cfg.epochs * step / 3600 + evaluation,
-            "evaluation_hours": evaluation,  # of these
-        }
+            return None
+        step = shards // gpus * cost["shard"] + cost["update"]
+        return steps * self.cfg.epochs * step / 3600 + cost["evaluation"] / gpus / 3600
 
     def paragraphs(self, image: tuple[int, int]) -> Iterator[tuple[str, dict[str, Any]]]:
         """The plan for a person to read, as Markdown: its paragraphs, each with its figures for a machine to read (bytes, seconds, hours).
@@ -250,16 +243,16 @@ class Plan:
         )
         steps["bf16", own] = run.step(precision="bf16")
         peak = "peak TFLOP/s: linear / attention / convolutions"
-        rows, costs, scales = [["precision", peak, "ms a shard's step: floor", "estimate", *(f"hours on {n}" for n in GPUS)]], {}, {}
+        rows, costs, hours = [["precision", peak, "ms a shard's step: floor", "estimate", *(f"hours on {n}" for n in GPUS)]], {}, {}
         for precision in self.precisions:
             memory, used = steps["bf16" if precision in SIXTEEN_BIT else "fp32", own]
             cost = costs[precision] = self.cost(precision, work, scored, used, memory["gradients"] // 4)
-            scaled = [self.scale(cost, gpus) for gpus in GPUS]
-            scales[precision] = [row for row in scaled if row]
+            each = {gpus: self.hours(cost, gpus) for gpus in GPUS}
+            hours[precision] = [{"gpus": gpus, "hours": time} for gpus, time in each.items() if time is not None]
             rates = " / ".join(f"{rate:.0f}" for rate in card.rates(precision).values())
-            hours = [_short(row["hours"]) if row else "-" for row in scaled]
-            rows.append([precision, rates, _short(1000 * cost["floor"]), _short(1000 * cost["shard"]), *hours])
-        yield markdown_table(rows), {"costs": costs, "gpus": scales}
+            times = ["-" if time is None else _short(time) for time in each.values()]
+            rows.append([precision, rates, _short(1000 * cost["floor"]), _short(1000 * cost["shard"]), *times])
+        yield markdown_table(rows), {"costs": costs, "gpus": hours}
 
         divisors = ", ".join(str(n) for n in range(1, shards + 1) if shards % n == 0)
         yield (

@@ -7,6 +7,7 @@ each model that is evaluated.
 import argparse
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from itertools import product
@@ -21,15 +22,18 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dataset.batch import Batch, make_batch
 from dataset.custom import spec_of
+from dataset.demo.photograph import SIZE, drawn_source
+from dataset.semi import Source
 from engine.ema import ema_decay, make_teacher
 from engine.evaluation import Prediction, evaluate, validation_loader
+from engine.optimizer import set_rate_
 from engine.schedule import poly
 from engine.update import Learner
 from model import configured_model
 from model.segmenter import Segmenter
-from scripts.benchmark.data import SIZE, Sizes, drawn_source, host_batch
+from scripts.benchmark.data import host_batch
 from scripts.benchmark.footprint import GIB, DryRun
-from scripts.benchmark.measure import AT_LEAST, AT_MOST, Row, attempt, matrix_rate, over_rounds, ratio, seconds
+from scripts.benchmark.measure import AT_LEAST, AT_MOST, Row, attempt, matrix_rate, ratio, seconds
 from unimatch_v2 import METHOD
 from util.config import Config
 from util.dist import World
@@ -40,15 +44,7 @@ GOAL, CPU_GOAL = (AT_LEAST, 6.0), (AT_LEAST, 1.0)  # of a step in bf16 with comp
 PEAK_GOAL, TIME_GOAL = (AT_MOST, 24.0), (AT_MOST, 1.35)  # of activation checkpointing in fp32
 EVALUATION_GOAL = (AT_LEAST, 3.0)  # of bf16; in fp32 both ways wait for the same matrix products, at all but the full rate
 VARIED = [(350 + 16 * i, 375) for i in range(24)]  # sizes of images, so far apart that each has another number of patches
-# what a step is measured with besides the defaults, on a GPU; what says most comes first
-SETTINGS: dict[str, dict[str, Any]] = {
-    "fp32": {},
-    "bf16, compile": {"precision": "bf16", "compile": True},
-    "bf16": {"precision": "bf16"},
-    "tf32": {"precision": "tf32"},
-    "fp16": {"precision": "fp16"},
-    "fp32, compile": {"compile": True},
-}
+SETTINGS = ("fp32", "bf16, compile", "bf16", "tf32", "fp16", "fp32, compile")  # of a step on a GPU; what says most comes first
 
 
 class LiteralLoop:
@@ -59,14 +55,13 @@ class LiteralLoop:
         self.student = copy.deepcopy(model).to(device).train()
         self.teacher = make_teacher(self.student)
         self.labels_by = self.student if METHOD.teacher_of(spec_of(cfg).task, cfg.teacher) == "student" else self.teacher
-        self.factors = (1.0, cfg.lr_multi)
-        groups = [{"params": list(part.parameters())} for part in (self.student.backbone, self.student.head)]
+        parts = ((self.student.backbone, 1.0), (self.student.head, cfg.lr_multi))
+        groups = [{"params": list(part.parameters()), "factor": factor} for part, factor in parts]
         self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
 
     def update(self, batch: Batch) -> dict[str, float]:
         """batch: images (B, C, S, S) float, normalised on the host. Returns the stats as numbers."""
-        for group, factor in zip(self.optimizer.param_groups, self.factors, strict=True):
-            group["lr"] = factor * poly(self.cfg.lr, max(0, self.it - 1), STEPS_IN_ALL)
+        set_rate_(self.optimizer, poly(self.cfg.lr, max(0, self.it - 1), STEPS_IN_ALL))
         moved: dict[str, Any] = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in vars(batch).items()}
         with sdpa_kernel(SDPBackend.MATH):
             loss, stats = METHOD.step(self.student, self.labels_by, Batch(**moved), self.cfg)
@@ -93,9 +88,6 @@ class Alternatives:
         # one normalised float tensor a view, in pageable memory, as a plain DataLoader leaves it: copies of it block
         self.batch = make_batch(host_batch(cfg), torch.device("cpu"), self.model.backbone, self.drop)
 
-    def literal(self) -> Callable[[], Any]:
-        return partial(LiteralLoop(self.cfg, self.model, self.device).update, self.batch)
-
     def learner(self, **settings: Any) -> Learner:
         cfg, model = replace(self.cfg, **settings), copy.deepcopy(self.model)
         return Learner(cfg, model, METHOD, STEPS_IN_ALL, world=World(device=self.device))
@@ -118,13 +110,15 @@ class Alternatives:
 
 
 def step_row(cfg: Config, device: torch.device, name: str, rounds: int, figure: str) -> Iterator[Row]:
-    """The product's step with SETTINGS[name] beside the literal one: two at a time, all together would not fit into the memory.
+    """The product's step in one of SETTINGS beside the literal one: two at a time, all together would not fit into the memory.
 
     Beside it, the operations that it needs as a share of what a matrix product reaches here.
     """
-    made, gpu = Alternatives(cfg, device), device.type == "cuda"
-    times = seconds({"literal": made.literal(), "ours": made.ours(**SETTINGS[name])}, rounds, device, warm=3 if gpu else 1)
-    rate = matrix_rate(device, SETTINGS[name].get("precision", "fp32"))
+    made, gpu, precision = Alternatives(cfg, device), device.type == "cuda", name.removesuffix(", compile")
+    literal = partial(LiteralLoop(cfg, made.model, device).update, made.batch)
+    ours = made.ours(precision=precision, compile=name != precision)
+    times = seconds({"literal": literal, "ours": ours}, rounds, device, warm=3 if gpu else 1)
+    rate = matrix_rate(device, precision)
     work = DryRun(cfg, METHOD).step()[1].work.total() / 1e12
     note = f"{work:.3g} TFLOP, {work / median(times['ours']) / rate:.0%} of a matrix product's {rate:.3g} TFLOP/s"
     goals = {"bf16, compile": GOAL} if gpu else {"fp32": CPU_GOAL}
@@ -149,12 +143,12 @@ def peak(cfg: Config, device: torch.device, figure: str) -> list[Row]:
     """The fullest moment of a step in GiB: measured on an NVIDIA GPU, elsewhere calculated for one."""
     goal = PEAK_GOAL if cfg.activation_checkpointing and cfg.precision == "fp32" else None
     if device.type != "cuda":
-        return [Row(figure, sum(DryRun(cfg, METHOD).step()[0].values()) / GIB, "GiB", goal, note="calculated for a GPU")]
+        return [Row(figure, [sum(DryRun(cfg, METHOD).step()[0].values()) / GIB], "GiB", goal, "calculated for a GPU")]
     update = Alternatives(cfg, device).ours()
     torch.cuda.reset_peak_memory_stats(device)
     for _ in range(2):  # AdamW's moments come with the first step
         update()
-    return [Row(figure, torch.cuda.max_memory_allocated(device) / GIB, "GiB", goal, note="torch.cuda.max_memory_allocated")]
+    return [Row(figure, [torch.cuda.max_memory_allocated(device) / GIB], "GiB", goal, "torch.cuda.max_memory_allocated")]
 
 
 def checkpointing(cfg: Config, device: torch.device, rounds: int, figure: str) -> Iterator[Row]:
@@ -163,7 +157,7 @@ def checkpointing(cfg: Config, device: torch.device, rounds: int, figure: str) -
     times = seconds({on: made.ours(activation_checkpointing=on == "with") for on in ("without", "with")}, rounds, device)
     more = [a / b for a, b in zip(times["with"], times["without"], strict=True)]
     note = f"{1000 * median(times['without']):.4g} -> {1000 * median(times['with']):.4g} ms"
-    yield over_rounds(figure, more, "x without", TIME_GOAL if cfg.precision == "fp32" else None, note)
+    yield Row(figure, more, "x without", TIME_GOAL if cfg.precision == "fp32" else None, note)
 
 
 def memory_rows(cfg: Config, device: torch.device, args: argparse.Namespace) -> Iterator[Row]:
@@ -178,37 +172,29 @@ def memory_rows(cfg: Config, device: torch.device, args: argparse.Namespace) -> 
         yield from attempt(figure, device, checkpointing, replace(timed, precision=precision), device, args.rounds, figure)
 
 
-def evaluation_row(cfg: Config, models: list[Segmenter], device: torch.device, rounds: int, words: str, sizes: Sizes) -> Iterator[Row]:
-    """Evaluation of `models` on images of these sizes, in fp32 and in bf16, beside the literal one: a pass over the images for each."""
-    gpu = device.type == "cuda"
-    count, workers = (64, 4) if gpu else (4, 0)  # images of a round, loader processes
-    spec, world, prediction = spec_of(cfg), World(device=device), Prediction("original", 0)
-    with TemporaryDirectory() as folder:
-        source = drawn_source(Path(folder), spec, sizes, count=count)
-
-        def literal() -> None:
-            with sdpa_kernel(SDPBackend.MATH):
-                for model in models:
-                    evaluate([model], validation_loader(source, world, workers), prediction, spec.nclass, world)
-
-        def ours(precision: str) -> None:
-            with inference(precision, device):
-                evaluate(models, validation_loader(source, world, workers), prediction, spec.nclass, world)
-
-        ways = {precision: partial(ours, precision) for precision in ("fp32", "bf16")}
-        times = seconds({"literal": literal, **ways}, rounds, device)
-    for precision in ways:
-        figure = f"evaluation of student and teacher, {cfg.backbone}, {count} images of {words}: {precision}"
-        goal = EVALUATION_GOAL if precision == "bf16" else None
-        yield ratio(figure, times["literal"], times[precision], goal, f"{count} images a round")
+def score(groups: list[list[Segmenter]], source: Source, device: torch.device, arithmetic: Callable[[], AbstractContextManager]) -> None:
+    """Evaluates each group of models in a pass over the images of its own, inside `arithmetic()`."""
+    world, workers = World(device=device), 4 if device.type == "cuda" else 0  # loader processes
+    for models in groups:
+        with arithmetic():
+            evaluate(models, validation_loader(source, world, workers), Prediction("original", 0), source.spec.nclass, world)
 
 
 def evaluation_rows(cfg: Config, device: torch.device, args: argparse.Namespace) -> Iterator[Row]:
     """Student and teacher over a short list, from the files to the confusion matrices: images of one size, then of many."""
+    count = 64 if device.type == "cuda" else 4  # images of a round
     if device.type != "cuda" and not args.config:
         cfg = replace(cfg, backbone="dinov2_small")  # what two cores do in minutes
     spec = spec_of(cfg)
     torch.manual_seed(0)
     models = [configured_model(cfg, spec.nclass, spec.task).eval().to(device) for _ in range(2)]
     for words, sizes in ((f"{SIZE[0]} x {SIZE[1]}", [SIZE]), (f"{len(VARIED)} sizes", VARIED)):
-        yield from evaluation_row(cfg, models, device, args.rounds, words, sizes)
+        with TemporaryDirectory() as folder:
+            source = drawn_source(Path(folder), spec, sizes, count=count)
+            ways = {"literal": partial(score, [[model] for model in models], source, device, partial(sdpa_kernel, SDPBackend.MATH))}
+            for precision in ("fp32", "bf16"):
+                ways[precision] = partial(score, [models], source, device, partial(inference, precision, device))
+            literal, *ours = seconds(ways, args.rounds, device).items()
+        for precision, times in ours:
+            figure = f"evaluation of student and teacher, {cfg.backbone}, {count} images of {words}: {precision}"
+            yield ratio(figure, literal[1], times, EVALUATION_GOAL if precision == "bf16" else None, f"{count} images a round")

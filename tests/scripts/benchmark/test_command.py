@@ -47,7 +47,7 @@ def kinds(monkeypatch: pytest.MonkeyPatch) -> Measured:
     """Kinds of figures that take no time: one row each."""
 
     def one(kind: str, *_: Any) -> Iterator[Row]:
-        yield Row(f"figure of {kind}", 1.0, "s")
+        yield Row(f"figure of {kind}", [1.0], "s")
 
     monkeypatch.setattr("scripts.benchmark.measure.release", lambda device: None)
     made: Measured = {}
@@ -71,7 +71,7 @@ def test_a_failure_leaves_the_other_figures(
     error: Exception, words: str, kinds: Measured, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     def broken(*_: Any) -> Iterator[Row]:
-        yield Row("before it", 2.0, "s")
+        yield Row("before it", [2.0], "s")
         raise error
 
     kinds["memory"] = broken
@@ -109,7 +109,7 @@ def test_a_row_is_out_before_the_next_is_measured(kinds: Measured, tmp_path: Pat
     def second(*_: Any) -> Iterator[Row]:
         assert "| figure of step | 1 s |" in capsys.readouterr().out
         assert [row["figure"] for row in json.loads((tmp_path / "out.json").read_text())["rows"]] == ["figure of step"]
-        yield Row("second", 1.0, "s")
+        yield Row("second", [1.0], "s")
 
     kinds["memory"] = second
     __main__.main(["all", "--device", "cpu", "--json", str(tmp_path / "out.json")])
@@ -159,6 +159,7 @@ def test_alternatives_take_turns_and_warm_rounds_do_not_count() -> None:
 
 def test_a_ratio_is_the_median_of_the_rounds() -> None:
     row = ratio("x", [2.0, 8.0, 3.0], [1.0, 2.0, 1.0], (AT_LEAST, 3.5))
-    assert (row.value, row.low, row.high, row.met) == (3.0, 2.0, 4.0, False)
-    assert Row("x", 3.0, "GiB", (AT_MOST, 3.0)).met is True
-    assert Row("x", 3.0, "GiB").met is None
+    assert (row.value, row.values, row.met) == (3.0, [2.0, 4.0, 3.0], False)
+    assert "| 3 x literal | 2 to 4 | >= 3.5 **missed** |" in str(row)
+    assert Row("x", [3.0], "GiB", (AT_MOST, 3.0)).met is True
+    assert Row("x", [3.0], "GiB").met is None

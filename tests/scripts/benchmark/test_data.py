@@ -8,6 +8,7 @@ import torch
 
 from dataset.batch import Batch, Reads, make_batch
 from dataset.custom import spec_of
+from dataset.demo.photograph import drawn_source
 from dataset.semi import Sources, TrainSet, collate
 from dataset.spec import get_spec
 from model.encoder import Encoder
@@ -20,7 +21,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize(("stream", "suffix"), [("x", "jpg"), ("x", "png"), ("u", "jpg")])
 def test_both_ways_make_the_same_samples(stream: str, suffix: str, tmp_path: Path) -> None:
-    source = data.drawn_source(tmp_path, get_spec("pascal"), [(100, 75)], suffix)
+    source = drawn_source(tmp_path, get_spec("pascal"), [(100, 75)], suffix)
     literal = data.literal_samples(source, stream, CROP, range(8))
     ours: Any = TrainSet({stream: Sources([source])}, CROP, 0, Reads(), on_device=True)
     raw: Any = collate([ours[((stream, 0, i, i % 4),)] for i in range(8)])
@@ -41,20 +42,10 @@ def test_a_mini_batch_is_that_of_a_run(name: str) -> None:
     assert not torch.equal(ready.img_u_s1, ready.img_u_s2)
 
 
-def test_masks_hold_values_of_the_data_set(tmp_path: Path) -> None:
-    own: dict[str, Any] = {"dataset": "own", "classes": ["land", "water"], "nclass": None, "label_map": {10: 0, 200: 1}}
-    for i, (cfg, most) in enumerate(((recipe("ade20k"), 19), (recipe("demo", **own), 2), (recipe("levir"), 2))):
-        source = data.drawn_source(tmp_path / str(i), spec_of(cfg), [(40, 30)], count=6)
-        assert len(source.ids) == 6
-        masks = [source.mask(source.ids[j], (40, 30)) for j in range(4)]  # raises UserError for a value that is illegal
-        assert {int(value) for mask in masks for value in mask.flat} <= set(range(most))
-        assert len({int(value) for mask in masks for value in mask.flat}) > 1
-
-
 @pytest.mark.parametrize(("stream", "goal"), [("u", (">=", 10.0)), ("x", None)])
 def test_a_row(stream: str, goal: tuple[str, float] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data, "DRAWS", 4)
-    source = data.drawn_source(tmp_path, get_spec("pascal"), [(40, 30)])
+    source = drawn_source(tmp_path, get_spec("pascal"), [(40, 30)])
     row = data.sample_row(source, stream, 518, 1, "samples")
     assert row.goal == goal
     assert (row.value or 0) > 0

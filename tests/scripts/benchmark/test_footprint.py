@@ -15,16 +15,24 @@ import semivl
 import supervised
 import unimatch_v1
 import unimatch_v2
+from dataset.batch import Batch, empty_batch
 from dataset.custom import spec_of
 from engine.ema import make_teacher
 from engine.method import Method
 from model import build_model, configured_model
-from scripts.benchmark.footprint import OWN_FORMULAS, DryRun, Meter, empty_batch
+from scripts.benchmark.footprint import OWN_FORMULAS, DryRun, Meter
 from tests.conftest import TIMM
 from tests.scripts.benchmark.recipes import recipe
 from util.config import Config
 
 V2 = unimatch_v2.METHOD
+
+
+def mini_batch(cfg: Config, method: Method, channels: tuple[int, ...]) -> Batch:
+    """A mini-batch of the last epoch of a run."""
+    batch = empty_batch(method.reads, cfg.batch_size, spec_of(cfg).dates, cfg.crop_size)
+    drop = method.draw(cfg.batch_size, channels, torch.Generator(), cfg) if method.draw else batch.drop
+    return replace(batch, drop=drop, epoch=cfg.epochs - 1)
 
 
 def real_step(cfg: Config, method: Method) -> tuple[int, int]:
@@ -33,7 +41,7 @@ def real_step(cfg: Config, method: Method) -> tuple[int, int]:
     student = configured_model(cfg, spec.nclass, spec.task).train()
     student.backbone.requires_grad_(not cfg.lock_backbone)
     student.backbone.checkpointing = cfg.activation_checkpointing
-    batch = empty_batch(cfg, method, student.backbone.channels)
+    batch = mini_batch(cfg, method, student.channels)
     given = [*student.parameters(), *student.buffers(), *(x for x in vars(batch).values() if isinstance(x, Tensor))]
     older = {x.untyped_storage()._cdata for x in given}
     saved: dict[int, torch.UntypedStorage] = {}
@@ -190,7 +198,7 @@ def test_a_gpu_takes_what_was_calculated(precision: str) -> None:
     with torch.device("cuda"):
         student = build_model(cfg.backbone, spec_of(cfg).nclass).train()
         teacher = make_teacher(student)
-        batch = empty_batch(cfg, V2, student.backbone.channels)
+        batch = mini_batch(cfg, V2, student.channels)
         for p in student.parameters():
             p.grad = torch.zeros_like(p) if p.requires_grad else None
     torch.cuda.reset_peak_memory_stats()

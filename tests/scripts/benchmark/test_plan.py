@@ -135,12 +135,12 @@ def test_what_is_known_is_said_before_the_rest_is_counted(monkeypatch: pytest.Mo
 
 def test_shards_over_gpus() -> None:
     plan, cost = pascal(), {"floor": 1.0, "shard": 2.0, "update": 0.0, "evaluation": 3600.0}
-    rows = {gpus: row for gpus in (1, 2, 3, 4, 8, 4096) if (row := plan.scale(cost, gpus))}
-    assert list(rows) == [1, 2, 4, 8]  # 3 does not divide 4 shards; 4096 shards make no full mini-batch of 10490 images
-    assert [(row["shards"], row["steps"]) for row in rows.values()] == [(4, 655)] * 3 + [(8, 328)]
-    assert rows[1]["step_seconds"] == pytest.approx(8)
-    assert rows[1]["hours"] == pytest.approx(655 * 60 * 8 / 3600 + 1)
-    assert rows[4]["evaluation_hours"] == pytest.approx(1 / 4)
+    hours = {gpus: plan.hours(cost, gpus) for gpus in (1, 2, 3, 4, 8, 4096)}
+    assert hours[3] is hours[4096] is None  # 3 does not divide 4 shards; 4096 shards make no full mini-batch of 10490 images
+    assert hours[1] == pytest.approx(655 * 60 * 8 / 3600 + 1)
+    assert hours[2] == pytest.approx(655 * 60 * 4 / 3600 + 1 / 2)
+    assert hours[4] == pytest.approx(655 * 60 * 2 / 3600 + 1 / 4)
+    assert hours[8] == pytest.approx(328 * 60 * 2 / 3600 + 1 / 8)  # of 8 shards
 
 
 def test_plan_is_printed_and_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,17 +53,40 @@ def test_updates_agree(name: str) -> None:
 def test_rows_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """A setting that fails leaves the others; beside a ratio is the share of the matrix rate."""
 
+    def rate(device: torch.device, precision: str) -> float:
+        if precision == "fp32":
+            raise UserError("precision: no fp32 here")
+        return 4.0
+
+    monkeypatch.setattr(speed, "matrix_rate", rate)
+    fp32, bf16 = speed.step_rows(tiny("levir"), CPU, Namespace(config="x", only=None, rounds=1))
+    assert (fp32.value, fp32.note) == (None, "UserError: precision: no fp32 here")
+    assert bf16.figure == "step, dinov2_tiny, 28, 2+2 images: bf16"
+    assert (bf16.value or 0) > 0
+    assert bf16.note.endswith("% of a matrix product's 4 TFLOP/s")
+
+
+@pytest.mark.parametrize("name", speed.SETTINGS)
+def test_a_setting_is_what_its_name_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: list[dict[str, Any]] = []
+
+    def ours(made: Alternatives, **given: Any) -> Any:
+        settings.append(given)
+        return lambda: None
+
+    monkeypatch.setattr(Alternatives, "ours", ours)
+    monkeypatch.setattr(speed, "matrix_rate", lambda device, precision: 4.0)
+    list(speed.step_row(tiny("pascal"), CPU, name, 1, "step"))
+    assert settings == [{"precision": name[:4], "compile": "compile" in name}]
+
+
+def test_no_compiler_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_compiler(device: torch.device) -> None:
         raise UserError("compile: PyTorch cannot compile")
 
     monkeypatch.setattr("engine.update.check_compiler", no_compiler)
-    monkeypatch.setattr(speed, "SETTINGS", {"fp32": {"compile": True}, "bf16": {"precision": "bf16"}})
-    monkeypatch.setattr(speed, "matrix_rate", lambda device, precision: {"bf16": 4.0}[precision])
-    fp32, bf16 = speed.step_rows(tiny("levir"), CPU, Namespace(config="x", only=None, rounds=1))
-    assert (fp32.value, fp32.note) == (None, "UserError: compile: PyTorch cannot compile")
-    assert bf16.figure == "step, dinov2_tiny, 28, 2+2 images: bf16"
-    assert (bf16.value or 0) > 0
-    assert bf16.note.endswith("% of a matrix product's 4 TFLOP/s")
+    (row,) = speed.step_rows(tiny("pascal"), CPU, Namespace(config="x", only="fp32, compile", rounds=1))
+    assert (row.value, row.note) == (None, "UserError: compile: PyTorch cannot compile")
 
 
 def test_memory_of_a_step_and_what_checkpointing_costs() -> None:
