@@ -188,6 +188,26 @@ def test_meter_follows_allocations() -> None:
         z @ z.T
     assert (meter.moved, meter.operations) == (2400, 4)  # a product
     assert meter.work == {"linear layers": 2000}
+    with Meter() as meter:
+        x.neg_()  # an older one in place allocates nothing
+    assert (meter.live, meter.peak, meter.moved) == (0, 0, 800)
+
+
+def test_what_a_process_holds_and_its_fullest_moment() -> None:
+    cfg = recipe("pascal", backbone="dinov2_tiny", crop_size=28)
+    (memory, meter), more = DryRun(cfg, V2).step(), DryRun(cfg, V2, shards=4).step()[0]
+    pixels = cfg.batch_size * 28 * 28
+    views, labels, maps = 4 * 3 * 4 * pixels, 8 * pixels, (1 + 2) * pixels  # x, weak, two strong; long; ignore map and two boxes
+    factors = DryRun(cfg, V2).batch.drop.nbytes
+    assert memory["batches"] == 2 * (views + labels + maps + factors)
+    assert more == memory | {"batches": 4 * memory["batches"]}
+    assert memory["activations"] + memory["temporary"] == meter.peak
+
+
+def test_attention_in_16_bits_is_that_of_a_gpu() -> None:
+    """A CPU computes bfloat16 head by head where there are many tokens, without the fused kernel."""
+    run = DryRun(recipe("pascal", backbone="dinov2_tiny", crop_size=252), V2)
+    assert run.step(precision="bf16")[1].work == run.step(precision="fp32")[1].work
 
 
 @pytest.mark.gpu

@@ -133,6 +133,24 @@ def test_what_is_known_is_said_before_the_rest_is_counted(monkeypatch: pytest.Mo
     assert counted[2:] == [{"precision": precision, "activation_checkpointing": False} for precision in ("fp32", "bf16")]
 
 
+def test_each_precision_is_planned_by_its_own_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    cost, given = Plan.cost, dict[str, Any]()
+
+    def spy(plan: Plan, precision: str, *counted: Any) -> Any:
+        given[precision] = counted
+        return cost(plan, precision, *counted)
+
+    monkeypatch.setattr(Plan, "cost", spy)
+    plan = pascal(changed={"backbone": "dinov2_tiny", "crop_size": 28})
+    list(islice(plan.paragraphs((28, 28)), 5))
+    run = DryRun(plan.cfg, plan.method)
+    for precision, (work, _, used, trained) in given.items():
+        meter = run.step(precision=precision)[1]
+        assert (work, used.moved, used.operations) == (meter.work, meter.moved, meter.operations)
+        assert trained == sum(p.numel() for p in run.student.parameters() if p.requires_grad)
+    assert list(given) == ["fp32", "tf32", "bf16", "fp16"]
+
+
 def test_shards_over_gpus() -> None:
     plan, cost = pascal(), {"floor": 1.0, "shard": 2.0, "update": 0.0, "evaluation": 3600.0}
     hours = {gpus: plan.hours(cost, gpus) for gpus in (1, 2, 3, 4, 8, 4096)}
