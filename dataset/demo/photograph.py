@@ -41,7 +41,7 @@ def drawn_source(
     for i in range(min(count, max(FILES, len(sizes)))):
         size = sizes[i % len(sizes)]
         rng = np.random.default_rng((size[0], i))
-        entry = Entry(f"{i}.png", None) if spec.task == "change" else Entry(f"{i}.{suffix}", f"{i}_mask.png")
+        entry = Entry(f"{i}.png", None) if spec.bitemporal else Entry(f"{i}.{suffix}", f"{i}_mask.png")
         images, mask = spec.files(entry)
         for path in (*images, str(mask)):
             (root / path).parent.mkdir(parents=True, exist_ok=True)

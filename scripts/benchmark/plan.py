@@ -19,15 +19,13 @@ from dataset.custom import spec_of, unlabeled_places
 from dataset.lists import read_lines
 from dataset.sampler import epoch_steps, labeled_length
 from dataset.splits.published import published_length, published_splits
-from engine.method import Method
+from engine.method import Method, get_method, method_names
 from scripts.benchmark.footprint import GIB, DryRun, Meter, Work, load_recipe
-from scripts.report.identity import own_method
 from scripts.table import markdown_table
-from unimatch_v2 import METHOD
 from util.cli import positive
 from util.config import Config
 from util.error import UserError
-from util.files import ROOT, write_output
+from util.files import write_output
 from util.precision import PRECISIONS, SIXTEEN_BIT
 
 EFFICIENCY = 0.7  # an assumption, no measurement: the share of a card's peak rate and bandwidth that a run reaches
@@ -93,8 +91,8 @@ def image_size(text: str) -> tuple[int, int]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m scripts.benchmark plan` alone."""
-    methods = sorted(path.stem for path in ROOT.glob("*.py") if own_method(path.stem))
-    parser.add_argument("--method", choices=methods, help="default: the one that the config's folder is named after, else unimatch_v2")
+    words = "default: the one that the config's folder is named after, else unimatch_v2"
+    parser.add_argument("--method", choices=method_names(), help=words)
     parser.add_argument("--split", help="take the lengths of this split's lists, here or as published")
     parser.add_argument("--labeled", type=positive, metavar="N", help="images in the labelled list; likewise the next two")
     parser.add_argument("--unlabeled", type=positive, metavar="N")
@@ -121,7 +119,8 @@ def main(args: argparse.Namespace) -> None:
 
 def chosen_method(config: str, name: str | None) -> Method:
     """The method of that name, else the one whose recipes the folder of the config holds, else UniMatch V2."""
-    return own_method(name or Path(config).resolve().parent.name) or METHOD
+    folder = Path(config).resolve().parent.name
+    return get_method(name or (folder if folder in method_names() else "unimatch_v2"))
 
 
 def find_lengths(cfg: Config, method: Method, args: argparse.Namespace) -> dict[str, int]:
