@@ -92,7 +92,9 @@ def legend(
     counts = np.bincount(ids[ids != IGNORE].ravel(), minlength=spec.nclass)
     named: list[Key] = []
     for label in np.argsort(-counts, kind="stable")[: int((counts > 0).sum())]:
-        named.append((int(label), spec.classes[label] + (f" {100 * counts[label] / counts.sum():.1f}%" if shares else "")))
+        share = f" {100 * counts[label] / counts.sum():.1f}%" if shares else ""
+        bare = " (not coloured)" if over and spec.classes[label] in UNTINTED else ""
+        named.append((int(label), f"{spec.classes[label]}{share}{bare}"))
     size = 13
     font, line, x, y = _font(size), size + 7, GAP, GAP
     entries: list[tuple[int, int, int | str, str]] = []
@@ -115,13 +117,17 @@ def legend(
     return image
 
 
-def caption(text: str, width: int) -> Image.Image:
-    """A line of text, cut at its beginning where it is too long."""
-    font = _font(13)
-    while len(text) > 1 and font.getlength(text) > width - 2 * GAP:
+def shortened(text: str, width: int) -> str:
+    """A line of text, cut at its beginning where it is wider than that."""
+    while len(text) > 1 and _font(13).getlength(text) > width:
         text = "\u2026" + text[2:]
+    return text
+
+
+def caption(text: str, width: int) -> Image.Image:
+    """A line of text as a picture."""
     image = Image.new("RGB", (width, 22), "white")
-    ImageDraw.Draw(image).text((GAP, 3), text, "black", font)
+    ImageDraw.Draw(image).text((GAP, 3), shortened(text, width - 2 * GAP), "black", _font(13))
     return image
 
 
@@ -145,7 +151,7 @@ def row(images: Sequence[Image.Image], titles: Sequence[str] = ()) -> Image.Imag
     for i, image in enumerate(images):
         out.paste(image.convert("RGB"), (i * step, head))
         if titles:
-            draw.text((i * step + 2, 2), titles[i], "black", _font(13))
+            draw.text((i * step + 2, 2), shortened(titles[i], image.width - 4), "black", _font(13))
     return out
 
 

@@ -5,8 +5,8 @@
 
 writes DIR/labeled.jpg and DIR/unlabeled.jpg from the first mini-batches of a training run with this config (its seed, its order, its
 crops), turned back from the tensors that the model gets. Stripes are ignored pixels: void and padding. A pink box is what CutMix pastes,
-from the image that stands above it. Of change detection pairs, date A is above date B. Without unlabelled lists: the labelled picture of
-supervised training. Training writes the same pictures of its first step to TensorBoard.
+from the image that is named above the row. Without unlabelled lists: the labelled picture of supervised training. Training writes the
+same pictures of its first step to TensorBoard.
 """
 
 import argparse
@@ -38,10 +38,9 @@ from util.error import UserError, run
 from util.files import output
 
 SIDE = 320  # pixels of a panel: larger crops are shown smaller, far smaller ones larger
-NAME = 36  # letters of a file name that fit above a panel
 IGNORED = (picture.STRIPES, "ignored: void or padding")
 PADDING = (picture.STRIPES, "ignored: padding")
-PASTED = (picture.OUTLINE, "CutMix: what is inside the box comes from the image that the title names, its ignored pixels too")
+PASTED = (picture.OUTLINE, "CutMix: what is inside the box comes from the image named above the row, its ignored pixels too")
 
 
 def sheets(mini_batches: Sequence[Batch], spec: DatasetSpec, encoder: Encoder, count: int | None = None) -> dict[str, Image.Image]:
@@ -50,7 +49,7 @@ def sheets(mini_batches: Sequence[Batch], spec: DatasetSpec, encoder: Encoder, c
     masks = torch.cat([batch.mask_x for batch in mini_batches])[:count].cpu().numpy().astype(np.uint8)
     more = [IGNORED] if (masks == IGNORE).any() else []
     out = {"labeled": picture.stack([*rows, picture.legend(masks, spec, rows[0].width, shares=False, more=more)])}
-    rows = [row for batch in mini_batches if len(batch.img_u_w) for row in _unlabeled_rows(batch, encoder)][:count]
+    rows = [row for batch in mini_batches if len(batch.img_u_w) for row in _unlabeled_rows(batch, spec, encoder)][:count]
     if not rows:
         return out
     more = [PADDING] if any((batch.ignore_u == IGNORE).any() for batch in mini_batches) else []
@@ -64,24 +63,32 @@ def _labeled_rows(batch: Batch, spec: DatasetSpec, encoder: Encoder) -> Iterator
         dates, ids = _dates(img, encoder), mask.cpu().numpy().astype(np.uint8)
         ignored = ids == IGNORE
         over = [picture.tint(date, ids, spec, all_classes=not spec.bitemporal) for date in dates]
-        panels = [_panel(dates), _panel([picture.paint(ids, spec)] * len(dates), ignored), _panel(over, ignored)]
-        yield picture.row(panels, (name[-NAME:], "mask", "mask over image"))
+        padding = ignored & ~np.any([np.asarray(date).any(2) for date in dates], 0)
+        panels = [_panel(dates, padding), _panel([picture.paint(ids, spec)] * len(dates), ignored), _panel(over, ignored)]
+        yield _row(panels, (" above ".join(spec.date_names), "mask", "mask over image"), name)
 
 
-def _unlabeled_rows(batch: Batch, encoder: Encoder) -> Iterator[Image.Image]:
+def _unlabeled_rows(batch: Batch, spec: DatasetSpec, encoder: Encoder) -> Iterator[Image.Image]:
     """The views of each unlabelled image, those after CutMix with the boxes and the mixed ignore map."""
     absent = torch.zeros_like(batch.ignore_u)
     strong = [(img, box) for img, box in ((batch.img_u_s1, batch.box1), (batch.img_u_s2, batch.box2)) if len(img)]
     titles = [f"strong view {i}" for i in range(1, len(strong) + 1)]
+    weak = f"weak view, {' above '.join(spec.date_names)}" if spec.bitemporal else "weak view"
     views = [(img, batch.ignore_u, absent) for img in (batch.img_u_w, *(img for img, _ in strong))]
     for img, box in strong:
         mixed = cutmix(img, absent, absent, batch.ignore_u, box)
         views.append((mixed.img, mixed.ignore, box))
     for i, name in enumerate(batch.name_u):
         panels = [_panel(_dates(img[i], encoder), ignore[i].cpu().numpy() == IGNORE, box[i]) for img, ignore, box in views]
-        partner = f"box of {batch.name_u[-1 - i][-NAME:]}"
-        mixed_titles = [f"CutMixed {k}, {partner if box[i].any() else 'no box'}" for k, (_, box) in enumerate(strong, 1)]
-        yield picture.row(panels, (f"{name[-NAME:]}, weak", *titles, *mixed_titles))
+        boxes = [bool(box[i].any()) for _, box in strong]
+        mixed_titles = [f"CutMixed {k}" + ("" if boxed else ", no box") for k, boxed in enumerate(boxes, 1)]
+        yield _row(panels, (weak, *titles, *mixed_titles), name, *([f"box of {batch.name_u[-1 - i]}"] if any(boxes) else []))
+
+
+def _row(panels: Sequence[Image.Image], titles: Sequence[str], *heads: str) -> Image.Image:
+    """The panels below their titles, and these below the heads, which have the row's width between them."""
+    shown = picture.row(panels, titles)
+    return picture.stack([picture.row([picture.caption(head, shown.width // len(heads) - picture.GAP) for head in heads]), shown])
 
 
 def _dates(img: Tensor, encoder: Encoder) -> list[Image.Image]:

@@ -63,6 +63,11 @@ class DatasetSpec:
         return 2 if self.bitemporal else 1
 
     @property
+    def date_names(self) -> tuple[str, ...]:
+        """What pictures call the images of a sample."""
+        return ("A: before", "B: after") if self.bitemporal else ("image",)
+
+    @property
     def noun(self) -> str:
         """What a sample is called."""
         return "pair" if self.bitemporal else "image"

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from dataset import picture
 from dataset.palette import FIRST, TAKEN, differences, distinct_palette
@@ -52,9 +52,13 @@ def test_masks_overlays_and_legends_have_the_same_colours() -> None:
     assert set(spec.palette) <= drawn
 
 
-def test_over_an_image_background_has_no_colour() -> None:
+def test_over_an_image_background_has_no_colour(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = DatasetSpec("own", ("background", "a"), distinct_palette(2))
     ids = np.array([[0, 1]], np.uint8)
     for over, expected in ((False, set(spec.palette)), (True, {spec.palette[1]})):
         drawn = {tuple(color) for color in np.asarray(picture.legend(ids, spec, 300, over=over)).reshape(-1, 3).tolist()}
         assert set(spec.palette) & drawn == expected
+    written: list[str] = []
+    monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda draw, xy, text, *more: written.append(text))
+    picture.legend(ids, spec, 300, over=True)
+    assert written == ["background 50.0% (not coloured)", "a 50.0%"]

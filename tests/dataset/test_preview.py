@@ -1,6 +1,7 @@
 """Pictures of what the network sees."""
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from util.config import parse_command
 from util.error import run
 
 S = 40  # crop; a panel is 8 times as large: 320
-SCALE, GAP, HEAD, LEGEND = 8, 6, 20, 26
+SCALE, GAP, HEAD, LEGEND = 8, 6, 22 + 20, 26  # the head: a line of names, and the panels' titles
 
 
 def test_denormalize_is_exact() -> None:
@@ -93,9 +94,32 @@ def texts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_boxes_are_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     written = texts(monkeypatch)
     sheets([batch(1)], SPECS["camvid"], Encoder())
-    assert "CutMixed 1, box of b.png" in written, "of the first image"
+    assert [written.count(name) for name in ("a.png", "b.png")] == [2, 2], "above each row of both pictures"
+    assert [text for text in written if "box of" in text] == ["box of b.png"], "of the first image"
+    assert [text for text in written if "CutMixed 1" in text] == ["CutMixed 1", "CutMixed 1, no box"]
     assert written.count("CutMixed 2, no box") == 2
     assert any(text.startswith("CutMix: what is inside the box") for text in written)
+
+
+def test_long_names_are_shortened_and_none_overlaps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two names in one row each has half of it; a title has its panel's width. The end of a name tells images apart."""
+    written = texts(monkeypatch)
+    one = replace(batch(1), name_u=[f"{folder}/{'very_' * 40}long_leftImg8bit.jpg" for folder in "ab"])
+    sheets([one], SPECS["camvid"], Encoder())
+    own, other, _ = (text for text in written if text.endswith("long_leftImg8bit.jpg"))
+    assert own[0] == other[0] == "\u2026"
+    picture.row([Image.new("RGB", (80, 9))] * 2, ["a title that is wider than its picture", "b"])
+    assert written[-2].startswith("\u2026")
+    width = picture._font(13).getlength
+    assert width(own) <= (5 * S * SCALE + 4 * GAP) / 2
+    assert width(written[-2]) <= 80
+
+
+def test_dates_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = texts(monkeypatch)
+    sheets([batch(2)], SPECS["levir"], Encoder())
+    assert written.count("A: before above B: after") == 2
+    assert written.count("weak view, A: before above B: after") == 2
 
 
 def test_a_legend_has_what_is_there_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,13 +149,22 @@ def test_masks_have_their_colours_and_void_is_striped() -> None:
     assert np.allclose(image[middle, third + 80], 0.45 * 50 + 0.55 * np.array(spec.palette[1]), atol=1)
 
 
+def test_padding_of_a_labelled_image_is_striped_and_void_is_not() -> None:
+    one = batch(1)
+    one.mask_x[0, 30:] = 255
+    one.img_x[0, :, 30:] = normalize(torch.zeros(3, S - 30, S, dtype=torch.uint8)[None], Encoder())[0]
+    image = np.asarray(sheets([one], SPECS["camvid"], Encoder())["labeled"])
+    assert set(image[HEAD + 35 * SCALE, 80]) <= {205, 250}
+    assert tuple(image[HEAD + 25 * SCALE, 30 * SCALE]) == (50, 50, 50), "void"
+
+
 def test_the_command_shows_the_first_samples_of_a_run(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lists = ["--labeled-id-path", f"{tiny.root}/labeled.txt", "--unlabeled-id-path", f"{tiny.root}/unlabeled.txt"]
     main(["--config", str(tiny.config), *lists, "--out", str(tmp_path / "deep/out"), "--count", "3", "--set", "crop_size=42"])
     sizes = {path.name: Image.open(path).size for path in (tmp_path / "deep/out").iterdir()}
     assert sizes["unlabeled.jpg"] == (5 * 294 + 4 * GAP, 3 * (294 + HEAD) + LEGEND)
     assert set(sizes) == {"labeled.jpg", "unlabeled.jpg"}
-    assert "unlabeled.jpg: 1494 x 968" in capsys.readouterr().out
+    assert "unlabeled.jpg: 1494 x 1034" in capsys.readouterr().out
     main(["--config", str(tiny.config), *lists[:2], "--out", str(tmp_path / "supervised")])
     assert [path.name for path in (tmp_path / "supervised").iterdir()] == ["labeled.jpg"]
 
