@@ -11,26 +11,22 @@ LEFT, RIGHT, TOP, BOTTOM = 72, 10, 14, 38  # on the left there is room for the a
 Points = Sequence[tuple[float, float]]
 
 
-def ticks(low: float, high: float, count: int = 5) -> list[float]:
-    """About `count` round numbers from `low` to `high`, at steps of 1, 2 or 5 times a power of ten."""
+def ticks(low: float, high: float, count: int = 5, around: bool = False) -> list[float]:
+    """About `count` round numbers from `low` to `high`, at steps of 1, 2 or 5 times a power of ten. around: the outer ones hold both."""
     if not high > low:
         return [low]
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * m for m in (1, 2, 5, 10) if power * m >= raw * 0.9)
-    first = math.ceil(low / step - 1e-9)
-    return [round(k * step, 10) for k in range(first, math.floor(high / step + 1e-9) + 1)]
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    if around:
+        first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [float(f"{k * step:.10g}") for k in range(first, last + 1)]
 
 
 def number(value: float) -> str:
     """A figure as short as it stays exact enough to read: 0.0035, 0.24, 12.5, 140."""
     return f"{value:.2f}" if 10 <= abs(value) < 100 else f"{value:.4g}"
-
-
-def _bounds(values: list[float]) -> tuple[float, float]:
-    """Of the vertical axis, which begins at 0 or, for negative values, below."""
-    low, high = min(0.0, *values), max(0.0, *values)
-    return low, high + 0.03 * (high - low) if high > low else 1.0
 
 
 def chart(title: str, series: Mapping[str, Points], last_x: float, mark: tuple[float, str] | None = None, y: str = "%") -> str:
@@ -42,14 +38,16 @@ def chart(title: str, series: Mapping[str, Points], last_x: float, mark: tuple[f
     lines = {name: points for name, points in lines.items() if points}
     if not lines:
         return f'<figure class="chart"><figcaption>{escape(title)}</figcaption><p class="quiet">no figure yet</p></figure>'
-    low, high = _bounds([value for points in lines.values() for _, value in points])
+    values = [0.0, *(value for points in lines.values() for _, value in points)]
+    marks = ticks(min(values), max(values) if any(values) else 1, around=True)
+    low, high = marks[0], marks[-1]
     first, span = (0.0, float(last_x)) if last_x > 0 else (-0.5, 1.0)
 
     def pixel(x: float, y: float) -> tuple[float, float]:
         across = LEFT + (x - first) / span * (WIDTH - LEFT - RIGHT)
         return round(across, 1), round(TOP + (high - y) / (high - low) * (HEIGHT - TOP - BOTTOM), 1)
 
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">', *_axes(low, high, first, span, y, pixel)]
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(title)}">', *_axes(marks, first, span, y, pixel)]
     if mark and mark[0] <= max(last_x, 0):
         x, _ = pixel(mark[0], low)
         parts.append(f'<line class="mark" x1="{x}" x2="{x}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"><title>{escape(mark[1])}</title></line>')
@@ -66,19 +64,19 @@ def chart(title: str, series: Mapping[str, Points], last_x: float, mark: tuple[f
     return f'<figure class="chart"><figcaption>{escape(title)} {" ".join(keys)}</figcaption>{"".join(parts)}</svg></figure>'
 
 
-def _axes(low: float, high: float, first: float, span: float, name: str, pixel: Callable[[float, float], tuple[float, float]]) -> list[str]:
+def _axes(marks: list[float], first: float, span: float, name: str, pixel: Callable[[float, float], tuple[float, float]]) -> list[str]:
     """Grid lines with their figures, the epochs below, and what each axis counts."""
     middle = (TOP + HEIGHT - BOTTOM) / 2
     parts = [
         f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 5}" text-anchor="middle">epoch</text>',
         f'<text transform="translate(13 {middle}) rotate(-90)" text-anchor="middle">{escape(name)}</text>',
     ]
-    for value in ticks(low, high):
+    for value in marks:
         _, y = pixel(0, value)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>')
         parts.append(f'<text x="{LEFT - 6}" y="{y + 4}" text-anchor="end">{value:g}</text>')
     for value in ticks(0, first + span, 6) if first == 0 else [0]:
         if value == int(value):
-            x, _ = pixel(value, low)
+            x, _ = pixel(value, 0)
             parts.append(f'<text x="{x}" y="{HEIGHT - 22}" text-anchor="middle">{value:g}</text>')
     return parts

@@ -13,31 +13,32 @@ from PIL import Image
 BLUE = (28, 100, 184)
 NUMBERED = 30  # classes up to which the cells hold their figures
 WHITE_FROM = 76  # percent; from here on white has a contrast of 4.5 on a cell, light and dark; below it the colour `--cell` of the page has
-WIDEST = 180  # pixels of the page that a cell may be wide: with six classes or more the matrix fills the page, with two it keeps its shape
 
 
 def confusion_svg(share: np.ndarray, classes: Sequence[str]) -> str:
-    """share: (K, K) percent of the true class's pixels (rows) that were predicted as a class (columns)."""
+    """share: (K, K) percent of the true class's pixels (rows) that were predicted as a class (columns).
+
+    It fills the width of the page: places across are percentages, so that cells grow and letters do not.
+    """
     n = len(classes)
-    cell, size = (34, 12) if n <= NUMBERED else (11, 9)
-    wide = max(cell, min(56, 374 // n))  # few classes have cells wider than high, so that letters and height stay those of eleven
+    cell, size, least = (34, 13, 26) if n <= NUMBERED else (11, 9, 10)  # pixels: height of a cell, of letters, least width of a cell
     margin = round(0.62 * size * max(map(len, classes))) + 12  # the letters' width, roughly
-    width, height = margin + n * wide + 2, margin + n * cell + 2
-    box = f'x="{margin}" y="{margin}" width="{n * wide}" height="{n * cell}"'
+    box = f'width="100%" height="{n * cell}"'
     parts = [
-        f'<svg class="confusion" viewBox="0 0 {width} {height}" role="img" aria-label="confusion matrix" '
-        f'style="max-width:{WIDEST * width // wide}px;min-width:{min(round(0.8 * width), 900)}px">'
+        f'<svg class="confusion" role="img" aria-label="confusion matrix" style="height:{n * cell}px;min-width:{n * least}px;'
+        f'margin:{margin}px 0 4px {margin}px;width:calc(100% - {margin}px)">'
         f'<rect class="cells" {box}/><image {box} preserveAspectRatio="none" href="{_cells(share)}"/>'
     ]
     for i, name in enumerate(classes):
-        across, down, text = margin + (i + 0.5) * wide, margin + (i + 0.5) * cell, escape(name)
-        parts.append(f'<text x="{margin - 5}" y="{down + 0.35 * size:.1f}" font-size="{size}" text-anchor="end">{text}</text>')
-        parts.append(f'<text transform="translate({across + 0.35 * size:.1f} {margin - 5}) rotate(-90)" font-size="{size}">{text}</text>')
+        across, down, text = 100 * (i + 0.5) / n, (i + 0.5) * cell, escape(name)
+        parts.append(f'<text x="-5" y="{down + 0.35 * size:.1f}" font-size="{size}" text-anchor="end">{text}</text>')
+        head = f'<text transform="translate({0.35 * size:.1f} -5) rotate(-90)" font-size="{size}">{text}</text>'
+        parts.append(f'<svg x="{across:.3f}%">{head}</svg>')
         for j in range(n) if n <= NUMBERED else ():
             if (value := share[i, j]) >= 0.05:
                 figure = f"{value:.0f}" if value >= 9.95 else f"{value:.1f}"
                 kind = " full" if value >= WHITE_FROM else ""
-                parts.append(f'<text class="cell{kind}" x="{margin + (j + 0.5) * wide:g}" y="{down + 4:g}">{figure}</text>')
+                parts.append(f'<text class="cell{kind}" x="{100 * (j + 0.5) / n:.3f}%" y="{down + 4:g}">{figure}</text>')
     return "".join(parts) + "</svg>"
 
 

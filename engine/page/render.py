@@ -31,7 +31,7 @@ class PageData:
     """What a run has to show.
 
     settings: config keys as they are in effect. epochs: those that are finished, in their order. confusion: (K, K) counts of the judged
-    model. at_zero: why the classes that have never been above 0 stay there, by name. samples: of an image its name, panels (caption,
+    model. at_zero: why classes are at 0 in the last evaluation, by name. samples: of an image its name, panels (caption,
     data URI) and the class ids in them. warnings, tested: lines of the log; tested has the score of best.pth on the test list.
     """
 
@@ -123,9 +123,9 @@ def _tiles(data: PageData) -> str:
         if ratio is not None:
             tiles.append(_tile(f"{100 * ratio:.1f} %", "of unlabelled pixels have a confident pseudo label (mask ratio)"))
         if data.measured and (right := data.measured[-1].pseudo_quality["right"]) is not None:
-            tiles.append(_tile(f"{right:.1f} %", "of the confident pixels of the validation images are right"))
+            tiles.append(_tile(f"{right:.1f} %", f"of the confident pixels of the validation {data.spec.noun}s are right"))
         if row.images_per_second is not None:
-            tiles.append(_tile(f"{row.images_per_second:.1f}", "training images a second"))
+            tiles.append(_tile(f"{row.images_per_second:.1f}", f"training {data.spec.noun}s a second"))
         if row.memory is not None:
             tiles.append(_tile(f"{row.memory / 1024:.1f} GiB", data.memory_name))
     return f'<div class="tiles">{"".join(tiles)}</div>'
@@ -154,11 +154,13 @@ def _charts(data: PageData) -> str:
     losses = {label: means[key] for key, label in labels.items() if key.startswith("loss")}
     figures.append(chart("Loss, mean of the epoch", losses, last, y="loss"))
     for key, label in labels.items():
-        if not key.startswith("loss"):
+        if key == "mask_ratio":
+            figures.append(chart(f"{label}, mean of the epoch, %", {label: [(x, 100 * ratio) for x, ratio in means[key]]}, last))
+        elif not key.startswith("loss"):
             figures.append(chart(f"{label}, mean of the epoch", {label: means[key]}, last, y=label.lower()))
     figures += _worth(data, last)
-    speed = {"images a second": line(row.images_per_second for row in data.epochs)}
-    figures.append(chart("Speed", speed, last, y="images a second"))
+    speed = f"{data.spec.noun}s a second"
+    figures.append(chart("Speed", {speed: line(row.images_per_second for row in data.epochs)}, last, y=speed))
     return f'<h2>Curves</h2><div class="charts">{"".join(figures)}</div>'
 
 
@@ -170,7 +172,7 @@ def _worth(data: PageData, last: int) -> list[str]:
         label: [(row.epoch, row.pseudo_quality[key]) for row in data.measured if row.pseudo_quality[key] is not None]
         for key, label in (("share", "confident"), ("right", "of these right"))
     }
-    return [chart("Pseudo labels on the validation images, %", series, last)]
+    return [chart(f"Pseudo labels on the validation {data.spec.noun}s, %", series, last)]
 
 
 def _worth_cell(data: PageData, name: str) -> str:
@@ -197,7 +199,7 @@ def _classes(data: PageData) -> str:
     kept = data.epochs[-1].pseudo_labels
     heads += ["pseudo labels, %"] if kept else []
     heads += ["right, %"] if data.measured else []
-    heads += ["stays at 0"] if data.at_zero else []
+    heads += ["why at 0"] if data.at_zero else []
     lines = []
     for k, name in enumerate(data.spec.classes):
         cells = f'<td data-value="{escape(name)}">{_swatch(data.spec, k)}{escape(name)}</td>'
@@ -213,7 +215,7 @@ def _classes(data: PageData) -> str:
         lines.append(f"<tr>{cells}</tr>")
     head = "".join(f"<th><button>{escape(name)}</button></th>" for name in heads)
     note = " Pseudo labels: share of all unlabelled pixels of the epoch's last step that count for the class." if kept else ""
-    note += " Right: share of the confident pixels of the validation images whose class is true." if data.measured else ""
+    note += f" Right: share of the confident pixels of the validation {data.spec.noun}s whose class is true." if data.measured else ""
     table = f'<div class="card wide"><table class="sortable"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
     return f'<h2>Classes, epoch {row.epoch}</h2><p class="quiet">A click on a head sorts.{note}</p>{table}'
 
@@ -245,7 +247,7 @@ def _samples(data: PageData) -> str:
         keys += f'<span><span class="swatch striped"></span>not scored{" or no pseudo label" if data.method.semi else ""}</span>'
         rows.append(f'<section><p>{escape(name)}</p><div class="samples">{figures}</div><p class="legend">{keys}</p></section>')
     note = '<p class="quiet">A click on a picture enlarges it.</p>'
-    return f"<h2>Validation images</h2>{note}{''.join(rows)}<dialog></dialog>" if rows else ""
+    return f"<h2>Validation {data.spec.noun}s</h2>{note}{''.join(rows)}<dialog></dialog>" if rows else ""
 
 
 def _settings(data: PageData) -> str:

@@ -52,8 +52,7 @@ def sample_panels(
             raise sample
         img = normalize(sample["img_x"][None].to(device), first.backbone)
         dates = tensor_images(sample["img_x"])
-        names = ["image"] if len(dates) == 1 else ["A", "B"]
-        panels = [(name, _small(date, Image.Resampling.BOX)) for name, date in zip(names, dates, strict=True)]
+        panels = [(name, _small(date, Image.Resampling.BOX)) for name, date in zip(source.spec.date_names, dates, strict=True)]
         labels = {"truth": sample["mask_x"].numpy()} | {name: _ids(prediction.scores(model, img)) for name, model in models.items()}
         panels += [(name, _painted(ids, source.spec)) for name, ids in labels.items()]
         if labels_by is not None:

@@ -95,15 +95,13 @@ class PageWriter:
             self._write()
 
     def _at_zero(self, matrix: Tensor) -> dict[str, str]:
-        """Why the classes that have been at 0 in every evaluation stay there, by name."""
-        page, classes = self.page, self.page.spec.classes
-        stay = {k: name for k, name in enumerate(classes) if not any(row.scores[page.judged]["iou"][name] for row in page.evaluated)}
-        if not stay:
+        """Why the classes whose IoU is 0 in an evaluation are there, by name."""
+        classes = self.page.spec.classes
+        if matrix.diag().all():
             return {}
-        seen = [row.pseudo_labels for row in page.epochs if row.pseudo_labels]
+        seen = [row.pseudo_labels for row in self.page.epochs if row.pseudo_labels]
         kept = [sum(shares.get(name, 0) for shares in seen) for name in classes] if seen else None
-        found = reasons(matrix, self.labeled_pixels(), kept)
-        return {name: found[k] for k, name in stay.items()}
+        return {classes[k]: why for k, why in reasons(matrix, self.labeled_pixels(), kept).items()}
 
     def _draw_samples(self, epoch: int, models: dict[str, Segmenter], labels_by: Segmenter | None) -> None:
         cfg, page = self.cfg, self.page

@@ -23,13 +23,13 @@ import evaluate
 import supervised
 import unimatch_v2
 from dataset import picture
-from dataset.spec import IGNORE, get_spec
+from dataset.spec import IGNORE, DatasetSpec, bit_palette, get_spec
 from engine.metrics_file import Epoch, read_epochs
-from engine.page.chart import chart, ticks
+from engine.page.chart import chart, number, ticks
 from engine.page.confusion import BLUE, WHITE_FROM, confusion_svg
 from engine.page.render import HERE, PageData, _swatch, document, render
 from engine.page.samples import _painted
-from engine.page.writer import latest_warnings
+from engine.page.writer import PageWriter, latest_warnings
 from engine.records import Record
 from engine.zero import reasons
 from scripts.report import read_log
@@ -81,6 +81,8 @@ def test_page_shows_what_the_log_says(run: Path) -> None:
     last = [line for line in log.splitlines() if "Mask ratio" in line][-1]
     ratio = rows[-1].means["mask_ratio"]
     assert ratio == pytest.approx(float(last.rsplit(" ", 1)[1]), abs=0.0006)
+    assert f"<b>{100 * ratio:.1f} %</b><span>of unlabelled pixels" in page
+    assert f'Mask ratio, mean of the epoch, % <span class="key s0">Mask ratio <b>{number(100 * ratio)}</b>' in page, "the same unit"
     assert not re.search(r'(src|href)="(?!data:)', page)  # nothing from outside
     assert page.count('<span class="swatch striped"></span>not scored or no pseudo label</span>') == 3
 
@@ -133,6 +135,28 @@ def test_classes_that_stay_at_0_say_why(tiny: Tiny, tmp_path: Path) -> None:
     assert told["ring"].startswith("in no mask that is scored, ")
 
 
+def test_a_class_that_has_fallen_to_0_says_why() -> None:
+    """It was above 0 in an epoch before: its reason is that of the last evaluation, as evaluate.py gives it."""
+    spec = DatasetSpec("own", ("a", "b"), bit_palette(2))
+    writer = PageWriter.__new__(PageWriter)
+    scores: dict[str, dict[str, Any]] = {name: {"iou": {"a": 60.0, "b": 7.0}} for name in unimatch_v2.METHOD.models}
+    epochs = [Epoch(0, 1, 1.0, None, None, {}, {"a": 50.0, "b": 0.5}, scores, {})]
+    writer.page, writer.labeled = PageData("a run", {}, spec, unimatch_v2.METHOD, 2, epochs=epochs), {0: 9, 1: 9}
+    assert writer._at_zero(torch.tensor([[5, 0], [3, 0]])) == {"b": "never predicted"}
+    assert writer._at_zero(torch.tensor([[5, 0], [3, 1]])) == {}
+
+
+def test_pairs_are_called_pairs() -> None:
+    spec = get_spec("levir")
+    figures: dict[str, Any] = {"changed_iou": 40.0, "overall_accuracy": 90.0, "iou": dict.fromkeys(spec.classes, 40.0)}
+    worth = {"share": 50.0, "right": 60.0, "classes": {name: {"share": 8.0, "right": 60.0} for name in spec.classes}}
+    epochs = [Epoch(0, 1, 1.0, None, 9.0, {}, {}, dict.fromkeys(unimatch_v2.METHOD.models, figures), worth)]
+    samples = [("0.png", [("A: before", "data:,")], [0])]
+    page = render(PageData("a run", {}, spec, unimatch_v2.METHOD, 2, epochs=epochs, samples=samples)).partition("<body>")[2]
+    assert all(words in page for words in ("training pairs a second", "<h2>Validation pairs</h2>", "pixels of the validation pairs are"))
+    assert "images" not in page.partition("<script>")[0]
+
+
 def test_reasons_by_hand() -> None:
     matrix = torch.tensor([[5, 2, 0, 0, 0], [3, 0, 0, 0, 0], [4, 0, 0, 0, 0], [0, 0, 0, 0, 0], [0, 0, 0, 0, 0]])
     matrix[0, 4] = 1
@@ -152,7 +176,7 @@ def numbers(svg: str, pattern: str) -> list[float]:
 
 def test_axes_begin_at_0_and_have_names() -> None:
     svg = chart("mIoU, %", {"student": [(0, 70.0), (1, 72.0)]}, 3)
-    assert numbers(svg, r'text-anchor="end">([\d.]+)<') == [0, 20, 40, 60]
+    assert numbers(svg, r'text-anchor="end">([\d.]+)<') == [0, 20, 40, 60, 80], "the highest figure stands above the curve"
     assert numbers(svg, r'text-anchor="middle">(\d+)<') == [0, 1, 2, 3]
     assert ">epoch<" in svg
     assert 'rotate(-90)" text-anchor="middle">%<' in svg
@@ -250,6 +274,10 @@ def test_round_numbers() -> None:
     assert ticks(0, 10.3) == [0, 2, 4, 6, 8, 10]
     assert ticks(71.2, 74.9) == [72, 73, 74]
     assert ticks(3, 3) == [3]
+    assert ticks(0, 10.3, around=True) == [0, 2, 4, 6, 8, 10, 12]
+    assert ticks(0, 60, around=True) == [0, 20, 40, 60]
+    assert ticks(-3.1, 0, around=True) == [-4, -3, -2, -1, 0]
+    assert ticks(0, 1.1e-12, around=True)[-1] >= 1.1e-12
     assert [duration(s) for s in (5, 200, 7500, 200_000)] == ["5 s", "3 min", "2 h 05 min", "2 d 7 h"]
 
 
@@ -345,9 +373,9 @@ def test_page_in_a_browser(run: Path, browser: Browser, width: int) -> None:
 
 @pytest.mark.parametrize("width", [1280, 400])
 def test_charts_and_confusion_matrices_in_a_browser(browser: Browser, tmp_path: Path, width: int) -> None:
-    """An axis' name stands clear of its longest figures; the matrix of six classes or more fills its card, that of two keeps its shape."""
+    """An axis' name stands clear of its longest figures; a matrix fills its card, whatever its classes, without larger letters."""
     charts = [chart("a", {"b": [(0, high), (1, high)]}, 1, y="mask ratio") for high in (1, 0.015, 0.0004, 0.00016, 120000)]
-    matrices = [confusion_svg(np.eye(n) * 100, [f"c{k}" for k in range(n)]) for n in (2, 6, 11, 21)]
+    matrices = [confusion_svg(np.eye(n) * 100, [f"class {k}" for k in range(n)]) for n in (2, 6, 11, 21)]
     cards = "".join(f'<div class="card wide">{svg}</div>' for svg in matrices)
     (tmp_path / "page.html").write_text(document("charts", f'<div class="charts">{"".join(charts)}</div>{cards}'))
     browser.open(tmp_path / "page.html", width)
@@ -357,12 +385,18 @@ def test_charts_and_confusion_matrices_in_a_browser(browser: Browser, tmp_path: 
         return [box(texts.find(text => text.hasAttribute('transform'))).right, Math.min(...figures)];
     })"""
     assert all(name < figure for name, figure in browser.script(boxes))
-    part = (
-        "return [...document.querySelectorAll('.confusion')].map(m => m.getBoundingClientRect().width / (m.parentElement.clientWidth - 24))"
-    )
-    two, *others = browser.script(part)
-    assert all(share > 0.99 for share in others)
-    assert (two < 0.6) == (width > 1000)
+    edges = """return [...document.querySelectorAll('.confusion')].map(matrix => {
+        const card = matrix.parentElement, from = card.getBoundingClientRect(), own = matrix.getBoundingClientRect();
+        const texts = [...matrix.querySelectorAll('text')].map(text => [text.getBoundingClientRect(), text.getScreenCTM()]);
+        const left = Math.min(...texts.map(([box]) => box.left)), top = Math.min(...texts.map(([box]) => box.top));
+        const letters = Math.max(...texts.map(([box, to]) => Math.hypot(to.a, to.b))) * 13;
+        return [from.right - own.right, left - from.left, top - from.top, letters, card.scrollWidth > card.clientWidth];
+    })"""
+    for classes, (right, left, top, letters, scrolls) in zip((2, 6, 11, 21), browser.script(edges), strict=True):
+        assert scrolls or right == pytest.approx(13), "the card's padding and line: the matrix fills it"
+        assert min(left, top) > 1, "no name is cut"
+        assert letters <= 16
+        assert scrolls == (width == 400 and classes > 6)
 
 
 @pytest.mark.parametrize("width", [1280, 400])
