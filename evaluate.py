@@ -67,7 +67,7 @@ def score(
     matrix, bands = (torch.zeros(n, nclass, dtype=torch.int64, device=world.device) for n in (nclass, 3))
     scores = Scores(matrix, bands)
     overlaps = []  # of each image; read at the end, because a GPU waits while it is read
-    with Progress(len(loader), "image", shown=world.main) as progress:
+    with Progress(len(loader), source.spec.noun, shown=world.main) as progress:
         for raw in batches(loader):
             if signals.caught:
                 raise StoppedError("not all images are scored, so nothing is written; the same command begins again", signals.code)
@@ -123,12 +123,16 @@ def _table(result: dict[str, Any], spec: DatasetSpec, distance: int) -> str:
     return "\n".join(lines)
 
 
+def _worst_by(spec: DatasetSpec) -> str:
+    """The figure by which images are the worst."""
+    return "changed IoU" if spec.bitemporal else "mean IoU of its classes"
+
+
 @torch.no_grad()
 def draw_worst(
     model: Segmenter, source: Source, prediction: Prediction, worst: list[tuple[float, int, str]], folder: Path, world: World
 ) -> None:
     """Writes image, truth and prediction of each of the `worst` images below `folder`, numbered from the worst on."""
-    figure = "changed IoU" if source.spec.bitemporal else "mean IoU of its classes"
     for rank, (value, index, name) in enumerate(worst, 1):
         entry = source.ids[index]
         images = source.images(entry)
@@ -136,13 +140,13 @@ def draw_worst(
         img = normalize(to_predict(images, source.spec)[None].to(world.device), model.backbone)
         pred = prediction.scores(model, img, truth.shape).argmax(dim=1)[0].cpu().numpy().astype(np.uint8)
         pred[truth == IGNORE] = IGNORE
-        titles = (["A", "B"] if len(images) > 1 else ["image"]) + ["truth", "prediction"]
+        titles = [*source.spec.date_names, "truth", "prediction"]
         ignored = truth == IGNORE
         panels = [*images, *(picture.strike(picture.tint(images[-1], ids, source.spec), ignored) for ids in (truth, pred))]
         shown = picture.row([picture.enlarge(panel) for panel in panels], titles)
         more = [(picture.STRIPES, "ignored")] if ignored.any() else []
         key = picture.legend(np.concatenate((truth, pred), 1), source.spec, shown.width, shares=False, more=more, over=True)
-        head = picture.caption(f"{name}: {figure} {value:.1f} %", shown.width)
+        head = picture.caption(f"{name}: {_worst_by(source.spec)} {value:.1f} %", shown.width)
         picture.save(picture.stack([head, shown, key]), folder / f"{rank:03d}_{Path(name).stem}.jpg")
 
 
@@ -237,10 +241,10 @@ def _report(args: argparse.Namespace, trained: Trained, scores: Scores, predicti
         image = picture.confusion_picture(np.array(result["confusion"]), spec.classes)
         with output("--confusion", Path(args.confusion)):
             picture.save(image, Path(args.confusion))
-    print(f"{args.checkpoint}: {trained}, {count(result['images'], 'image')} of {listed}, {prediction}\n")
+    print(f"{args.checkpoint}: {trained}, {count(result['images'], spec.noun)} of {listed}, {prediction}\n")
     print(_table(result, spec, args.boundary_distance), flush=True)
     for value, _, name in scores.images[: args.worst]:
-        print(f"worst: {value:6.2f}  {name}")
+        print(f"worst: {_worst_by(spec)} {value:.2f}  {name}")
     for name, what in ((args.json, "all figures"), (args.confusion, "the confusion matrix")):
         if name:
             print(f"wrote {name}: {what}", flush=True)
@@ -266,7 +270,7 @@ def main(argv: list[str]) -> None:
             if args.worst:
                 with output("--out", folder):
                     draw_worst(trained.model, source, prediction, scores.images[: args.worst], folder, world)
-                print(f"wrote {folder}: {min(args.worst, len(scores.images))} pictures, the worst first")
+                print(f"wrote {folder}: {count(min(args.worst, len(scores.images)), 'picture')}, the worst first")
         world.wait()
 
 

@@ -28,10 +28,11 @@ FILE = "test.json"  # under the save path: the scores, by which a run that is st
 
 def selection(validation: Source, test: Source | None) -> str:
     """The line of the log that says which list selects the best epoch, and which one it is then scored on."""
-    selects = f"Selection: the best epoch by {validation.ids.path} ({count(len(validation.ids), 'image')})"
+    noun = validation.spec.noun
+    selects = f"Selection: the best epoch by {validation.ids.path} ({count(len(validation.ids), noun)})"
     if test is None:
         return f"{selects}; no other list scores it, so its score is of the images that chose it, as in the published tables"
-    return f"{selects}; best.pth is scored once, at the end, on {test.ids.path} ({count(len(test.ids), 'image')})"
+    return f"{selects}; best.pth is scored once, at the end, on {test.ids.path} ({count(len(test.ids), noun)})"
 
 
 def final_test(cfg: Config, data: Data, source: Source, models: dict[str, Segmenter], prediction: Prediction, world: World) -> list[str]:

@@ -42,7 +42,7 @@ class Trained:
 
     def __str__(self) -> str:
         name = "EMA teacher" if self.which == "ema" else "student"
-        return name if self.epoch is None else f"{name} after epoch {self.epoch}"
+        return name if self.epoch is None else f"{name} after epoch {self.epoch + 1} ({self.epoch} in the log)"
 
 
 def config_of(state: dict[str, Any], path: str, settings: list[str] | None = None, **given: Any) -> Config:

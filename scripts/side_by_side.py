@@ -132,7 +132,7 @@ def picture_row(source: Source, index: int, predictors: dict[str, predict.Predic
     """One image, or its two dates, beside the truth, what each model predicts, and how sure the last one is."""
     entry = source.ids[index]
     dates = source.images(entry)
-    panels = {"image" if len(dates) == 1 else f"date {'AB'[i]}": date for i, date in enumerate(dates)}
+    panels = dict(zip(source.spec.date_names, dates, strict=True))
     mask = source.mask(entry, dates[0].size)
     panels["truth"] = picture.strike(picture.paint(mask, source.spec), mask == IGNORE)
     confidence = np.zeros(())
@@ -171,7 +171,7 @@ def main(argv: list[str]) -> None:
     print(table(results, metric.FIGURES[spec.task][figure].label))
     path, kind = scored(list(folders.values()), str(cfg.val_id_path))
     source = Source(spec, cfg.data_root, ImageList(path, spec.task, masks=True))
-    print(f"\npictures of {path} ({count(len(source.ids), 'image')}), by best.pth")
+    print(f"\npictures of {path} ({count(len(source.ids), spec.noun)}), by best.pth")
     chosen = [(i, "") for i in range(min(COUNT, len(source.ids)))]
     if args.rule == "difference":
         first, *_, last = folders

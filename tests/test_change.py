@@ -84,6 +84,11 @@ def ours_only(line: str) -> bool:
     return line.startswith(("Changed class: ", "Selection: ", "Pseudo labels ")) or "][ WARNING] " in line
 
 
+def test_the_page_says_which_date_is_which(runs: dict[str, Path]) -> None:
+    page = (runs["supervised"] / "report.html").read_text()
+    assert [page.count(f'alt="{name}"') for name in ("A: before", "B: after")] == [3, 3]
+
+
 @pytest.mark.parametrize("name", PUBLIC)
 def test_log_lines_have_the_shapes_and_the_order_of_the_public_logs(name: str, runs: dict[str, Path], shared: Path) -> None:
     public, ours = shapes(shared / "logs" / PUBLIC[name]), shapes(runs[name] / "train.log")

@@ -56,12 +56,15 @@ def test_a_checkpoint_says_what_it_was_trained_with(
     """From any folder; and what was written is said."""
     expected = scores(tiny, run, tmp_path / "a.json")
     monkeypatch.chdir(tmp_path)
-    evaluate.main(["--checkpoint", str(run / "latest.pth"), "--json", "b.json", "--confusion", "c.png", "--worst", "2", "--out", "worst"])
+    evaluate.main(["--checkpoint", str(run / "latest.pth"), "--json", "b.json", "--confusion", "c.png", "--worst", "1", "--out", "worst"])
     assert json.loads(Path("b.json").read_text()) | {"worst": []} == expected
     lines = capsys.readouterr().out.splitlines()
-    written = ["wrote b.json: all figures", "wrote c.png: the confusion matrix", "wrote worst: 2 pictures, the worst first"]
+    written = ["wrote b.json: all figures", "wrote c.png: the confusion matrix", "wrote worst: 1 picture, the worst first"]
     assert [line for line in lines if line.startswith("wrote")][-3:] == written
-    assert len(list(Path("worst").iterdir())) == 2
+    assert len(list(Path("worst").iterdir())) == 1
+    assert f"{run}/latest.pth: EMA teacher after epoch 2 (1 in the log), 4 images of {tiny.root}/val.txt, " in "\n".join(lines)
+    worst = json.loads(Path("b.json").read_text())["worst"][0]
+    assert f"worst: mean IoU of its classes {worst['miou']:.2f}  {worst['image']}" in lines
 
 
 def test_relative_paths_of_a_run_are_found_from_the_repository(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,7 +248,7 @@ def change(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_change_detection_reports_what_the_field_reports(change: Path, tmp_path: Path) -> None:
+def test_change_detection_reports_what_the_field_reports(change: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base = ["--config", str(change / "c.yaml"), "--checkpoint", str(change / "run/latest.pth"), "--json", str(tmp_path / "s.json")]
     evaluate.main(base)
     listed = json.loads((tmp_path / "s.json").read_text())
@@ -264,6 +267,9 @@ def test_change_detection_reports_what_the_field_reports(change: Path, tmp_path:
     assert paired["confusion"] == listed["confusion"]
     assert paired["worst"][0]["changed_iou"] <= listed["changed_iou"], "the changed class's, not the mean with the unchanged one"
     assert len(list((change / "run/worst").iterdir())) == 1
+    told = capsys.readouterr().out
+    assert f", 4 pairs of {change}/list.txt, " in told
+    assert f"worst: changed IoU {paired['worst'][0]['changed_iou']:.2f}  " in told
     (change / "B/3.png").rename(change / "B/lost.png")
     try:
         with pytest.raises(UserError, match=r"B/3\.png: no such file, expected a partner of .*A/3\.png"):
