@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from dataset.splits.published import published_set
 from util.error import UserError, reason
 from util.files import write_atomic
 
 IMAGE_ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+MAKE = "python -m dataset.splits make --config CONFIG"
 _BLANK = re.compile(rb"^[ \t]*(?:\n|\Z)", re.MULTILINE)
 
 
@@ -69,7 +71,9 @@ def _read(path: str | os.PathLike[str]) -> bytes:
         if not content.isascii():
             content.decode()
     except (FileNotFoundError, NotADirectoryError):
-        raise UserError(f"{_no_such_list(path)}; get it with `python -m dataset.splits fetch` or write one with `make`") from None
+        name = published_set(path)
+        advice = f"get it with `python -m dataset.splits fetch {name}`" if name else f"write one with `{MAKE} ...` (docs/own-data.md)"
+        raise UserError(f"{_no_such_list(path)}; {advice}") from None
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a path with a zero byte
         raise UserError(f"{path}: not a list that can be read ({reason(error)}); expected a UTF-8 text with one image per line") from error
     if b"\0" in content:
@@ -78,7 +82,7 @@ def _read(path: str | os.PathLike[str]) -> bytes:
     if _BLANK.search(content):
         content = b"\n".join(line for line in content.split(b"\n") if line.strip())
     if not content:
-        raise UserError(f"{path}: found an empty list, expected one image per line; write one: `python -m dataset.splits make`")
+        raise UserError(f"{path}: found an empty list, expected one image per line; write one with `{MAKE} ...` (docs/own-data.md)")
     return content
 
 
@@ -94,10 +98,9 @@ def _no_such_list(path: str | os.PathLike[str]) -> str:
 
 def missing_validation(path: str | os.PathLike[str]) -> str:
     """The message for a validation list that does not exist."""
-    return (
-        f"{_no_such_list(path)}, expected one to validate on; hold images out with `python -m dataset.splits make ... --val 1/8`, "
-        "get a published one with `fetch`, or name one with val_id_path"
-    )
+    name = published_set(path)
+    advice = f"get it with `python -m dataset.splits fetch {name}`" if name else f"hold images out with `{MAKE} --val 1/8 ...`"
+    return f"{_no_such_list(path)}, expected one to validate on; {advice}, or name one with val_id_path"
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[str]:

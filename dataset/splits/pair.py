@@ -23,13 +23,17 @@ class Made(NamedTuple):
     notes: list[str]
 
     def write(self) -> None:
-        """Writes the lists. Raises UserError, with nothing written, where one exists with other content."""
-        for path, lines in self.lists.items():
+        """Writes the lists. Raises UserError, with nothing written, where some exist with other content."""
+        for path in self.lists:
             for folder in path.parents:
                 if folder in self.lists or folder.is_file():
                     raise UserError(f"{path}: found a list where its folder {folder} would be; choose another --name")
-            if path.exists() and path.read_bytes().decode(errors="replace").splitlines() != lines:
-                raise UserError(f"{path}: exists with other content; delete it or choose another name with --name (lists: --from)")
+        old = [str(p) for p, lines in self.lists.items() if p.exists() and p.read_bytes().decode(errors="replace").splitlines() != lines]
+        if old:
+            raise UserError(
+                f"make: found {', '.join(old)} with other content, expected these lines or no file; delete these lists, and the runs that "
+                "were trained with them, or choose another name with --name (lists: --from)"
+            )
         for path, lines in self.lists.items():
             write_lines(path, lines)
         print("\n".join(self.notes))

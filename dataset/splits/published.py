@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import os
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -81,6 +82,13 @@ def published_length(path: str) -> int:
 def published_splits(name: str) -> list[str]:
     """The published splits of a data set."""
     return sorted({one.local.parts[2] for one in manifest().get(name, []) if one.local.name == "labeled.txt"})
+
+
+def published_set(path: str | os.PathLike[str]) -> str:
+    """The data set of a list that `fetch` would bring, by the end of its path; "" for another list."""
+    parts = Path(path).parts
+    lists = manifest() if MANIFEST.is_file() else {}
+    return next((name for name, own in lists.items() for one in own if parts[-len(one.local.parts) :] == one.local.parts), "")
 
 
 def _wanted(names: list[str]) -> dict[str, list[Published]]:

@@ -518,6 +518,20 @@ def test_check_sees_classes_that_are_not_labelled(
     assert ("hint:" in out) == bool(hint)
 
 
+def test_make_names_every_list_of_earlier_images() -> None:
+    """At once, and writes none of the new ones."""
+    street()
+    config()
+    make()
+    lists = [str(path) for path in sorted(Path("splits").rglob("*.txt"))]
+    before = [Path(path).read_text() for path in lists]
+    street(16)
+    with pytest.raises(UserError, match=r"with other content, expected .*; delete these lists, and the runs .* --name") as found:
+        make()
+    assert [path in str(found.value) for path in lists] == [True] * 4
+    assert [Path(path).read_text() for path in lists] == before
+
+
 def test_make_and_check_say_that_there_is_no_validation_list(capsys: pytest.CaptureFixture[str]) -> None:
     street()
     config()

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dataset.lists import Entry, format_line, parse_line
+from dataset.lists import Entry, format_line, missing_validation, parse_line, read_lines
 from dataset.splits import published
 from dataset.splits.__main__ import main
 from dataset.splits.make import choose, rank
@@ -339,6 +339,16 @@ def test_a_path_with_spaces_and_no_tab_is_told_and_a_long_line_is_cut() -> None:
     assert len(str(error.value)) < 300
 
 
+def test_a_published_list_is_to_be_fetched() -> None:
+    """Under any folder; another list, also of that data set, is to be made."""
+    fetched = "get it with `python -m dataset.splits fetch pascal`"
+    for path, told in (("clone/splits/pascal/92/labeled.txt", fetched), ("splits/pascal/93/labeled.txt", "write one with")):
+        with pytest.raises(UserError, match=rf"no such list in .*; {told}"):
+            read_lines(path)
+    assert "fetch pascal" in missing_validation("splits/pascal/val.txt")
+    assert "make --config CONFIG --val 1/8 ...`, or name one with val_id_path" in missing_validation("splits/street/val.txt")
+
+
 def test_change_lists(tmp_path: Path) -> None:
     Path("all.txt").write_text("\n".join(f"train_{i}_{j}.png" for i in range(10) for j in range(2)))
     main(["make", "levir", "--labeled", "15%", "--from", "all.txt"])
@@ -355,7 +365,7 @@ ROWS = [
     (["import", "absent"], "absent"),
     (["import", "folder"], "no published list"),
     (["make", "own"], "--labeled 1/8"),
-    (["make", "own", "--labeled", "1/2"], "splits/own/train.txt: no such list"),
+    (["make", "own", "--labeled", "1/2"], "write one with `python -m dataset.splits make --config CONFIG ...`"),
     (["make", "own", "--labeled", "half", "--from", "good.txt"], "--labeled: found 'half'"),
     (["make", "own", "--labeled", "1/0", "--from", "good.txt"], "--labeled: found '1/0'"),
     (["make", "own", "--labeled", "3/2", "--from", "good.txt"], "6 labelled of 4"),
@@ -371,7 +381,10 @@ ROWS = [
     (["make", "own", "--count", "1", "--from", "bare.txt"], "(0 have a mask)"),
     (["make", "own", "--count", "1", "--stratify", "--from", "good.txt"], "no such file"),
     (["make", "pascal", "--count", "92", "--from", "good.txt"], "92 labelled of 4"),
-    (["make", "own", "--count", "1", "--from", "good.txt", "--name", "taken"], "exists with other content"),
+    (
+        ["make", "own", "--count", "1", "--from", "good.txt", "--name", "taken"],
+        "make: found splits/own/taken/labeled.txt with other content",
+    ),
     (
         ["make", "own", "--count", "1", "--from", "good.txt", "--name", "old.txt/a"],
         "found a list where its folder splits/own/old.txt would be",
