@@ -15,7 +15,7 @@
 # the training's.
 #
 # Several runs, one after the other (finished ones end at once), at the end with their table (mean and deviation over seeds), paired
-# differences, and a page of all, exp/$dataset/sweep.html:
+# differences, and a page of all, exp/$dataset/sweep.html, with exp given exp/$dataset/sweep_$exp.html:
 #   dataset=pascal split="92 183" method="supervised unimatch_v2" seeds="0 1 2" sh scripts/train.sh 4 29500
 # They go to exp/$dataset/METHOD/$exp/SPLIT, with seeds to seed0, seed1, ... below (or below save_path).
 
@@ -50,9 +50,10 @@ if several; then
     # shellcheck disable=SC2086 # one folder a line
     "$PYTHON" -m scripts.report $folders || exit
     echo
+    page=exp/$dataset/sweep${given_exp:+_$given_exp}.html
     # shellcheck disable=SC2086
-    "$PYTHON" -m scripts.report compare --html "exp/$dataset/sweep.html" $folders || exit
-    echo "Curves, and links to the pages of the runs: exp/$dataset/sweep.html"
+    "$PYTHON" -m scripts.report compare --html "$page" $folders || exit
+    echo "Curves, and links to the pages of the runs: $page"
     exit
 fi
 

@@ -16,7 +16,7 @@ from engine.page.render import document
 from engine.resume import METRICS, PAGE
 from scripts.report import paper
 from scripts.report.compare import Compared, Comparison, Group
-from scripts.report.compare_render import MEANINGS, NOTES, differences_grid, mean_figure, methods_grid
+from scripts.report.compare_render import MEANINGS, NOTES, differences_grid, mean_figure, methods_grid, methods_note
 from scripts.report.figure import draw_curves
 from scripts.report.parse import Run
 from scripts.report.render import Grid
@@ -27,7 +27,7 @@ from util.error import UserError
 def page(found: Compared, folder: Path) -> str:
     """The page's HTML. folder: where it will lie, from which its links start."""
     title = _title(found)
-    of_methods, *of_differences, of_seeds = (f'<p class="quiet">{escape(note)}</p>' for note in NOTES)
+    of_methods, *of_differences, of_seeds = (f'<p class="quiet">{escape(note)}</p>' for note in (methods_note(found), *NOTES))
     explained = next((one for one in found.comparisons if one.differences), None)
     body = [f"<h1>{escape(title)}</h1>", of_methods]
     for one in found.comparisons:

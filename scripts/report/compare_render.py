@@ -6,7 +6,7 @@ from decimal import Decimal
 from scripts.report.bootstrap import DRAWS, SEED, Interval
 from scripts.report.compare import STATISTICS, Compared, Comparison, Difference, Group
 from scripts.report.render import Grid
-from scripts.report.tables import round_half_up
+from scripts.report.tables import RULES, round_half_up
 from scripts.table import markdown_table
 
 _HEADINGS = {"best": "best epoch", "last": "last epoch", "test": "best.pth on the test list"}
@@ -20,8 +20,6 @@ MEANINGS = {
     "both resampled": "95 %: percentile bootstrap over seeds and images",
 }
 NOTES = (
-    "Figures in %: mean ± standard deviation (n - 1) over the seeds; mIoU, or IoU of the changed class. The best epoch is chosen by the "
-    "images that it is scored on; the test list has no say in it.",
     "Differences in points, over equal seeds, with 95 % intervals. t interval: Student's, of the seeds' differences. Seeds resampled: "
     "percentile bootstrap of their mean. Images resampled: the images that are scored, the same ones for all runs. Both resampled: seeds "
     f"and images. {DRAWS} draws each, generator numpy's default_rng({SEED}) for images and default_rng({SEED + 1}) for seeds.",
@@ -32,6 +30,15 @@ NOTES = (
     "side for 2 seeds, 4.3 for 3, 2.8 for 5. The interval of images says how far these runs would differ on other images, nothing of other "
     "seeds.",
 )
+
+
+def methods_note(found: Compared) -> str:
+    """What the figures of the methods are, and of which model, by the rules of the tables."""
+    rules = dict.fromkeys(RULES[one.groups[0].first.task] for one in found.comparisons)
+    return (
+        f"Best epoch: {' '.join(rules)} The other figures are of the same model. Mean ± standard deviation (n - 1) over the seeds. "
+        "The best epoch is chosen by the images that it is scored on; the test list has no say in it."
+    )
 
 
 def methods_grid(found: Comparison) -> Grid:
@@ -85,6 +92,6 @@ def markdown(found: Compared) -> str:
         parts += [f"## {one.title}", markdown_table(methods_grid(one), 2)]
         nothing = "Nothing to compare: one method, or no seed in common."
         parts.append(markdown_table(differences_grid(one), 4) if one.differences else nothing)
-    parts += NOTES
+    parts += [methods_note(found), *NOTES]
     parts += ["\n".join(f"- {remark}" for remark in found.remarks)] if found.remarks else []
     return "\n\n".join(parts)

@@ -402,6 +402,9 @@ def test_train_runs_seeds_splits_and_methods(repo: Path) -> None:
     assert re.search(r"\| 71\.0 ± 1\.4 \(2\)", again.stdout), again.stdout  # mean of 70 and 72, their deviation and number
     assert again.stdout.endswith("Curves, and links to the pages of the runs: exp/pascal/sweep.html\n")
     assert "Methods compared" in (repo / "exp/pascal/sweep.html").read_text()
+    named = sh(train, "1", "0", exp="small", **lists)
+    assert named.stdout.endswith("the pages of the runs: exp/pascal/sweep_small.html\n"), "the page of the other sweep stays"
+    assert (repo / "exp/pascal/sweep_small.html").exists()
     both = sh(train, "1", "0", split="92 183", save_path="exp/one")
     assert both.returncode == 2
     assert "save_path: found one folder for 2 runs" in both.stderr

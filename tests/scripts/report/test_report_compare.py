@@ -1,5 +1,6 @@
 """Methods compared over their seeds: intervals against second writings, and what is compared with what."""
 
+import html
 import itertools
 import json
 import math
@@ -244,6 +245,9 @@ def test_two_methods_from_their_runs_to_the_page(tiny: Tiny, tmp_path: Path, cap
         assert row["verdict"] in said
         assert f'<td class="figure">{round_half_up(round(row["mean"], 6), 2):+}</td>' in page
     assert "<h1>Methods compared on demo</h1>" in page
+    rule = "Best epoch: mIoU in %: maximum over epochs of the EMA teacher's; labelled only, and without EMA: of the student's. The other"
+    assert rule in said
+    assert rule in html.unescape(page)
     chart = page.partition("<figcaption>mIoU, mean over the seeds")[2].partition("</figcaption>")[0]
     keys = re.findall(r"s\d\">([^<]*) <b>([\d.]*)</b>", chart)
     assert keys == [(group["label"], str(mean_figure(group["last"]["seeds"].values()))) for group in one["groups"]]
