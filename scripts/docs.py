@@ -46,14 +46,14 @@ def published() -> str:
 
 
 def reproduce() -> str:
-    """The first split of each main table: its settings, what was published, and what the planner calculates of it for four cards."""
-    grid = [["data set", "settings of `train.sh`", "published mIoU", "hours, authors' log", f"hours, {GPUS} x {CARD.upper()}", "GiB a GPU"]]
+    """The first split of each main table: its command, what was published, and what the planner calculates of it for four cards."""
+    grid = [["command", "published mIoU", "hours, authors' log", f"hours, {GPUS} x {CARD.upper()}", "GiB a GPU"]]
     for table in MAIN:
         entry = next(one for one in paper.entries(table) if one.method == "unimatch_v2" and one.backbone == "dinov2_base")
         hours, memory = _planned(f"configs/{entry.dataset}.yaml", entry.split)
-        title, settings = str(paper.dataset_title(entry.dataset)), f"`dataset={entry.dataset} split={entry.split}`"
-        grid.append([title, settings, str(entry.published["miou"]), LOGGED.get(entry.dataset, ""), f"{hours:.1f}", f"{memory:.1f}"])
-    return markdown_table(grid, 2)
+        command = f"`dataset={entry.dataset} split={entry.split} sh scripts/train.sh {GPUS} 29500`"
+        grid.append([command, str(entry.published["miou"]), LOGGED.get(entry.dataset, ""), f"{hours:.1f}", f"{memory:.1f}"])
+    return markdown_table(grid, 1)
 
 
 def _planned(config: str, split: str) -> tuple[float, float]:

@@ -63,7 +63,7 @@ def test_links_resolve(page: Path) -> None:
 def test_the_readme_is_short_and_names_every_page() -> None:
     lines = texts(README).splitlines()
     assert len(lines) <= 200
-    assert not [line for block in blocks(README) + blocks(README, "python") for line in block.splitlines() if len(line) > 90]
+    assert not [line for block in blocks(README, r"\w*") for line in block.splitlines() if len(line) > 90]
     for page in DOCS:
         assert f"(docs/{page.name})" in texts(README), page.name
 
@@ -164,6 +164,17 @@ def test_the_installation_ends_well_with_and_without_a_venv(made: bool, clone: P
         if not made:
             aside.rename(venv)
     assert found[-1] == ["python", "yes" if made else ""]
+
+
+def test_the_readme_has_the_commands_of_the_paper(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m scripts.docs` has printed them, and each starts a training on four GPUs."""
+    monkeypatch.setattr(docs, "_planned", lambda *_: (1.0, 2.0**30))
+    cells = [row.split("|")[1].strip() for row in docs.reproduce().splitlines()[2:]]
+    assert len(cells) == len(docs.MAIN)
+    for cell in cells:
+        assert f"\n| {cell} " in texts(README)
+        (call,) = calls(cell.strip("`"), clone)
+        assert call[1:4] == ["-m", "engine.launch", "--nproc_per_node=4"]
 
 
 class ParsedError(Exception):

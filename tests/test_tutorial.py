@@ -1,4 +1,4 @@
-"""The tutorial for data of one's own (docs/own-data.md), followed word for word."""
+"""The tutorials for data of one's own (docs/own-data.md, and README.md in short), followed word for word."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from dataset.demo.sets import draw_image
 from dataset.spec import get_spec
 from tests.conftest import ROOT
 
-PAGE = ROOT / "docs/own-data.md"
+PAGE, README = ROOT / "docs/own-data.md", ROOT / "README.md"
 CLASSES = 11  # of the tutorial's config
 STEPS = ("dataset.splits make", "dataset.splits check", "dataset.preview", "unimatch_v2.py", "evaluate.py", "predict.py")
 
@@ -40,11 +40,25 @@ def clone(folder: Path) -> Path:
     return folder
 
 
+def draw(folder: Path) -> None:
+    """A few of the images that `python -m dataset.demo --root data/street` draws."""
+    for i in range(16):
+        image, mask = draw_image("train", i)
+        image.save(folder / f"data/street/images/train/{i:04}.jpg")
+        mask.save(folder / f"data/street/masks/train/{i:04}.png")
+
+
+def shell(text: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs commands that succeed."""
+    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(["sh", "-e", "-c", text], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
 def follow(folder: Path, images: int) -> None:
     """Runs the tutorial and looks at everything it promises."""
-    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(["sh", "-e", "-c", tutorial()], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = shell(tutorial(), folder)
     run = folder / "exp/street/unimatch_v2"
     for name in ("latest.pth", "best.pth", "train.log", "report.html"):
         assert (run / name).stat().st_size > 0, name
@@ -77,16 +91,26 @@ def test_the_tutorial_on_drawn_images(tmp_path: Path) -> None:
     classes = f"classes: [{', '.join(get_spec('demo').classes)}]"
     assert f"`{classes}`" in PAGE.read_text(encoding="utf-8")
     folder = clone(tmp_path / "clone")
-    for i in range(16):
-        image, mask = draw_image("train", i)
-        image.save(folder / f"data/street/images/train/{i:04}.jpg")
-        mask.save(folder / f"data/street/masks/train/{i:04}.png")
+    draw(folder)
     text = re.sub(r"^classes: .*$", classes, tutorial(), flags=re.M).partition("# 4.")[0]
-    env = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(["sh", "-e", "-c", text], cwd=folder, env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = shell(text, folder)
     assert "5 cross" in done.stdout
     assert (folder / "exp/street/preview/unlabeled.jpg").exists()
+
+
+def test_own_data_of_the_readme(tmp_path: Path) -> None:
+    """With a few images instead of 480, at any free port."""
+    folder = clone(tmp_path / "clone")
+    for place in ("scripts", "configs"):
+        shutil.copytree(ROOT / place, folder / place, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "requirements.txt", folder)
+    draw(folder)
+    (block,) = (block for block in re.findall(r"^```sh\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S) if "<<'END'" in block)
+    text = block.replace("python -m dataset.demo --root data/street\n", "").replace("train.sh 1 29500", "train.sh 1 0")
+    assert text.count("\n") == block.count("\n") - 1
+    done = shell(text, folder)
+    assert "street, 6 classes: 4 labelled, 10 unlabelled and 2 validation images." in done.stdout
+    assert (folder / "exp/street/unimatch_v2/best.pth").exists()
 
 
 @pytest.mark.parametrize("words", STEPS)
