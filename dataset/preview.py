@@ -5,8 +5,8 @@
 
 writes DIR/labeled.jpg and DIR/unlabeled.jpg from the first mini-batches of a training run with this config (its seed, its order, its
 crops), turned back from the tensors that the model gets. Stripes are ignored pixels: void and padding. A pink box is what CutMix pastes,
-from the image that is named above the row. Without unlabelled lists: the labelled picture of supervised training. Training writes the
-same pictures of its first step to TensorBoard.
+from the image that the row names as "box of ...". Without unlabelled lists: the labelled picture of supervised training. Training writes
+the same pictures of its first step to TensorBoard.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from util.files import output
 SIDE = 320  # pixels of a panel: larger crops are shown smaller, far smaller ones larger
 IGNORED = (picture.STRIPES, "ignored: void or padding")
 PADDING = (picture.STRIPES, "ignored: padding")
-PASTED = (picture.OUTLINE, "CutMix: what is inside the box comes from the image named above the row, its ignored pixels too")
+PASTED = (picture.OUTLINE, 'CutMix: what is inside the box comes from the image named "box of ..." above it, its ignored pixels too')
 
 
 def sheets(mini_batches: Sequence[Batch], spec: DatasetSpec, encoder: Encoder, count: int | None = None) -> dict[str, Image.Image]:

@@ -80,6 +80,7 @@ def test_page_shows_what_the_log_says(run: Path) -> None:
         assert (">none</td>" if right is None else f">{right:.2f}</td>") in cells[0]
     last = [line for line in log.splitlines() if "Mask ratio" in line][-1]
     ratio = rows[-1].means["mask_ratio"]
+    assert ratio is not None
     assert ratio == pytest.approx(float(last.rsplit(" ", 1)[1]), abs=0.0006)
     assert f"<b>{100 * ratio:.1f} %</b><span>of unlabelled pixels" in page
     assert f'Mask ratio, mean of the epoch, % <span class="key s0">Mask ratio <b>{number(100 * ratio)}</b>' in page, "the same unit"
