@@ -142,7 +142,8 @@ def test_a_class_that_has_fallen_to_0_says_why() -> None:
     writer = PageWriter.__new__(PageWriter)
     scores: dict[str, dict[str, Any]] = {name: {"iou": {"a": 60.0, "b": 7.0}} for name in unimatch_v2.METHOD.models}
     epochs = [Epoch(0, 1, 1.0, None, None, {}, {"a": 50.0, "b": 0.5}, scores, {})]
-    writer.page, writer.labeled = PageData("a run", {}, spec, unimatch_v2.METHOD, 2, epochs=epochs), {0: 9, 1: 9}
+    writer.page = PageData("a run", {}, spec, unimatch_v2.METHOD, 2, epochs=epochs)
+    writer.labeled_pixels = lambda: {0: 9, 1: 9}
     assert writer._at_zero(torch.tensor([[5, 0], [3, 0]])) == {"b": "never predicted"}
     assert writer._at_zero(torch.tensor([[5, 0], [3, 1]])) == {}
 
