@@ -38,7 +38,7 @@ from model.spec import check_crop, check_facts, encoder_facts, get_encoder
 from util import checkpoint
 from util.config import Config, parse_command
 from util.dist import World, deterministic, processes
-from util.error import StoppedError, UserError
+from util.error import StoppedError, UserError, memory_lack
 from util.log import open_log
 from util.precision import matmul_precision, slow_precision
 from util.progress import Progress
@@ -380,4 +380,11 @@ def train(method: Method, argv: list[str], description: str | None) -> None:
         StopSignals() as signals,
         resume.claimed(Path(cfg.save_path), signals) if world.main else nullcontext(),
     ):
-        Trainer(cfg, method.of(cfg), world, signals).fit()
+        run = Trainer(cfg, method.of(cfg), world, signals)
+        try:
+            run.fit()
+        except torch.OutOfMemoryError as error:
+            from engine.footprint import with_less  # what it imports takes a second, and few runs need it
+
+            shards = len(run.data.sampler.own)
+            raise UserError(f"{memory_lack(error)}; {with_less(run.cfg, run.method, shards)}") from error

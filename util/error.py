@@ -39,7 +39,7 @@ def reason(error: BaseException) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def _memory_lack(error: Exception) -> str:
+def memory_lack(error: Exception) -> str:
     """How much memory was asked for and how much there is, in PyTorch's words; empty where an error is another one."""
     text = " ".join(str(error).split())
     # torch.OutOfMemoryError for its own count on a GPU, a plain RuntimeError from the driver, of a Mac and of a CPU
@@ -75,7 +75,7 @@ def run(main: Callable[[list[str]], None], argv: list[str] | None = None, save_m
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _output_is_closed():
             sys.exit(141)  # what a shell says of a command that ends by SIGPIPE
-        if lack := _memory_lack(error):
+        if lack := memory_lack(error):
             _refuse(f"{lack}; {save_memory}")
         leave_cause(f"{type(error).__name__}: {reason(error)}")
         if os.environ.get("WORLD_SIZE", "1") != "1":

@@ -19,7 +19,6 @@ import torch
 from dataset.semi import read_png
 from engine.provenance import machine, versions
 from scripts.benchmark import data, loop, plan, speed
-from scripts.benchmark.footprint import load_recipe
 from scripts.benchmark.measure import Row, attempt
 from unimatch_v2 import METHOD
 from util.cli import Parser, positive
@@ -49,7 +48,7 @@ def measure(args: argparse.Namespace) -> None:
                 raise UserError(lacking)
             print(f"skipped {lacking}")
             kinds = [kind for kind in kinds if kind != "loop"]
-        configs = {kind: load_recipe(args.config or RECIPES.get(kind, RECIPES["step"]), args.set, METHOD) for kind in kinds}
+        configs = {kind: plan.load_recipe(args.config or RECIPES.get(kind, RECIPES["step"]), args.set, METHOD) for kind in kinds}
         packages = versions() | ({"kornia-rs": version("kornia-rs")} if read_png else {})
         about, rows = machine(device) | {"threads": torch.get_num_threads()}, list[Row]()
 

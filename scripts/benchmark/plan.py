@@ -10,7 +10,7 @@ import argparse
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,13 @@ from dataset.custom import spec_of, unlabeled_places
 from dataset.lists import read_lines
 from dataset.sampler import epoch_steps, labeled_length
 from dataset.splits.published import published_length, published_splits
+from engine.footprint import GIB, DryRun, Meter, Work
 from engine.method import Method, get_method, method_names
-from scripts.benchmark.footprint import GIB, DryRun, Meter, Work, load_recipe
+from model.loss import numeric_criterion
+from model.spec import check_crop, get_encoder
 from scripts.table import markdown_table
 from util.cli import positive
-from util.config import Config
+from util.config import Config, load_config
 from util.error import UserError
 from util.files import write_output
 from util.precision import PRECISIONS, SIXTEEN_BIT
@@ -115,6 +117,14 @@ def main(args: argparse.Namespace) -> None:
         print(f"\n{text}" if found else text, flush=True)
         found |= figures
     write_output("--json", args.json, json.dumps(found, indent=1))
+
+
+def load_recipe(path: str, settings: list[str] | None, method: Method) -> Config:
+    """A run's config as far as it needs no data: `class_weights: auto` are equal ones. Raises UserError for one that makes no run."""
+    cfg = replace(load_config(path, settings, method.config), pretrained=None)
+    nclass = spec_of(cfg).nclass
+    check_crop(cfg.crop_size, get_encoder(cfg.backbone).facts())
+    return replace(cfg, criterion=numeric_criterion(cfg.criterion, nclass, lambda: [1] * nclass))
 
 
 def chosen_method(config: str, name: str | None) -> Method:

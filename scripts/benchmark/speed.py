@@ -26,13 +26,13 @@ from dataset.demo.photograph import SIZE, drawn_source
 from dataset.semi import Source
 from engine.ema import ema_decay, make_teacher
 from engine.evaluation import Prediction, evaluate, validation_loader
+from engine.footprint import GIB, DryRun
 from engine.optimizer import set_rate_
 from engine.schedule import poly
 from engine.update import Learner
 from model import configured_model
 from model.segmenter import Segmenter
 from scripts.benchmark.data import host_batch
-from scripts.benchmark.footprint import GIB, DryRun
 from scripts.benchmark.measure import AT_LEAST, AT_MOST, Row, attempt, matrix_rate, ratio, seconds
 from unimatch_v2 import METHOD
 from util.config import Config

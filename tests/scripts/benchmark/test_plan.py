@@ -11,8 +11,8 @@ import pytest
 
 import supervised
 import unimatch_v2
+from engine.footprint import DryRun, Work
 from scripts.benchmark.__main__ import main
-from scripts.benchmark.footprint import DryRun, Work
 from scripts.benchmark.plan import CARDS, Plan, chosen_method, find_lengths
 from tests.conftest import ROOT
 from tests.scripts.benchmark.recipes import recipe

@@ -1,6 +1,8 @@
 """What is counted without storage is what a real step takes: its memory, its operations and who does them."""
 
+import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,13 +19,16 @@ import unimatch_v1
 import unimatch_v2
 from dataset.batch import Batch, empty_batch
 from dataset.custom import spec_of
+from engine import footprint
 from engine.ema import make_teacher
+from engine.footprint import OWN_FORMULAS, DryRun, Meter, with_less
 from engine.method import Method
+from engine.update import Learner
 from model import build_model, configured_model
-from scripts.benchmark.footprint import OWN_FORMULAS, DryRun, Meter
-from tests.conftest import TIMM
+from tests.conftest import TIMM, Tiny
 from tests.scripts.benchmark.recipes import recipe
 from util.config import Config
+from util.error import run
 
 V2 = unimatch_v2.METHOD
 
@@ -231,3 +236,35 @@ def test_a_gpu_takes_what_was_calculated(precision: str) -> None:
     memory, _ = DryRun(cfg, V2).step()
     assert held == pytest.approx(memory["activations"], rel=0.1)
     assert peak == pytest.approx(memory["activations"] + memory["temporary"], rel=0.15)
+
+
+def test_a_run_that_lacks_memory_says_what_it_needs_and_what_with_less(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lack(*args: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has 8.00 GiB. It is full. More.")
+
+    monkeypatch.setattr(Learner, "update", lack)
+    monkeypatch.setattr(footprint, "GIB", 2**20)  # a tiny run takes some MiB
+    args = tiny.args(tmp_path, "crop_size=56", "criterion={name: CELoss, kwargs: {class_weights: auto}}")
+    with pytest.raises(SystemExit, match="2"):
+        run(unimatch_v2.main, args)
+    line = capsys.readouterr().err.splitlines()[-1]
+    found = re.fullmatch(
+        r"error: CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has 8.00 GiB; calculated: ([\d.]+) GiB as it is, "
+        r"([\d.]+) GiB with --set activation_checkpointing=true, ([\d.]+) GiB with --set precision=bf16 besides; resume so, or start again "
+        r"with a smaller batch_size and as many more shards",
+        line,
+    )
+    assert found, line
+    whole, again, both = map(float, found.groups())
+    assert whole > again > both > 0
+
+
+def test_settings_that_a_run_has_are_not_advised() -> None:
+    cfg = recipe("pascal", backbone="dinov2_tiny", crop_size=56, activation_checkpointing=True)
+    assert re.fullmatch(
+        r"calculated: \S+ GiB as it is, \S+ GiB with --set precision=bf16; resume so, or start again .*", with_less(cfg, V2, 1)
+    )
+    smallest = replace(cfg, precision="fp16")
+    assert re.fullmatch(r"calculated: \S+ GiB as it is; start again with a smaller batch_size .*", with_less(smallest, V2, 1))

@@ -26,9 +26,7 @@ from engine.evaluation import Prediction
 from engine.initial_model import blank_model
 from engine.method import Method
 from model.backbone import dinov2
-from model.loss import numeric_criterion
-from model.spec import check_crop, get_encoder
-from util.config import Config, load_config
+from util.config import Config
 from util.precision import SIXTEEN_BIT, autocast
 
 GIB = 2**30
@@ -104,14 +102,6 @@ class Meter(TorchDispatchMode):
         self.live -= size
 
 
-def load_recipe(path: str, settings: list[str] | None, method: Method) -> Config:
-    """A run's config as far as it needs no data: `class_weights: auto` are equal ones. Raises UserError for one that makes no run."""
-    cfg = replace(load_config(path, settings, method.config), pretrained=None)
-    nclass = spec_of(cfg).nclass
-    check_crop(cfg.crop_size, get_encoder(cfg.backbone).facts())
-    return replace(cfg, criterion=numeric_criterion(cfg.criterion, nclass, lambda: [1] * nclass))
-
-
 class DryRun:
     """A process of a run that computes `shards` shards one after the other: its models and a mini-batch, all without storage."""
 
@@ -184,3 +174,24 @@ class DryRun:
         with self._counted() as meter, torch.no_grad():
             self.prediction.scores(self.student.eval(), torch.empty(1, 3 * self.spec.dates, height, width))
         return meter.work
+
+
+def with_less(cfg: Config, method: Method, shards: int) -> str:
+    """What a run needs on a GPU, and what the settings leave of it that need less, calculated: for a run that has found too little.
+
+    cfg: settled, as `Trainer.cfg`. shards: of each process.
+    """
+    run, changed = DryRun(cfg, method, shards), dict[str, Any]()
+
+    def size() -> str:
+        return f"{sum(run.step(**changed)[0].values()) / GIB:.1f} GiB"
+
+    found = [f"{size()} as it is"]
+    if not cfg.activation_checkpointing:
+        changed["activation_checkpointing"] = True
+        found.append(f"{size()} with --set activation_checkpointing=true")
+    if cfg.precision not in SIXTEEN_BIT:
+        changed["precision"] = "bf16"
+        found.append(f"{size()} with --set precision=bf16{' besides' * (len(found) > 1)}")
+    again = "start again with a smaller batch_size and as many more shards"
+    return f"calculated: {', '.join(found)}; {'resume so, or ' * (len(found) > 1)}{again}"
