@@ -33,7 +33,7 @@ from dataset.spec import IGNORE, DatasetSpec
 from engine import metric
 from engine.evaluation import LARGE, Prediction, check_window, validation_loader
 from engine.trained_model import Trained, load_trained, run_config
-from engine.zero import labeled_classes, reasons
+from engine.zero_iou import labeled_classes, reasons
 from model.segmenter import Segmenter
 from util.cli import Parser
 from util.config import Config, parse_arguments

@@ -11,7 +11,7 @@ from dataset.lists import Entry
 from util.error import UserError
 
 IGNORE = 255  # ignore label inside the program, whatever the files have
-DATES, LABELS = ("A", "B"), "label"  # folders of a change detection set
+DATE_FOLDERS, LABEL_FOLDER = ("A", "B"), "label"  # folders of a change detection set
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class DatasetSpec:
     ignore_index: mask value that is neither learned from nor scored.
     label_map: {mask value on disk: class id, or IGNORE}; empty when the masks already hold class ids.
     colors: the masks are in colour; a value is then 0xRRGGBB, and every one that occurs is in label_map.
-    task: "segmentation" (a list line is `image mask`) or "change" (a list line is one name, found in the folders DATES and LABELS).
+    task: "segmentation" (a list line is `image mask`) or "change" (a list line is one name, found in DATE_FOLDERS and LABEL_FOLDER).
     eval_mode: "original" (whole image) or "sliding_window".
     supervised_length: number of images to which an epoch of supervised training repeats a shorter labelled list (change detection:
         or cuts a longer one); 0 leaves it.
@@ -110,7 +110,7 @@ class DatasetSpec:
         A pair has the path of its label always; the file of an unlabelled one may be missing.
         """
         if self.bitemporal:
-            return tuple(f"{date}/{entry.image}" for date in DATES), f"{LABELS}/{entry.image}"
+            return tuple(f"{date}/{entry.image}" for date in DATE_FOLDERS), f"{LABEL_FOLDER}/{entry.image}"
         return (entry.image,), entry.mask
 
     def list_path(self, split: str, name: str) -> str:

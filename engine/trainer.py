@@ -32,7 +32,7 @@ from engine.provenance import add_start, changed_versions, versions
 from engine.pseudo_quality import quality_of
 from engine.records import AverageMeter, Record
 from engine.update import Learner
-from engine.zero import labeled_classes
+from engine.zero_iou import labeled_classes
 from model.loss import numeric_criterion
 from model.spec import check_crop, check_facts, encoder_facts, get_encoder
 from util import checkpoint

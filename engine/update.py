@@ -15,10 +15,10 @@ from torch.nn.parallel import DistributedDataParallel
 from dataset.batch import Batch
 from engine.batch_norm import average_buffers_, prepare_batch_norm_
 from engine.ema import Ema, make_teacher
-from engine.memory import StepMemory
 from engine.method import Method, shard_seed
 from engine.optimizer import load_optimizer_, make_optimizer, set_rate_
 from engine.schedule import poly
+from engine.step_memory import StepMemory
 from model.segmenter import Segmenter
 from util import checkpoint
 from util.config import Config

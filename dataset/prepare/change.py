@@ -23,11 +23,11 @@ from tqdm import tqdm
 
 from dataset.pool import cores, parallel
 from dataset.prepare.files import nothing, open_sources, read_image, save_png, under
-from dataset.spec import DATES, LABELS
+from dataset.spec import DATE_FOLDERS, LABEL_FOLDER
 from util.error import UserError
 
 SIDE = 256
-FOLDERS = (*DATES, LABELS)
+FOLDERS = (*DATE_FOLDERS, LABEL_FOLDER)
 MAX_PIXELS = 1 << 30  # a WHU image has 0.5e9, more than PIL opens by itself; 2 GB in memory
 NODATA_TAG = 42113  # of GeoTIFF files written by GDAL: the value of pixels without data, as text
 PATTERNS = {
@@ -57,7 +57,7 @@ def prepare_levir(args: argparse.Namespace) -> list[str]:
         if alone := tiles["A"].keys() ^ tiles[folder].keys():
             raise UserError(f"--src: {min(alone)} is in one of A/ and {folder}/ only; expected it in A/, B/ and label/")
     jobs = [
-        Job(path, _names(dst / folder, Path(key).stem, args.order), folder == LABELS, args.overwrite)
+        Job(path, _names(dst / folder, Path(key).stem, args.order), folder == LABEL_FOLDER, args.overwrite)
         for folder in FOLDERS
         for key, path in tiles[folder].items()
     ]
@@ -156,7 +156,7 @@ def open_geotiff(path: Path) -> Iterator[Image.Image]:
 def cut_crops(img: Image.Image, path: Path, folder: Path, holes: dict[int, np.ndarray], overwrite: bool) -> Counter[bool]:
     """Cuts an image into crops row by row. holes: by crop, pixels where a date has no data; dates add to it, the label is 0 there."""
     nodata = _nodata(img, path)
-    if folder.name == LABELS and nodata in (0, 1, 255):  # a legal label: a tag that says so was copied from an image
+    if folder.name == LABEL_FOLDER and nodata in (0, 1, 255):  # a legal label: a tag that says so was copied from an image
         nodata = None
     cols, rows = img.width // SIDE, img.height // SIDE
     if not cols * rows:
@@ -172,7 +172,7 @@ def cut_crops(img: Image.Image, path: Path, folder: Path, holes: dict[int, np.nd
         if nodata is not None:
             bands = array if array.ndim == 3 else array[..., None]
             hole |= (bands[..., :3] == nodata).all(axis=-1)
-        if folder.name == LABELS:
+        if folder.name == LABEL_FOLDER:
             values = np.where(hole, 0, array[..., 0] if array.ndim == 3 else array)
             content = np.where(holes.get(i, False), np.uint8(0), to_label(values, path))
         else:

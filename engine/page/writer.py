@@ -20,7 +20,7 @@ from engine.pseudo_quality import current
 from engine.records import Record
 from engine.resume import LOG, PAGE
 from engine.update import Learner
-from engine.zero import reasons
+from engine.zero_iou import reasons
 from model.segmenter import Segmenter
 from util.config import Config
 from util.dist import World

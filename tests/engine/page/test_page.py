@@ -31,7 +31,7 @@ from engine.page.render import HERE, PageData, _swatch, document, render
 from engine.page.samples import _painted
 from engine.page.writer import PageWriter, latest_warnings
 from engine.records import Record
-from engine.zero import reasons
+from engine.zero_iou import reasons
 from scripts.report import read_log
 from scripts.report.compare import compare
 from scripts.report.compare_page import page as compare_page
