@@ -70,8 +70,8 @@ def _draw(images: int, channels: tuple[int, ...], generator: torch.Generator, cf
     return complementary_factors(images, width, generator)[: cfg.strong_views * images]
 
 
-def _reads(cfg: Settings) -> Reads:
-    return Reads(strong_views=cfg.strong_views)
+def _reads(cfg: Config) -> Reads:
+    return Reads(strong_views=cfg.strong_views) if isinstance(cfg, Settings) else Reads()
 
 
 METHOD = Method("unimatch_v2", step, SEMI_LABELS, reads_of=_reads, draw=_draw, config=Settings, title="UniMatch V2")

@@ -369,6 +369,17 @@ class Trainer:
         return saved
 
 
+def _fit(run: Trainer) -> None:
+    """Trains. Nobody else holds the run: its loader and its gradients' buckets have to end before the processes part."""
+    try:
+        run.fit()
+    except torch.OutOfMemoryError as error:
+        from engine.footprint import with_less  # what it imports takes a second, and few runs need it
+
+        shards = len(run.data.sampler.own)
+        raise UserError(f"{memory_lack(error)}; {with_less(run.cfg, run.method, shards)}") from error
+
+
 def train(method: Method, argv: list[str], description: str | None) -> None:
     """The command of a method: reads the command line, joins the processes, trains."""
     cfg = parse_command(argv, description, method.semi, method.config)
@@ -380,11 +391,4 @@ def train(method: Method, argv: list[str], description: str | None) -> None:
         StopSignals() as signals,
         resume.claimed(Path(cfg.save_path), signals) if world.main else nullcontext(),
     ):
-        run = Trainer(cfg, method.of(cfg), world, signals)
-        try:
-            run.fit()
-        except torch.OutOfMemoryError as error:
-            from engine.footprint import with_less  # what it imports takes a second, and few runs need it
-
-            shards = len(run.data.sampler.own)
-            raise UserError(f"{memory_lack(error)}; {with_less(run.cfg, run.method, shards)}") from error
+        _fit(Trainer(cfg, method.of(cfg), world, signals))

@@ -267,7 +267,7 @@ def test_val_id_path_selects_and_the_best_epoch_is_scored_once_on_the_test_list(
         unimatch_v2.main(args)
     (tmp_path / "best.pth").unlink()
     unimatch_v2.main(args)
-    assert "best.pth: not there" in (tmp_path / "train.log").read_text(), "that there is nothing to test is reported, and ends no run"
+    assert "best.pth: does not exist" in (tmp_path / "train.log").read_text(), "that there is nothing to test is reported, and ends no run"
 
 
 def test_the_test_list_of_the_data_set_is_the_default_for_the_final_test(
