@@ -35,11 +35,13 @@ def selection(validation: Source, test: Source | None) -> str:
     return f"{selects}; best.pth is scored once, at the end, on {test.ids.path} ({count(len(test.ids), noun)})"
 
 
-def final_test(cfg: Config, data: Data, source: Source, models: dict[str, Segmenter], prediction: Prediction, world: World) -> list[str]:
+def final_test(
+    cfg: Config, data: Data, source: Source, models: dict[str, Segmenter], prediction: Prediction, world: World
+) -> tuple[dict[str, Any], list[str]]:
     """Loads best.pth into the models and scores them on `source`, over all processes; writes test.json and the counts of its images.
 
-    Returns the lines for the log. Where test.json already has the scores of this best.pth on this list, they are taken from it. A disk
-    that is full costs these files, never the scores.
+    Returns what test.json has, and the lines for the log. Where test.json already has the scores of this best.pth on this list, they are
+    taken from it. A disk that is full costs these files, never the scores.
     """
     folder, path, spec = Path(cfg.save_path), str(Path(cfg.save_path) / BEST), data.spec
     shown = metric.FIGURES[spec.task]
@@ -60,11 +62,12 @@ def final_test(cfg: Config, data: Data, source: Source, models: dict[str, Segmen
         result = made_for | {"images": len(source.ids), "scores": scores}
         own = counts.images[judged(tuple(models), spec.task)]
         lost = _keep(folder, result, own, int(best["epoch"]), source.ids.sha256) if world.main else []
-    return [
+    lines = [
         f"Test of best.pth (epoch {result['epoch']}, selected on {result['selected_on']}) on {result['list']}, {name}: "
         + ", ".join(f"{figure.label} {own[key]:.2f}" for key, figure in shown.items())
         for name, own in result["scores"].items()
-    ] + lost
+    ]
+    return result, lines + lost
 
 
 def _keep(folder: Path, result: dict[str, Any], counts: Tensor, epoch: int, sha256: str) -> list[str]:

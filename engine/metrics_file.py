@@ -2,7 +2,8 @@
 
 A line of kind "start" begins each start of the run: step (those that are done before, counted over all epochs; 0 in a new run).
 A line of kind "step" goes with each iteration line of the log: step (counted over all epochs), epoch, iteration (position in the epoch),
-lr (of the encoder, for the next step), means (of every stat since the epoch's start). A line of kind "epoch" holds an `Epoch`.
+lr (of the encoder, for the next step), means (of every stat since the epoch's start). A line of kind "epoch" holds an `Epoch`, one of
+kind "test" what engine/final_test.py has written to test.json.
 """
 
 import errno
@@ -60,23 +61,40 @@ def append(path: Path, kind: str, row: dict[str, Any]) -> None:
             raise
 
 
+def _rows(path: Path) -> list[tuple[Any, dict[str, Any]]]:
+    """The kind and the content of each line of the latest run in a file; lines that are torn are left out. Raises OSError."""
+    rows: list[tuple[Any, dict[str, Any]]] = []
+    for line in path.read_bytes().split(b"\n"):
+        try:
+            row = json.loads(line)
+            kind = row.pop("kind")
+            if kind == "start" and row["step"] == 0:
+                rows = []
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            continue
+        rows.append((kind, row))
+    return rows
+
+
+def read_test(path: Path) -> dict[str, dict[str, Any]]:
+    """The scores of the final test, by model; empty where there was none yet. Raises OSError."""
+    tests = [row.get("scores") for kind, row in _rows(path) if kind == "test"]
+    return tests[-1] if tests and isinstance(tests[-1], dict) else {}
+
+
 def read_epochs(path: Path) -> list[Epoch]:
     """The run's epochs in their order; of an epoch that was redone the last line counts, and with it nothing of what came after it.
 
     An earlier run in the same folder and lines that are torn are left out. Raises OSError.
     """
     epochs: list[Epoch] = []
-    for line in path.read_bytes().split(b"\n"):
+    for kind, row in _rows(path):
+        if kind != "epoch":
+            continue
         try:
-            row = json.loads(line)
-            kind = row.pop("kind")
-            if kind == "start" and row["step"] == 0:
-                epochs = []
-            if kind != "epoch":
-                continue
             found = Epoch(**row)
             operator.index(found.epoch)
-        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        except (TypeError, AttributeError):
             continue
         if epochs and epochs[-1].epoch >= found.epoch:
             epochs = [one for one in epochs if one.epoch < found.epoch]

@@ -226,6 +226,10 @@ class Record:
         for name, share in row.pseudo_labels.items():
             self.board.add(f"pseudo_labels/{name}", share, row.epoch)
 
+    def tested(self, result: dict[str, Any]) -> None:
+        """What the final test has found."""
+        self._measure("test", result)
+
     def warn_of_pseudo_labels(self, labeled_pixels: Callable[[], Mapping[int, int] | None], thresh: float, last: bool) -> None:
         """The warnings that the epochs so far give reason for. last: whether none comes after them."""
         if self.folder is not None:

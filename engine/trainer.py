@@ -326,9 +326,10 @@ class Trainer:
         if self.test is None:
             return
         with self.learner.scoring():
-            lines = final_test(self.cfg, self.data, self.test, self.learner.models, self.prediction, self.world)
+            result, lines = final_test(self.cfg, self.data, self.test, self.learner.models, self.prediction, self.world)
         for line in lines:
             self.log.info(line)
+        self.record.tested(result)
         self.page_writer.tested(lines)
 
     def _stop(self) -> NoReturn:

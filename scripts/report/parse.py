@@ -15,7 +15,7 @@ from typing import Any
 
 from engine import metric
 from engine.method import judged
-from engine.metrics_file import Epoch, read_epochs
+from engine.metrics_file import Epoch, read_epochs, read_test
 from engine.resume import LOG, METRICS
 from scripts.report.identity import CHANGE_DATASETS, CLASSIFICATION_DATASETS, OWN, Identity, identify, origin, own_method
 from scripts.report.lines import is_number
@@ -109,8 +109,8 @@ def read_log(path: Path) -> list[Run]:
         found = f"{count(len(unread), 'line')}, none of them of a training log" if unread else "an empty file"
         raise UserError(f"{path}: found {found}, expected a log of a training run; leave it out")
     *earlier, last = _group(sessions, path)
-    rows = _rows(path)
-    runs = [_summarise(group, path, {}) for group in earlier] + [_summarise(last, path, _measured(rows))]
+    rows, tested = _beside(path)
+    runs = [_summarise(group, path, {}, {}) for group in earlier] + [_summarise(last, path, _measured(rows), tested)]
     runs[-1].labeled_images = rows[-1].labeled_images if rows else None
     for run in runs:
         run.unread_lines, run.unread_samples = len(unread), _samples(unread)
@@ -137,13 +137,15 @@ def _group(sessions: list[Session], path: Path) -> list[list[Session]]:
     return groups
 
 
-def _rows(log: Path) -> list[Epoch]:
-    """The epochs of the metrics beside a log of ours; none where that file is missing or nothing in it can be read."""
+def _beside(log: Path) -> tuple[list[Epoch], dict[str, dict[str, Any]]]:
+    """The epochs and the scores of the final test in the metrics beside a log of ours; none where that file cannot be read."""
     path = log.with_name(METRICS)
     try:
-        return read_epochs(path) if log.name == LOG and path.is_file() and path.stat().st_size <= MAX_BYTES else []
+        if log.name == LOG and path.is_file() and path.stat().st_size <= MAX_BYTES:
+            return read_epochs(path), read_test(path)
     except OSError:
-        return []
+        pass
+    return [], {}
 
 
 def _measured(rows: list[Epoch]) -> dict[int, dict[str, float]]:
@@ -170,8 +172,11 @@ def _two_decimals(percentage: float) -> float:
     return float(f"{percentage:.2f}")
 
 
-def _summarise(sessions: list[Session], path: Path, measured: dict[int, dict[str, float]]) -> Run:
-    """The figures of a run from its sessions; the first header names the run, the last one says what it was asked to reach."""
+def _summarise(sessions: list[Session], path: Path, measured: dict[int, dict[str, float]], tested: dict[str, dict[str, Any]]) -> Run:
+    """The figures of a run from its sessions; the first header names the run, the last one says what it was asked to reach.
+
+    measured, tested: of the metrics beside its log, where it has some: figures by epoch, scores of the final test by model.
+    """
     epochs, notes = _merge(sessions)
     epochs |= {epoch: epochs.get(epoch, {}) | figures for epoch, figures in measured.items() if figures}
     headers = [session.header for session in sessions if session.header] or [{}]
@@ -213,7 +218,7 @@ def _summarise(sessions: list[Session], path: Path, measured: dict[int, dict[str
         last_accuracy=_figure(measured, last, "overall_accuracy") if task == "change" else None,
         scores=scores,
         origin=origin(headers[0], path),
-        test=_tested(sessions[-1].tests, statistic, task),
+        test=_tested(sessions[-1].tests, tested, statistic, task),
         settings={key: value for key, value in headers[-1].items() if key not in _NOT_SETTINGS},
     )
 
@@ -244,13 +249,16 @@ def _notes(sessions: list[Session], done: int, last: int | None) -> list[str]:
     return notes
 
 
-def _tested(lines: list[str], statistic: str, task: str) -> float | None:
-    """The figure of the final test, of the model that the statistic is of."""
+def _tested(lines: list[str], scores: dict[str, dict[str, Any]], statistic: str, task: str) -> float | None:
+    """The figure of the final test, of the model that the statistic is of, in two decimals: of its scores, else of its lines in the log."""
     if task not in metric.FIGURES:
         return None
-    model, label = "EMA" if statistic.startswith("ema_") else "student", metric.FIGURES[task][metric.chosen_by(task)].label
-    found = [re.search(rf", {model}: {label} (\d{{1,3}}\.\d\d)(?!\d)", line) for line in lines]
-    return next((float(one[1]) for one in reversed(found) if one), None)
+    model, key = "EMA" if statistic.startswith("ema_") else "student", metric.chosen_by(task)
+    try:
+        return _two_decimals(scores[model][key])
+    except (ValueError, LookupError, TypeError):  # a log of an earlier version, or alone
+        found = [re.search(rf", {model}: {metric.FIGURES[task][key].label} (\d{{1,3}}\.\d\d)(?!\d)", line) for line in lines]
+        return next((float(one[1]) for one in reversed(found) if one), None)
 
 
 def _task(stated: str | None, identity: Identity, epochs: dict[int, dict[str, float]]) -> str:
