@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def selection(validation: Source, test: Source | None) -> str:
 
 
 def final_test(
-    cfg: Config, data: Data, source: Source, models: dict[str, Segmenter], prediction: Prediction, world: World
+    cfg: Config, data: Data, source: Source, models: dict[str, Segmenter], prediction: Prediction, world: World, log: logging.Logger
 ) -> tuple[dict[str, Any], list[str]]:
     """Loads best.pth into the models and scores them on `source`, over all processes; writes test.json and the counts of its images.
 
@@ -50,7 +51,6 @@ def final_test(
     made_for |= {"list": source.ids.path, "sha256": source.ids.sha256}
     # the first process's, for all: on a network disk others may see another one
     result = world.gather([_read(folder / FILE, list(shown))])[0]
-    lost: list[str] = []
     if {key: result.get(key) for key in made_for} != made_for:
         for name, model in models.items():
             key = WEIGHTS[name]
@@ -61,23 +61,23 @@ def final_test(
         scores = {name: metric.scores(matrix, spec) for name, matrix in zip(models, counts.matrices, strict=True)}
         result = made_for | {"images": len(source.ids), "scores": scores}
         own = counts.images[judged(tuple(models), spec.task)]
-        lost = _keep(folder, result, own, int(best["epoch"]), source.ids.sha256) if world.main else []
+        if world.main:
+            _keep(folder, result, own, int(best["epoch"]), source.ids.sha256, log)
     lines = [
         f"Test of best.pth (epoch {result['epoch']}, selected on {result['selected_on']}) on {result['list']}, {name}: "
         + ", ".join(f"{figure.label} {own[key]:.2f}" for key, figure in shown.items())
         for name, own in result["scores"].items()
     ]
-    return result, lines + lost
+    return result, lines
 
 
-def _keep(folder: Path, result: dict[str, Any], counts: Tensor, epoch: int, sha256: str) -> list[str]:
-    """Writes the scores, and the counts of the images. Returns the line that says what could not be written."""
+def _keep(folder: Path, result: dict[str, Any], counts: Tensor, epoch: int, sha256: str, log: logging.Logger) -> None:
+    """Writes the scores, and the counts of the images."""
     try:
         image_counts.save(folder / image_counts.FILES["test"], counts, epoch, sha256)
         write_atomic(folder / FILE, lambda file: file.write(json.dumps(result, indent=1).encode()))
     except OSError as error:
-        return [f"{folder / FILE}: cannot be written ({reason(error)}); make room, and the same command tests again"]
-    return []
+        log.error(f"{folder / FILE}: cannot be written ({reason(error)}); make room, and the same command tests again")
 
 
 def _read(path: Path, figures: list[str]) -> dict[str, Any]:

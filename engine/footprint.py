@@ -113,6 +113,7 @@ class DryRun:
             self.student = blank_model(cfg, self.spec)
         if cfg.lock_backbone:
             self.student.backbone.requires_grad_(False)
+        self.student.frozen_statistics = cfg.batch_norm == "frozen"
         average = make_teacher(self.student) if method.teacher == "ema" else None
         with self.mode:
             for model in filter(None, (self.student, average)):
@@ -177,7 +178,7 @@ class DryRun:
 
 
 def with_less(cfg: Config, method: Method, shards: int) -> str:
-    """What a run needs on a GPU, and what the settings leave of it that need less, calculated: for a run that has found too little.
+    """What a training step needs on a GPU, and what with settings that need less, calculated: for a run that has found too little.
 
     cfg: settled, as `Trainer.cfg`. shards: of each process.
     """
@@ -194,4 +195,4 @@ def with_less(cfg: Config, method: Method, shards: int) -> str:
         changed["precision"] = "bf16"
         found.append(f"{size()} with --set precision=bf16{' besides' * (len(found) > 1)}")
     again = "start again with a smaller batch_size and as many more shards"
-    return f"calculated: {', '.join(found)}; {'resume so, or ' * (len(found) > 1)}{again}"
+    return f"calculated, and 1 to 2 GiB of CUDA besides: {', '.join(found)}; {'resume so, or ' * (len(found) > 1)}{again}"

@@ -38,7 +38,7 @@ from model.spec import check_crop, check_facts, encoder_facts, get_encoder
 from util import checkpoint
 from util.config import Config, parse_command
 from util.dist import World, deterministic, processes
-from util.error import StoppedError, UserError, memory_lack
+from util.error import TRAIN_WITH_LESS, StoppedError, UserError, memory_lack
 from util.log import open_log
 from util.precision import matmul_precision, slow_precision
 from util.progress import Progress
@@ -127,7 +127,7 @@ class Trainer:
         self.record.header(asdict(cfg) | shown, self.learner.student)
         self.log.info(selection(self.data.validation, self.test))
         self.record.restore(self.epoch + 1)
-        # counted when somebody asks for the first time; of a partial: a closure over self would keep the loader's workers to the end
+        # counted at the first call. A partial and no lambda: a lambda would hold this Trainer, and with it the loader's workers, to the end
         self.labeled_pixels = cache(partial(labeled_classes, self.data.labeled))
         self.page_writer = PageWriter(cfg, self.data, world, self.folder, self.record, self.prediction, self.labeled_pixels)
         self.meter = EpochMeter(self.data, self.learner)
@@ -151,10 +151,8 @@ class Trainer:
         path, state, _ = found
         if path.name == resume.PREVIOUS and self.world.main:
             resume.set_aside(self.folder / resume.LATEST)  # or the next save would put it where the good one is
-        failed = resume.is_start(state) and resume.differences(
-            state, self.config, self.data.lists, self.method.config
-        )  # before its first step
-        return None if failed else found
+        other = resume.differences(state, self.config, self.data.lists, self.method.config)
+        return None if other and resume.is_start(state) else found  # a start of other settings has done no step yet
 
     def _load(self, path: Path, state: dict[str, Any], problems: list[str]) -> list[str]:
         """Takes over a checkpoint. Returns the lines about it for the log."""
@@ -255,9 +253,21 @@ class Trainer:
 
         while upcoming is not None:
             shards, bad = upcoming
-            stats = self.learner.update(shards, self.signals.caught, prepare)
+            try:
+                stats = self.learner.update(shards, self.signals.caught, prepare)
+            except torch.OutOfMemoryError as error:
+                raise UserError(f"{memory_lack(error)}; {self._with_less()}") from error
             self.new_bad_images += bad
             yield shards, stats
+
+    def _with_less(self) -> str:
+        """How a step gets by with less memory, in words."""
+        try:
+            from engine.footprint import with_less  # what it imports takes a second, and few runs need it
+
+            return with_less(self.cfg, self.method, len(self.data.sampler.own))
+        except Exception:  # such as a step of somebody's own that cannot run without storage: the lack is what is to be reported
+            return TRAIN_WITH_LESS
 
     def _mini_batches(self, epoch: int, start: int) -> Iterator[tuple[list[Batch], list[str]]]:
         """The mini-batches of the own shards, and the files left out as bad, for each step from `start` on."""
@@ -326,7 +336,7 @@ class Trainer:
         if self.test is None:
             return
         with self.learner.scoring():
-            result, lines = final_test(self.cfg, self.data, self.test, self.learner.models, self.prediction, self.world)
+            result, lines = final_test(self.cfg, self.data, self.test, self.learner.models, self.prediction, self.world, self.log)
         for line in lines:
             self.log.info(line)
         self.record.tested(result)
@@ -370,17 +380,6 @@ class Trainer:
         return saved
 
 
-def _fit(run: Trainer) -> None:
-    """Trains. Nobody else holds the run: its loader and its gradients' buckets have to end before the processes part."""
-    try:
-        run.fit()
-    except torch.OutOfMemoryError as error:
-        from engine.footprint import with_less  # what it imports takes a second, and few runs need it
-
-        shards = len(run.data.sampler.own)
-        raise UserError(f"{memory_lack(error)}; {with_less(run.cfg, run.method, shards)}") from error
-
-
 def train(method: Method, argv: list[str], description: str | None) -> None:
     """The command of a method: reads the command line, joins the processes, trains."""
     cfg = parse_command(argv, description, method.semi, method.config)
@@ -392,4 +391,5 @@ def train(method: Method, argv: list[str], description: str | None) -> None:
         StopSignals() as signals,
         resume.claimed(Path(cfg.save_path), signals) if world.main else nullcontext(),
     ):
-        _fit(Trainer(cfg, method.of(cfg), world, signals))
+        # not kept in a variable: its loader and its gradients' buckets must end before the process group does, or the processes hang
+        Trainer(cfg, method.of(cfg), world, signals).fit()

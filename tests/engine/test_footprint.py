@@ -28,7 +28,7 @@ from model import build_model, configured_model
 from tests.conftest import TIMM, Tiny
 from tests.scripts.benchmark.recipes import recipe
 from util.config import Config
-from util.error import run
+from util.error import UserError, run
 
 V2 = unimatch_v2.METHOD
 
@@ -251,9 +251,9 @@ def test_a_run_that_lacks_memory_says_what_it_needs_and_what_with_less(
         run(unimatch_v2.main, args)
     line = capsys.readouterr().err.splitlines()[-1]
     found = re.fullmatch(
-        r"error: CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has 8.00 GiB; calculated: ([\d.]+) GiB as it is, "
-        r"([\d.]+) GiB with --set activation_checkpointing=true, ([\d.]+) GiB with --set precision=bf16 besides; resume so, or start again "
-        r"with a smaller batch_size and as many more shards",
+        r"error: CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has 8.00 GiB; calculated, and 1 to 2 GiB of CUDA besides: "
+        r"([\d.]+) GiB as it is, ([\d.]+) GiB with --set activation_checkpointing=true, ([\d.]+) GiB with --set precision=bf16 besides; "
+        r"resume so, or start again with a smaller batch_size and as many more shards",
         line,
     )
     assert found, line
@@ -264,7 +264,22 @@ def test_a_run_that_lacks_memory_says_what_it_needs_and_what_with_less(
 def test_settings_that_a_run_has_are_not_advised() -> None:
     cfg = recipe("pascal", backbone="dinov2_tiny", crop_size=56, activation_checkpointing=True)
     assert re.fullmatch(
-        r"calculated: \S+ GiB as it is, \S+ GiB with --set precision=bf16; resume so, or start again .*", with_less(cfg, V2, 1)
+        r"calculated, .*: \S+ GiB as it is, \S+ GiB with --set precision=bf16; resume so, or start again .*", with_less(cfg, V2, 1)
     )
     smallest = replace(cfg, precision="fp16")
-    assert re.fullmatch(r"calculated: \S+ GiB as it is; start again with a smaller batch_size .*", with_less(smallest, V2, 1))
+    assert re.fullmatch(r"calculated, .*: \S+ GiB as it is; start again with a smaller batch_size .*", with_less(smallest, V2, 1))
+    normalised = recipe("pascal", backbone="resnet50", model="deeplabv3plus", crop_size=33, batch_size=1, batch_norm="frozen")
+    assert "GiB as it is" in with_less(normalised, supervised.METHOD, 1), "one image is enough for frozen statistics"
+
+
+def test_a_step_that_cannot_be_calculated_hides_no_lack_of_memory(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lack(*args: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def needs_numbers(*args: Any) -> Any:
+        raise RuntimeError("a number of a tensor without storage was asked for")
+
+    monkeypatch.setattr(Learner, "update", lack)
+    monkeypatch.setattr(DryRun, "step", needs_numbers)
+    with pytest.raises(UserError, match=r"CUDA out of memory; resume with --set activation_checkpointing=true or precision=bf16"):
+        unimatch_v2.main(tiny.args(tmp_path))
