@@ -89,7 +89,8 @@ class Method:
         if method.teacher == "student" and cfg.teacher == "ema":
             advice = "set program=unimatch_v2" if self.teacher == "ema" else "remove it"
             raise UserError(f"teacher: found ema, but {self.name} has no average in the program {program}; {advice}")
-        return method if method.reads_of is None else replace(method, reads=method.reads_of(cfg))
+        reads = method.reads if method.reads_of is None else method.reads_of(cfg)
+        return method if reads == method.reads else replace(method, reads=reads)
 
     def settled(self, cfg: Config, task: str) -> Config:
         """The config with what it leaves to method and encoder filled in."""
@@ -101,11 +102,13 @@ class Method:
 @cache
 def method_names() -> tuple[str, ...]:
     """The methods of this program: the files at its top that define METHOD."""
-    return tuple(sorted(path.stem for path in ROOT.glob("*.py") if "\nMETHOD = " in path.read_text(encoding="utf-8")))
+    # not the hidden files of an editor or of macOS beside them
+    files = [path for path in ROOT.glob("*.py") if path.stem.isidentifier() and path.is_file()]
+    return tuple(sorted(path.stem for path in files if "\nMETHOD = " in path.read_text(encoding="utf-8", errors="replace")))
 
 
 def get_method(name: str) -> Method:
-    """The method of a name among `method_names`."""
+    """The method of a name among `method_names`. Its file stands above this room: it is imported when it is asked for."""
     method: Method = importlib.import_module(name).METHOD
     return method
 

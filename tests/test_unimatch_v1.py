@@ -116,7 +116,7 @@ def test_which_program_a_run_follows() -> None:
         assert method.of(config(program="unimatch_v2")) is method
         assert method.of(config(**transformer)) is method
         assert method.of(config(program="unimatch_v1", **transformer)) is old
-    assert unimatch_v2.METHOD.of(config()) == unimatch_v2.METHOD
+    assert unimatch_v2.METHOD.of(config()) is unimatch_v2.METHOD
     cfg = unimatch_v1.OF_2023.settled(config(), "segmentation")
     assert (cfg.program, cfg.model, cfg.optimizer, cfg.teacher) == ("unimatch_v1", "deeplabv3plus", "sgd", "student")
     cfg = unimatch_v1.METHOD.settled(config(**transformer), "segmentation")
