@@ -39,7 +39,7 @@ from util.cli import Parser
 from util.config import Config, parse_arguments
 from util.dist import World, processes
 from util.error import StoppedError, UserError, run
-from util.files import check_output, output, write_atomic
+from util.files import check_output, output, write_output
 from util.precision import inference
 from util.progress import Progress, count
 from util.signals import StopSignals
@@ -234,9 +234,7 @@ def _report(args: argparse.Namespace, trained: Trained, scores: Scores, predicti
         facts |= {"boundary_distance": args.boundary_distance, "bf16": args.bf16}
         figure = metric.chosen_by(spec.task)
         worst = [{"image": name, figure: value} for value, _, name in scores.images[: args.worst]]
-        text = json.dumps(result | facts | {"worst": worst}, indent=1)
-        with output("--json", Path(args.json)):
-            write_atomic(Path(args.json), lambda file: file.write(text.encode()))
+        write_output("--json", args.json, json.dumps(result | facts | {"worst": worst}, indent=1))
     if args.confusion:
         image = picture.confusion_picture(np.array(result["confusion"]), spec.classes)
         with output("--confusion", Path(args.confusion)):

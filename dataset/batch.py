@@ -43,7 +43,8 @@ class RawBatch:
     """A mini-batch of one shard as a loader process leaves it. B images of each kind, C is 3 or 6 (two dates), crop S x S.
 
     Crops and strong views are made already (img_*), or are left to the training device (part_*, taps_*, photometry). Supervised training
-    has no unlabelled images. An absent field is empty. Validation has img_x, whole, mask_x of its own size, and name_x.
+    has no unlabelled images. An absent field is empty. Validation fills img_x (whole images), mask_x (of their own size) and
+    name_x.
     """
 
     mask_x: Tensor = _ABSENT  # (B, S, S) uint8 class ids, 255 is ignored

@@ -63,6 +63,7 @@ def _labeled_rows(batch: Batch, spec: DatasetSpec, encoder: Encoder) -> Iterator
         dates, ids = _dates(img, encoder), mask.cpu().numpy().astype(np.uint8)
         ignored = ids == IGNORE
         over = [picture.tint(date, ids, spec, all_classes=not spec.bitemporal) for date in dates]
+        # what is ignored and black: padding, or a border of the photograph that looks like it
         padding = ignored & ~np.any([np.asarray(date).any(2) for date in dates], 0)
         panels = [_panel(dates, padding), _panel([picture.paint(ids, spec)] * len(dates), ignored), _panel(over, ignored)]
         yield _row(panels, (" above ".join(spec.date_names), "mask", "mask over image"), name)

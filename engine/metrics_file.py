@@ -25,10 +25,10 @@ class Epoch:
 
     step: optimiser steps done by its end, counted over all epochs. seconds: of training and evaluation. memory: peak so far in MiB,
     None where the system does not say. images_per_second: of training, None where a run was resumed after the epoch's last step.
-    means: of its stats; None where no step counted. pseudo_labels: of all unlabelled pixels of its last step the share in percent whose
-    pseudo label is confident and of the class; empty without a teacher. scores: {model: what `metric.scores` returns}, empty where it
-    was not evaluated. pseudo_quality: what `quality` (engine/pseudo_quality.py) returns, empty where it was not evaluated, and without a
-    teacher. labeled_images: how many it trained on, repetitions counted; None in files of earlier versions.
+    means: of its stats; None for one without a value in the steps that count. pseudo_labels: of all unlabelled pixels of its last step the
+    share in percent whose pseudo label is confident and of the class; empty without a teacher. scores: {model: what `metric.scores`
+    returns}, empty where it was not evaluated. pseudo_quality: what `quality` (engine/pseudo_quality.py) returns, empty where it was not
+    evaluated, and without a teacher. labeled_images: how many it trained on, repetitions counted; None in files of earlier versions.
     """
 
     epoch: int

@@ -42,7 +42,9 @@ class Trained:
 
     def __str__(self) -> str:
         name = "EMA teacher" if self.which == "ema" else "student"
-        return name if self.epoch is None else f"{name} after epoch {self.epoch + 1} ({self.epoch} in the log)"
+        if self.epoch is None or self.epoch < 0:  # of a checkpoint inside the first epoch
+            return name
+        return f"{name} after epoch {self.epoch + 1} ({self.epoch} in the log)"
 
 
 def config_of(state: dict[str, Any], path: str, settings: list[str] | None = None, **given: Any) -> Config:
@@ -109,7 +111,7 @@ def _check_origin(state: dict[str, Any], cfg: Config, spec: DatasetSpec, path: s
     _check_names(_classes_of(state, path), spec, cfg, path)
     changes = any(name.startswith("previous_best") and name.endswith("_iou") for name in state)
     trained = any(name.startswith("previous_best") for name in state)
-    if trained and changes != (spec.bitemporal):
+    if trained and changes != spec.bitemporal:
         task = "change detection" if changes else "segmentation"
         raise UserError(f"{path}: a checkpoint of {task}, but {spec.name} is a data set of another task; give the config of its run")
 

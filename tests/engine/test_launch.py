@@ -124,6 +124,7 @@ def test_a_node_that_is_lost_and_comes_again_joins_the_restart(tmp_path: Path) -
     # PyTorch may warn besides, in words of its own, of a connection that the other side's end has closed
     own = [[line for line in text.splitlines() if line.startswith(("rank ", "error: "))] for text in errors]
     assert own == [["rank 0 ended with exit code 7; restart 1 of 1"]] * 2
+    assert not [text for text in errors if "Traceback" in text or "stopped: " in text]
 
 
 def test_the_second_signal_to_the_launcher_ends_the_workers(tmp_path: Path) -> None:
