@@ -151,8 +151,9 @@ class Trainer:
         path, state, _ = found
         if path.name == resume.PREVIOUS and self.world.main:
             resume.set_aside(self.folder / resume.LATEST)  # or the next save would put it where the good one is
-        other = resume.differences(state, self.config, self.data.lists, self.method.config)
-        return None if other and resume.is_start(state) else found  # a start of other settings has done no step yet
+        # a start with other settings has done no step yet
+        other = resume.is_start(state) and resume.differences(state, self.config, self.data.lists, self.method.config)
+        return None if other else found
 
     def _load(self, path: Path, state: dict[str, Any], problems: list[str]) -> list[str]:
         """Takes over a checkpoint. Returns the lines about it for the log."""

@@ -286,9 +286,9 @@ def test_our_checkpoints_need_no_config(
 @pytest.mark.parametrize("page", ["README.md", "docs/reports.md"])
 def test_the_python_of_the_documents(page: str, own_checkpoint: Path, tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.M | re.S)
-    folder = tmp_path / "exp/street/unimatch_v2"
-    folder.mkdir(parents=True)
-    (folder / "best.pth").symlink_to(own_checkpoint)
+    path = tmp_path / re.findall(r'load\("(exp/[^"]*)"\)', block)[0]  # the README's run and that of docs/own-data.md
+    path.parent.mkdir(parents=True)
+    path.symlink_to(own_checkpoint)
     (tmp_path / "photo.jpg").symlink_to(tiny.root / "images/0.jpg")
     monkeypatch.chdir(tmp_path)
     names: dict = {}
