@@ -41,21 +41,17 @@ class Recipe:
     def command(self, splits: list[str]) -> str:
         """The line that trains it, on several splits one after the other."""
         header = self.header()
+        usual = f"configs/{self.method}/{self.dataset}.yaml"  # as scripts/train.sh has it
+        usual = usual if (ROOT / usual).is_file() else f"configs/{self.dataset}.yaml"
         changed = [setting.replace("=", "_") for setting in self.settings if not setting.startswith("backbone=")]
         words = [f"dataset={self.dataset}"]
         words += [f"method={self.method}"] if self.method != "unimatch_v2" else []
-        words += [f"config={self.config}"] if self.config != usual_config(self.method, self.dataset) else []
+        words += [f"config={self.config}"] if self.config != usual else []
         words += [f'split="{" ".join(splits)}"' if len(splits) > 1 else f"split={splits[0]}"]
         words += ["exp=" + "_".join([header["backbone"], *changed])] if changed else []  # a folder apart from the method's own runs
         words += [f"sh scripts/train.sh {header['ngpus']} {PORT}"]
         words += [f"--labeled-id-path {self.all_labels}"] if self.all_labels else []
         return " ".join(words + [f"--set {setting}" for setting in self.settings])
-
-
-def usual_config(method: str, dataset: str) -> str:
-    """The config that scripts/train.sh takes, below the project: the method's own where there is one."""
-    own = f"configs/{method}/{dataset}.yaml"
-    return own if (ROOT / own).is_file() else f"configs/{dataset}.yaml"
 
 
 @cache
