@@ -23,9 +23,9 @@ def step(student: nn.Module, teacher: nn.Module | None, batch: Batch, cfg: Confi
 
 
 # UniMatch V1's program takes list and mini-batch as they are
-OF_2023 = Method("supervised", step, teacher=None, reads=Reads(unlabeled=False, repeat_labeled=False), optimizer="sgd")
+OF_2023 = Method("supervised", step, teacher=None, reads=Reads(unlabeled=0, repeat_labeled=False), optimizer="sgd")
 METHOD = Method(
-    "supervised", step, teacher=None, reads=Reads(labeled=2, unlabeled=False), programs={"unimatch_v1": OF_2023}, title="Labeled only"
+    "supervised", step, teacher=None, reads=Reads(labeled=2, unlabeled=0), programs={"unimatch_v1": OF_2023}, title="Labeled only"
 )
 
 

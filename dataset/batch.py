@@ -21,7 +21,7 @@ _ABSENT = torch.empty(0)
 class Reads:
     """The images that a method reads.
 
-    labeled: labelled images of a mini-batch, in units of `batch_size`; of unlabelled ones there are always `batch_size`.
+    labeled, unlabeled: labelled and unlabelled images of a mini-batch, in units of `batch_size`.
     strong_labeled: whether labelled images come as a strong view; there is no weak one then.
     repeat_labeled: whether an epoch's labelled list is repeated, to the length of the unlabelled one or to the data set's own.
     cut_labeled: whether it is cut to the length of the unlabelled one where it is longer.
@@ -30,12 +30,16 @@ class Reads:
     """
 
     labeled: int = 1
+    unlabeled: int = 1
     strong_labeled: bool = False
     repeat_labeled: bool = True
     cut_labeled: bool = False
-    unlabeled: bool = True
     strong_views: int = 2
     second_draw: bool = False
+
+    def images(self, batch_size: int) -> dict[str, int]:
+        """The images of a shard's mini-batch from each list: labelled (x) and, where it reads them, unlabelled (u)."""
+        return {"x": self.labeled * batch_size} | ({"u": self.unlabeled * batch_size} if self.unlabeled else {})
 
 
 @dataclass(frozen=True)
@@ -95,22 +99,19 @@ class Batch:
     second: Batch | None = None  # the same unlabelled images drawn a second time, where the method reads them: their views and ignore_u
 
 
-def empty_batch(reads: Reads, count: int, dates: int, size: int) -> Batch:
-    """A mini-batch with the fields and the shapes that such a method gets, of crops size x size. Its numbers mean nothing.
-
-    count: the unlabelled images.
-    """
+def empty_batch(reads: Reads, batch_size: int, dates: int, size: int) -> Batch:
+    """A mini-batch with the fields and the shapes that such a method gets, of crops size x size. Its numbers mean nothing."""
 
     def images(number: int) -> Tensor:
         return torch.zeros(number, 3 * dates, size, size)
 
     views: dict[str, Any] = {}
-    if reads.unlabeled:
+    labeled, count = reads.labeled * batch_size, reads.unlabeled * batch_size
+    if count:
         views = {"img_u_w": images(count), "ignore_u": torch.zeros(count, size, size, dtype=torch.uint8)}
         for i in range(1, reads.strong_views + 1):
             views |= {f"img_u_s{i}": images(count), f"box{i}": torch.zeros(count, size, size, dtype=torch.bool)}
     second = Batch(_ABSENT, _ABSENT, **views) if reads.second_draw else None
-    labeled = reads.labeled * count
     return Batch(images(labeled), torch.zeros(labeled, size, size, dtype=torch.long), second=second, **views)
 
 

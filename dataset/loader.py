@@ -18,7 +18,7 @@ from dataset.custom import spec_of, unlabeled_places
 from dataset.demo.sets import draw_at_first_use
 from dataset.lists import ImageList, missing_validation
 from dataset.look import Found, Job, by_class, illegal, inspect, nothing_to_learn, two_values
-from dataset.sampler import ShardSampler, labeled_length
+from dataset.sampler import ShardSampler, Stream, labeled_length
 from dataset.semi import Source, Sources, TrainSet, ValSet, collate, find_file
 from dataset.spec import SPECS, DatasetSpec
 from util.config import Config
@@ -213,23 +213,20 @@ def _free(folder: str) -> int:
 
 
 def check_shared_memory(
-    cfg: Config, batch: int, reads: Reads, workers: int, processes: int, folder: str = SHARED_MEMORY, on_device: bool = False
+    cfg: Config, reads: Reads, workers: int, processes: int, folder: str = SHARED_MEMORY, on_device: bool = False
 ) -> None:
     """Raises UserError where the workers' mini-batches would not fit into the shared memory: it kills them with a bus error.
 
-    batch: images of a mini-batch; processes: training processes on this machine; on_device: see TrainSet. Systems without the folder have
-    no such limit.
+    processes: training processes on this machine; on_device: see TrainSet. Systems without the folder have no such limit.
     """
     if workers == 0 or not os.path.isdir(folder):
         return
     channels = 3 * spec_of(cfg).dates
-    # bytes for a pixel of the crop: labelled, weak and strong images, mask and ignore map
+    # bytes for a pixel of the crop: labelled image and mask; of each draw, weak and strong images and ignore map
     image = PART * channels if on_device else channels
-    pixel = image + 1
-    if reads.unlabeled:
-        draws = 2 if reads.second_draw else 1
-        pixel += draws * ((1 if on_device else 1 + reads.strong_views) * image + 1)
-    need = int(processes * workers * PREFETCH * batch * pixel * cfg.crop_size**2)
+    pixel = {"x": image + 1, "u": (1 + reads.second_draw) * ((1 if on_device else 1 + reads.strong_views) * image + 1)}
+    batch = sum(images * pixel[name] for name, images in reads.images(cfg.batch_size).items())
+    need = int(processes * workers * PREFETCH * batch * cfg.crop_size**2)
     free = _free(folder)
     if free < need:
         raise UserError(
@@ -254,22 +251,22 @@ def training_loader(
     """The mini-batches of this process's shards. Raises UserError where there are none, or no room for them."""
     listed = {name: len(source) for name, source in sources.items()}
     length = labeled_length(listed["x"], listed.get("u", 0), spec, reads, cfg.supervised_length is not None)
-    streams = {name: (count, length if name == "x" else count) for name, count in listed.items()}
+    images = reads.images(cfg.batch_size)
+    streams = {name: Stream(count, length if name == "x" else count, images[name]) for name, count in listed.items()}
     if reads.second_draw:
         streams["second"] = streams["u"]  # of equal length, so in the same order: the same photographs
     shards = shard_count(cfg, world, log)
-    batch = reads.labeled * cfg.batch_size
-    sampler = ShardSampler(streams, batch, shards, world.own_shards(shards))
+    sampler = ShardSampler(streams, shards, world.own_shards(shards))
     if sampler.steps == 0:
-        name, shortest = min(((name, length) for name, (_, length) in streams.items()), key=lambda stream: stream[1])
+        name = min(sources, key=lambda name: streams[name].steps(shards))
         lists = " ".join(part.ids.path for part in sources[name].parts)
         raise UserError(
-            f"batch_size: {shortest} images an epoch of the {LISTS[name]} list ({lists}) make no full mini-batch of {batch} on each of "
-            f"{shards} shard(s); lower batch_size or shards, or give a longer list"
+            f"batch_size: {streams[name].length} images an epoch of the {LISTS[name]} list ({lists}) make no full mini-batch of "
+            f"{images[name]} on each of {shards} shard(s); lower batch_size or shards, or give a longer list"
         )
     workers = loader_workers(cfg, world)
     on_device = views_on_device(cfg, world)
-    check_shared_memory(cfg, batch, reads, workers, world.local_size, on_device=on_device)
+    check_shared_memory(cfg, reads, workers, world.local_size, on_device=on_device)
     loader = DataLoader(
         TrainSet(sources, cfg.crop_size, cfg.seed, reads, cfg.bad_images == "skip", on_device),
         batch_sampler=sampler,
@@ -286,7 +283,7 @@ def training_loader(
 def open_data(cfg: Config, world: World, reads: Reads, log: logging.Logger) -> Data:
     """Reads the lists and sets up the loader. Raises UserError for a list that cannot be used, and where validation images are missing."""
     spec = spec_of(cfg)
-    sources = training_sources(cfg, spec, reads.unlabeled)
+    sources = training_sources(cfg, spec, reads.unlabeled > 0)
     sampler, loader = training_loader(cfg, spec, sources, reads, world, log)
     validation = validation_source(cfg, spec)
     if world.local_rank == 0:  # once on each machine: their disks may differ

@@ -121,7 +121,7 @@ def first_mini_batches(cfg: Config, encoder: Encoder, count: int) -> tuple[list[
     semi = cfg.unlabeled_id_path is not None
     cfg, spec = replace(cfg, num_workers=0), spec_of(cfg)
     sampler, loader = training_loader(
-        cfg, spec, training_sources(cfg, spec, semi), Reads(unlabeled=semi), World(), logging.getLogger(__name__)
+        cfg, spec, training_sources(cfg, spec, semi), Reads(unlabeled=int(semi)), World(), logging.getLogger(__name__)
     )
     sampler.set_epoch(0)
     out: list[Batch] = []

@@ -1,6 +1,8 @@
 """Which images make which mini-batch: the recipe's shards, whatever number of processes runs them (METHOD.md 2.1, 6)."""
 
 from collections.abc import Iterator
+from itertools import zip_longest
+from typing import NamedTuple
 
 import torch
 
@@ -9,6 +11,20 @@ from dataset.spec import DatasetSpec
 
 # One image of a list at one position in an epoch: (stream, epoch, position in the epoch's order, index in the list).
 Key = tuple[str, int, int, int]
+
+
+class Stream(NamedTuple):
+    """A list as a run reads it. listed: its images; length: those of an epoch, which repeats a shorter list in order; batch: those of a
+    shard's mini-batch.
+    """
+
+    listed: int
+    length: int
+    batch: int
+
+    def steps(self, shards: int) -> int:
+        """Full mini-batches of a shard in an epoch."""
+        return -(-self.length // shards) // self.batch
 
 
 def labeled_length(labeled: int, unlabeled: int, spec: DatasetSpec, reads: Reads, repeats: bool = False) -> int:
@@ -31,25 +47,19 @@ def epoch_order(length: int, epoch: int, shards: int) -> torch.Tensor:
     return order.repeat(-(-padded // length))[:padded]
 
 
-def epoch_steps(lengths: list[int], shards: int, batch: int) -> int:
-    """Optimiser steps of an epoch: full mini-batches of a shard; the shortest list ends it."""
-    return min(-(-length // shards) // batch for length in lengths)
-
-
 class ShardSampler:
     """Batch sampler of one process. Yields, for each step and each own shard, the keys of a mini-batch.
 
-    An item of a mini-batch is one key per stream: a labelled image and, semi-supervised, an unlabelled one.
-    streams: {name: (images in the list, images of an epoch)}; a longer epoch repeats the list in order.
+    An item of a mini-batch is one key per stream: a labelled image and, semi-supervised, an unlabelled one; the last items lack the
+    streams that have fewer images in a mini-batch. The stream that is through first ends an epoch.
     Call `set_epoch` before each pass; `start` skips the steps that were done before a resume.
     """
 
-    def __init__(self, streams: dict[str, tuple[int, int]], batch: int, shards: int, own: range) -> None:
+    def __init__(self, streams: dict[str, Stream], shards: int, own: range) -> None:
         self.streams = streams
-        self.batch = batch
         self.shards = shards
         self.own = own
-        self.steps = epoch_steps([length for _, length in streams.values()], shards, batch)
+        self.steps = min(stream.steps(shards) for stream in streams.values())
         self.epoch = 0
         self.start = 0
 
@@ -62,11 +72,14 @@ class ShardSampler:
 
     def __iter__(self) -> Iterator[list[tuple[Key, ...]]]:
         epoch = self.epoch
-        orders = {name: epoch_order(length, epoch, self.shards) for name, (_, length) in self.streams.items()}
+        orders = {name: epoch_order(stream.length, epoch, self.shards) for name, stream in self.streams.items()}
+
+        def keys(name: str, step: int, shard: int) -> list[Key]:
+            listed, _, batch = self.streams[name]
+            positions = range(shard + step * batch * self.shards, shard + (step + 1) * batch * self.shards, self.shards)
+            return [(name, epoch, p, int(orders[name][p]) % listed) for p in positions]
+
         for step in range(self.start, self.steps):
             for shard in self.own:
-                first = shard + step * self.batch * self.shards
-                positions = range(first, first + self.batch * self.shards, self.shards)
-                yield [
-                    tuple((name, epoch, p, int(orders[name][p]) % listed) for name, (listed, _) in self.streams.items()) for p in positions
-                ]
+                items = zip_longest(*(keys(name, step, shard) for name in self.streams))
+                yield [tuple(key for key in item if key) for item in items]

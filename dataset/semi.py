@@ -3,7 +3,7 @@
 import hashlib
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -306,15 +306,14 @@ def collate(samples: list[dict[str, Any] | UserError]) -> RawBatch | UserError:
     """Collates samples of a TrainSet, with parts and taps padded with 0 to the largest, or of a ValSet, which must have one size; the first
     error replaces the mini-batch.
     """
-    good: list[dict[str, Any]] = []
+    fields: dict[str, list[Any]] = {}
     for sample in samples:
         if isinstance(sample, UserError):
             return sample
-        good.append(sample)
-    second = collate([sample.pop("second") for sample in good]) if "second" in good[0] else None
-    assert not isinstance(second, UserError)  # its whole sample would be this error
-    sized = {name: _stack([sample.pop(name) for sample in good]) for name in ("part_x", "taps_x", "part_u", "taps_u") if name in good[0]}
-    return RawBatch(second=second, **(default_collate(good) | sized))
+        for name, value in sample.items():
+            fields.setdefault(name, []).append(value)
+    how: dict[str, Callable[[list[Any]], Any]] = {"second": collate} | dict.fromkeys(("part_x", "taps_x", "part_u", "taps_u"), _stack)
+    return RawBatch(**{name: how.get(name, default_collate)(values) for name, values in fields.items()})
 
 
 def _stack(tensors: list[Tensor]) -> Tensor:

@@ -72,8 +72,9 @@ class EpochMeter:
         batches: of its last step.
         """
         sampler, learner = self.data.sampler, self.learner
-        a_step = sampler.batch * sampler.shards
-        images = (sampler.steps - self.first_step) * a_step * len(sampler.streams)
+        # images of a step, of each list
+        a_step = {name: stream.batch * sampler.shards for name, stream in sampler.streams.items()}
+        images = (sampler.steps - self.first_step) * sum(a_step.values())
         kept: dict[str, float] = {}
         if learner.labels_by is not None and batches:
             kept = kept_shares(learner.labels_by.eval(), batches, self.data.spec.classes, learner.cfg.conf_thresh, learner.world)
@@ -88,5 +89,5 @@ class EpochMeter:
             pseudo_labels=kept,
             scores=scores,
             pseudo_quality=quality,
-            labeled_images=sampler.steps * a_step,
+            labeled_images=sampler.steps * a_step["x"],
         )

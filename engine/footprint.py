@@ -122,8 +122,9 @@ class DryRun:
             if method.guided and self.teacher:
                 self.teacher = method.guided(self.teacher, self.cfg, True)
             batch = empty_batch(method.reads, cfg.batch_size, self.spec.dates, cfg.crop_size)
-            drop = method.draw(cfg.batch_size, self.student.channels, torch.Generator(), self.cfg) if method.draw else batch.drop
-            self.batch = replace(batch, drop=drop, epoch=cfg.epochs - 1)  # of the last epoch
+            if method.draw:
+                batch = replace(batch, drop=method.draw(len(batch.img_u_w), self.student.channels, torch.Generator(), self.cfg))
+            self.batch = replace(batch, epoch=cfg.epochs - 1)  # of the last epoch
             for p in self.student.parameters():  # which have gradients already, as from the second shard on
                 p.grad = torch.zeros_like(p) if p.requires_grad else None
         self.prediction = Prediction.of(self.cfg, self.spec, self.student)

@@ -21,7 +21,7 @@ from util.files import ROOT
 
 # step(student, teacher, batch, cfg) -> the scalar loss of a mini-batch, and the stats: detached scalars by their names
 Step = Callable[[Any, Any, Batch, Config], tuple[Tensor, dict[str, Tensor]]]
-# draw(images, channels of the encoder's maps, generator, the method's settings) -> factors of feature dropout for `Batch.drop`
+# draw(unlabelled images, channels of the encoder's maps, generator, the method's settings) -> factors of feature dropout for `Batch.drop`
 Draw = Callable[[int, tuple[int, ...], torch.Generator, Any], Tensor]
 # guided(the model that labels, the method's settings, whether only shapes are asked for) -> what the step gets as its teacher
 Guided = Callable[[Segmenter, Any, bool], nn.Module]
@@ -67,7 +67,7 @@ class Method:
     @property
     def semi(self) -> bool:
         """Whether it reads unlabelled images."""
-        return self.reads.unlabeled
+        return self.reads.unlabeled > 0
 
     @property
     def models(self) -> tuple[str, ...]:

@@ -25,9 +25,9 @@ def begin(cfg: Config, data: Data, title: str, world: World, epoch: int, step: i
     """Says what starts. title: the method's; epoch, step: where it starts, counted from 0."""
     spec, sampler = data.spec, data.sampler
     counts = [f"{len(data.labeled.ids)} labelled"]
-    counts += [f"{sampler.streams['u'][0]} unlabelled"] if "u" in sampler.streams else []
+    counts += [f"{sampler.streams['u'].listed} unlabelled"] if "u" in sampler.streams else []
     validation = count(len(data.validation.ids), f"validation {spec.noun}")
-    batch = " + ".join(str(sampler.batch) for name in sampler.streams if name in ("x", "u"))
+    batch = " + ".join(str(stream.batch) for name, stream in sampler.streams.items() if name != "second")
     shards = f"on each of {sampler.shards} shards" if sampler.shards > 1 else "on one shard"
     by = f"{world.size} processes" if world.size > 1 else "one process"
     say(f"# {title} on {spec.name}, {spec.nclass} classes: {', '.join(counts)} and {validation}.")

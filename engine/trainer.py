@@ -121,7 +121,7 @@ class Trainer:
             self.log.warning("no test score at the end: another machine does not find the test images")
         self.test = None if lacking else test
         self.record = Record(self.log, self.folder if world.main else None, spec, self.method, cfg.teacher, self.learner.it)
-        shown = {"ngpus": world.size, "nclass": spec.nclass, "batch_size": self.data.sampler.batch}
+        shown = {"ngpus": world.size, "nclass": spec.nclass, "batch_size": self.data.sampler.streams["x"].batch}
         if world.main:
             screen.begin(cfg, self.data, self.method.title or self.method.name, world, self.epoch + 1, self.step)
         self.record.header(asdict(cfg) | shown, self.learner.student)
@@ -281,7 +281,8 @@ class Trainer:
                 drop = None
                 if self.method.draw is not None:
                     generator = torch.Generator().manual_seed(shard_seed(self.cfg.seed, epoch * self.steps + step, shard))
-                    drop = self.method.draw(self.cfg.batch_size, self.learner.student.channels, generator, self.cfg)
+                    images = self.data.sampler.streams["u"].batch
+                    drop = self.method.draw(images, self.learner.student.channels, generator, self.cfg)
                 for text in filter(None, mini_batch.bad):
                     bad += text.split("\n")
                 out.append(make_batch(mini_batch, self.world.device, encoder, drop))

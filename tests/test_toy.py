@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import evaluate
 import predict
+from dataset.batch import Reads
 from engine.method import SEMI_LABELS
 from engine.metrics_file import read_epochs
 from scripts import export
@@ -72,6 +74,18 @@ def test_the_report_reads_its_log(trained: Path, capsys: pytest.CaptureFixture[s
     report([str(trained)])
     (row,) = (line for line in capsys.readouterr().out.splitlines() if "| toy " in line)
     assert f" {round_half_up(run['best'], 1)} |" in row
+
+
+def test_a_method_may_read_more_unlabelled_images_than_labelled_ones(
+    tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(toy, "METHOD", replace(toy.METHOD, reads=Reads(unlabeled=2, strong_views=1)))
+    toy.main(tiny.args(tmp_path, *SETTINGS))
+    board = EventAccumulator(str(tmp_path)).Reload()
+    assert "A step sees 2 + 4 images on one shard" in capsys.readouterr().out
+    assert len(board.Scalars("train/loss_toy")) == 6, "half as many steps as with as many labelled images"
+    assert {"data/labeled", "data/unlabeled"} <= set(board.Tags()["images"])
+    assert [epoch.labeled_images for epoch in read_epochs(tmp_path / "metrics.jsonl")] == [6, 6]
 
 
 @pytest.mark.parametrize("checkpointing", ["false", "true"])

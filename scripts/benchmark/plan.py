@@ -17,7 +17,7 @@ from typing import Any
 
 from dataset.custom import spec_of, unlabeled_places
 from dataset.lists import read_lines
-from dataset.sampler import epoch_steps, labeled_length
+from dataset.sampler import Stream, labeled_length
 from dataset.splits.published import published_length, published_splits
 from engine.footprint import GIB, DryRun, Meter, Work
 from engine.method import Method, get_method, method_names
@@ -172,8 +172,8 @@ class Plan:
     def __init__(self, cfg: Config, method: Method, lengths: dict[str, int], card: Card, efficiency: float = EFFICIENCY) -> None:
         self.cfg, self.method, self.lengths, self.card, self.efficiency = cfg, method, lengths, card, efficiency
         self.shards = cfg.shards or 1
-        # labelled images of a shard's mini-batch; semi-supervised, as many unlabelled ones come with them
-        self.batch = method.reads.labeled * cfg.batch_size
+        self.images = method.reads.images(cfg.batch_size)
+        self.batch = " + ".join(map(str, self.images.values()))  # in words
         self.evaluations = -(-cfg.epochs // cfg.eval_every)  # the last epoch has one in any case
         if not self.steps(self.shards):
             raise UserError(f"batch_size: these lists make no full mini-batch of {self.batch} on each of {self.shards} shard(s); lower it")
@@ -183,9 +183,10 @@ class Plan:
 
     def steps(self, shards: int) -> int:
         """Optimiser steps of an epoch; 0 where the lists make no full mini-batch."""
-        labeled, unlabeled, reads = self.lengths["labeled"], self.lengths["unlabeled"], self.method.reads
-        length = labeled_length(labeled, unlabeled, spec_of(self.cfg), reads, self.cfg.supervised_length is not None)
-        return epoch_steps([length, unlabeled] if reads.unlabeled else [length], shards, self.batch)
+        labeled, unlabeled = self.lengths["labeled"], self.lengths["unlabeled"]
+        repeats = self.cfg.supervised_length is not None
+        lengths = {"x": labeled_length(labeled, unlabeled, spec_of(self.cfg), self.method.reads, repeats), "u": unlabeled}
+        return min(Stream(lengths[name], lengths[name], images).steps(shards) for name, images in self.images.items())
 
     def cost(self, precision: str, step: Work, scored: Work, used: Meter, trained: int) -> dict[str, float]:
         """Seconds on one card, estimated: products at the peak rate, then what lies between them at the peak bandwidth, both at the
@@ -224,10 +225,9 @@ class Plan:
         """
         cfg, method, lengths, shards, card = self.cfg, self.method, self.lengths, self.shards, self.card
         run, own = DryRun(cfg, method, shards), cfg.activation_checkpointing
-        images = f"{self.batch} + {self.batch}" if method.semi else str(self.batch)
         lists = f"{lengths['labeled']} labelled" + (f" and {lengths['unlabeled']} unlabelled" if method.semi else "")
         yield (
-            f"{cfg.config}: {method.name}, {cfg.backbone}, crop {cfg.crop_size}, {images} images on each of {shards} shard(s), "
+            f"{cfg.config}: {method.name}, {cfg.backbone}, crop {cfg.crop_size}, {self.batch} images on each of {shards} shard(s), "
             f"{cfg.precision}{', activation checkpointing' * own}\n"
             f"Lists: {lists}, {lengths['val']} for validation, taken as {image[0]} x {image[1]} pixels",
             {"config": cfg.config, "method": method.name, "lengths": lengths, "image_size": image},

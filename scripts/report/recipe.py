@@ -66,7 +66,7 @@ def _run(recipe: Recipe) -> tuple[Method, Config]:
 @cache
 def _header(recipe: Recipe) -> Mapping[str, str]:
     method, cfg = recipe.run()
-    shown = asdict(cfg) | {"ngpus": cfg.shards, "batch_size": cfg.batch_size * method.reads.labeled}
+    shown = asdict(cfg) | {"ngpus": cfg.shards, "batch_size": method.reads.images(cfg.batch_size)["x"]}
     header: dict[str, str] = {}
     for _, line in read_lines(f"[2024-01-01 00:00:00,000][    INFO] {pprint.pformat(shown)}"):
         header |= line.header

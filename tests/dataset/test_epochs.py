@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.utils.data import DistributedSampler
 
 from dataset.batch import Reads
-from dataset.sampler import ShardSampler, epoch_order, epoch_steps, labeled_length
+from dataset.sampler import ShardSampler, Stream, epoch_order, labeled_length
 from dataset.spec import get_spec
 
 # images of an epoch, shards, mini-batch of a shard, steps, steps between the published log's lines
@@ -31,7 +31,7 @@ PUBLISHED = [
 
 @pytest.mark.parametrize(("images", "shards", "batch", "steps", "interval"), PUBLISHED)
 def test_step_counts_of_published_runs(images: int, shards: int, batch: int, steps: int, interval: int) -> None:
-    assert epoch_steps([images], shards, batch) == steps == math.floor(math.ceil(images / shards) / batch)
+    assert Stream(images, images, batch).steps(shards) == steps == math.floor(math.ceil(images / shards) / batch)
     assert steps // 8 == interval
 
 
@@ -68,16 +68,16 @@ def literal(listed: int, images: int, epoch: int, shards: int, batch: int, shard
 )
 def test_mini_batches_of_every_process_count(labeled: int, unlabeled: int, shards: int, batch: int, epoch: int) -> None:
     length = labeled_length(labeled, unlabeled, get_spec("pascal"), Reads())
-    streams = {"x": (labeled, length), "u": (unlabeled, unlabeled)}
+    streams = {"x": Stream(labeled, length, batch), "u": Stream(unlabeled, unlabeled, batch)}
     steps = min(math.ceil(n / shards) // batch for n in (length, unlabeled))
     for processes in (p for p in (1, 2, 4) if shards % p == 0):
         share = shards // processes
         for rank in range(processes):
-            sampler = ShardSampler(streams, batch, shards, range(rank * share, (rank + 1) * share))
+            sampler = ShardSampler(streams, shards, range(rank * share, (rank + 1) * share))
             sampler.set_epoch(epoch)
             found = [[[key[stream][3] for key in keys] for stream in (0, 1)] for keys in sampler]
             expected = [
-                [literal(*streams[name], epoch, shards, batch, shard, step) for name in ("x", "u")]
+                [literal(*streams[name][:2], epoch, shards, batch, shard, step) for name in ("x", "u")]
                 for step in range(steps)
                 for shard in sampler.own
             ]
@@ -86,14 +86,14 @@ def test_mini_batches_of_every_process_count(labeled: int, unlabeled: int, shard
 
 
 def test_lists_of_equal_length_share_their_order() -> None:
-    sampler = ShardSampler({"x": (5, 12), "u": (12, 12)}, 3, 2, range(2))
+    sampler = ShardSampler({"x": Stream(5, 12, 3), "u": Stream(12, 12, 3)}, 2, range(2))
     for keys in sampler:
         for (_, _, place_x, x), (_, _, place_u, u) in keys:
             assert place_x == place_u
             assert x == u % 5
 
 
-SUPERVISED = Reads(unlabeled=False)
+SUPERVISED = Reads(unlabeled=0)
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ SUPERVISED = Reads(unlabeled=False)
         ("levir", Reads(), 356, 6764, 6764),
         ("pascal", Reads(), 5, 5, 5),
         ("pascal", SUPERVISED, 92, 0, 3000),  # without unlabelled images, to the data set's number
-        ("pascal", Reads(unlabeled=False, repeat_labeled=False), 92, 0, 92),  # not where the method does not repeat it
+        ("pascal", Reads(unlabeled=0, repeat_labeled=False), 92, 0, 92),  # not where the method does not repeat it
         ("own pairs", SUPERVISED, 7, 0, 7),  # no number of images is asked for
     ],
 )
@@ -118,16 +118,16 @@ def test_labelled_lists_are_repeated_and_cut(name: str, reads: Reads, labeled: i
 
 def test_supervised_length_of_a_config_repeats_what_the_method_does_not() -> None:
     spec = replace(get_spec("pascal"), supervised_length=200)
-    assert labeled_length(92, 0, spec, Reads(unlabeled=False, repeat_labeled=False), repeats=True) == 200
+    assert labeled_length(92, 0, spec, Reads(unlabeled=0, repeat_labeled=False), repeats=True) == 200
 
 
 def test_the_shorter_list_ends_the_epoch() -> None:
-    assert epoch_steps([20210, 3000], 4, 2) == 375
-    assert len(ShardSampler({"x": (20, 20), "u": (9, 9)}, 2, 2, range(2))) == 2 * 2
+    assert ShardSampler({"x": Stream(20210, 20210, 2), "u": Stream(3000, 3000, 2)}, 4, range(1)).steps == 375
+    assert len(ShardSampler({"x": Stream(20, 20, 2), "u": Stream(9, 9, 2)}, 2, range(2))) == 2 * 2
 
 
 def test_a_start_inside_an_epoch_skips_what_was_done() -> None:
-    sampler = ShardSampler({"x": (7, 40), "u": (40, 40)}, 2, 4, range(2, 4))
+    sampler = ShardSampler({"x": Stream(7, 40, 2), "u": Stream(40, 40, 2)}, 4, range(2, 4))
     sampler.set_epoch(3)
     whole = list(sampler)
     sampler.set_epoch(3, start=2)

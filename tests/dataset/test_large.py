@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from dataset.custom import spec_of, unlabeled_places
 from dataset.lists import Entry, ImageList, read_list
 from dataset.loader import supervised
-from dataset.sampler import epoch_steps
+from dataset.sampler import Stream
 from tests.conftest import ROOT
 from util.config import load_config, parse_command
 from util.error import UserError
@@ -93,7 +93,7 @@ def test_recipes_are_the_published_ones(config: str) -> None:
     assert (cfg.lr, cfg.lr_multi, cfg.conf_thresh) == (5e-6, 40.0, 0.95)
     base = load_config(str(ROOT / f"configs/{cfg.dataset}.yaml"))
     assert (cfg.criterion, cfg.crop_size, cfg.nclass) == (base.criterion, base.crop_size, spec_of(cfg).nclass)
-    assert epoch_steps([max(labeled, unlabeled), unlabeled], shards, batch) == steps
+    assert Stream(unlabeled, unlabeled, batch).steps(shards) == steps, "the labelled list is repeated to at least this length"
     counts = {row[0]: row[1] for row in (line.split("\t") for line in (ROOT / "splits/manifest.tsv").read_text().splitlines())}
     assert int(counts[cfg.labeled_id_path]) == labeled
     assert sum(int(counts[path]) for path, _ in unlabeled_places(cfg)) == unlabeled

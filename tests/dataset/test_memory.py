@@ -3,6 +3,7 @@
 import os
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +39,7 @@ def test_a_real_small_one(cfg: Config, small: Path) -> None:
     with pytest.raises(
         UserError, match=r"found 16 MiB free, expected 115 MiB .* 1 x 4 loader processes; .*--shm-size=1g, or set num_workers=0"
     ):
-        check_shared_memory(cfg, 4, reads=Reads(), workers=4, processes=1, folder=str(small))
+        check_shared_memory(cfg, reads=Reads(), workers=4, processes=1, folder=str(small))
 
 
 @pytest.mark.parametrize(
@@ -49,10 +50,10 @@ def test_need_grows_with_workers_and_processes(
 ) -> None:
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=free, f_frsize=2**20))
     if fits:
-        check_shared_memory(cfg, 4, Reads(), workers, processes, str(tmp_path))
+        check_shared_memory(cfg, Reads(), workers, processes, str(tmp_path))
     else:
         with pytest.raises(UserError, match=f"found {free} MiB free"):
-            check_shared_memory(cfg, 4, Reads(), workers, processes, str(tmp_path))
+            check_shared_memory(cfg, Reads(), workers, processes, str(tmp_path))
 
 
 @pytest.mark.parametrize(("free", "workers"), [(64, 0), (128, 1), (400, 3), (2**20, 4)])
@@ -73,13 +74,13 @@ def test_the_estimate_is_close_to_large_mini_batches(
     mini_batches: list[Any] = [collate([data[(("x", epoch, i, i), ("u", epoch, i, i))] for i in range(4)]) for epoch in range(16)]
     tensors = [value for batch in mini_batches for value in vars(batch).values() if isinstance(value, torch.Tensor)]
     real = sum(tensor.nbytes for tensor in tensors) / len(mini_batches)
-    cfg = load_config(str(tiny.config), ["crop_size=84"])
+    cfg = load_config(str(tiny.config), ["crop_size=84", "batch_size=4"])
     free = 0.0
     monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_bavail=free, f_frsize=1))
     free = real * 2 * fits  # two mini-batches of one worker
-    check_shared_memory(cfg, 4, Reads(), 1, 1, str(tmp_path), on_device)
+    check_shared_memory(cfg, Reads(), 1, 1, str(tmp_path), on_device)
     free = real * 2 * too_little
     with pytest.raises(UserError):
-        check_shared_memory(cfg, 4, Reads(), 1, 1, str(tmp_path), on_device)
+        check_shared_memory(cfg, Reads(), 1, 1, str(tmp_path), on_device)
     with pytest.raises(UserError, match=r"--shm-size=\d\dg, "):  # as docker reads it
-        check_shared_memory(cfg, 2**16, Reads(), 1, 1, str(tmp_path), on_device)
+        check_shared_memory(replace(cfg, batch_size=2**16), Reads(), 1, 1, str(tmp_path), on_device)

@@ -2,13 +2,13 @@
 
 import torch
 
-from dataset.sampler import ShardSampler, epoch_order, epoch_steps
+from dataset.sampler import ShardSampler, Stream, epoch_order
 
-STREAMS = {"x": (5, 23), "u": (23, 23)}  # 5 labelled images repeated to the 23 unlabelled ones
+STREAMS = {"x": Stream(5, 23, 2), "u": Stream(23, 23, 2)}  # 5 labelled images repeated to the 23 unlabelled ones
 
 
-def batches(shards: int, own: range, epoch: int = 0, start: int = 0, batch: int = 2) -> list[list[tuple]]:
-    sampler = ShardSampler(STREAMS, batch, shards, own)
+def batches(shards: int, own: range, epoch: int = 0, start: int = 0, streams: dict[str, Stream] = STREAMS) -> list[list[tuple]]:
+    sampler = ShardSampler(streams, shards, own)
     sampler.set_epoch(epoch, start)
     out = list(sampler)
     assert len(out) == len(sampler)
@@ -51,7 +51,16 @@ def test_a_list_shorter_than_the_shards_is_repeated() -> None:
     assert order.tolist() == (order[:3].tolist() * 3)[:8]
 
 
-def test_steps_of_the_published_recipes() -> None:
-    assert epoch_steps([2789, 2789], 4, 2) == 349  # cityscapes 1/16
-    assert epoch_steps([10490, 10490], 4, 4) == 655  # pascal, 92 labels
-    assert epoch_steps([3000], 4, 8) == 93  # pascal, labelled only: twice the mini-batch
+def test_more_unlabelled_than_labelled_images_in_a_mini_batch() -> None:
+    """Each list has its own positions, as if the other one were not there."""
+    streams = {"x": Stream(5, 23, 1), "u": Stream(23, 23, 3)}
+    mine = batches(2, range(2), streams=streams)
+    assert len(mine) == 2 * 4, "the unlabelled list ends the epoch: 12 images of a shard, 3 at a time"
+    assert [[[key[0] for key in item] for item in items] for items in mine] == [[["x", "u"], ["u"], ["u"]]] * 8
+    for name, (listed, length, batch) in streams.items():
+        order = epoch_order(length, 0, 2).tolist()
+        for step, shard in ((step, shard) for step in range(4) for shard in range(2)):
+            found = [key for item in mine[2 * step + shard] for key in item if key[0] == name]
+            positions = [shard + 2 * (step * batch + k) for k in range(batch)]
+            assert found == [(name, 0, p, order[p] % listed) for p in positions]
+    assert [batches(2, range(r, r + 1), start=1, streams=streams) for r in range(2)] == [mine[2::2], mine[3::2]]

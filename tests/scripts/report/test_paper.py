@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dataset.custom import spec_of
-from dataset.sampler import epoch_steps
+from dataset.sampler import Stream
 from engine.provenance import ROOT
 from model import configured_model
 from model.spec import check_crop, get_encoder
@@ -70,7 +70,7 @@ def test_semivl_on_cityscapes_has_the_published_number_of_steps() -> None:
     assert sorted(recipe.split for recipe in recipes) == sorted(labels)
     for recipe in recipes:
         _, cfg = recipe.run()
-        steps = epoch_steps([2975 - labels[recipe.split]], cfg.shards or 1, cfg.batch_size)
+        steps = Stream(0, 2975 - labels[recipe.split], cfg.batch_size).steps(cfg.shards or 1)
         assert 0 <= cfg.epochs * steps - 83760 < steps, recipe
 
 
