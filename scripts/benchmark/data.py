@@ -19,8 +19,10 @@ from dataset.batch import RawBatch, Reads, make_batch, normalize
 from dataset.custom import spec_of
 from dataset.demo.photograph import FILES, SIZE, drawn_source
 from dataset.lists import Entry
+from dataset.sampler import ShardSampler, Stream
 from dataset.semi import Source, Sources, TrainSet, collate
 from dataset.spec import get_spec
+from engine.method import Method
 from model.encoder import Encoder
 from scripts.benchmark.measure import AT_LEAST, Row, ratio, seconds
 from util.config import Config
@@ -31,15 +33,22 @@ KINDS = ((*SIZE, "jpg", 6.0, 518), (2048, 1024, "png", 1.0, 798))  # width, heig
 GOALS = {("u", 518): (AT_LEAST, 10.0), ("u", 798): (AT_LEAST, 4.0), ("x", 798): (AT_LEAST, 3.0)}  # by stream and crop
 
 
-def host_batch(cfg: Config, on_device: bool = False, pin: bool = False) -> RawBatch:
+def host_batch(cfg: Config, reads: Reads, on_device: bool = False, pin: bool = False) -> RawBatch:
     """A mini-batch as the loader hands it over. on_device: see TrainSet. pin: in page-locked memory, as for a GPU."""
     with TemporaryDirectory() as folder:
         size = (cfg.crop_size, 3 * cfg.crop_size // 4)
-        sources = {stream: Sources([drawn_source(Path(folder), spec_of(cfg), [size])]) for stream in "xu"}
-        keys = [tuple((stream, 0, i, i % FILES) for stream in "xu") for i in range(cfg.batch_size)]
-        data = TrainSet(sources, cfg.crop_size, 0, Reads(), on_device=on_device)
-        raw: Any = collate([data[key] for key in keys])
+        streams = {name: Stream(FILES, count, count) for name, count in reads.images(cfg.batch_size).items()}
+        sources = {name: Sources([drawn_source(Path(folder), spec_of(cfg), [size])]) for name in streams}
+        if reads.second_draw:
+            streams["second"] = streams["u"]
+        data = TrainSet(sources, cfg.crop_size, 0, reads, on_device=on_device)
+        raw: Any = collate([data[keys] for mini_batch in ShardSampler(streams, 1, range(1)) for keys in mini_batch])
         return raw.pin_memory() if pin else raw
+
+
+def images(cfg: Config, method: Method) -> str:
+    """How many images a mini-batch has, in words."""
+    return "+".join(map(str, method.reads.images(cfg.batch_size).values()))
 
 
 class PillowSource(Source):
@@ -73,11 +82,11 @@ def sample_row(source: Source, stream: str, crop: int, rounds: int, figure: str)
     return ratio(figure, spent["literal"], spent["ours"], GOALS.get((stream, crop)), "a sample")
 
 
-def rows(cfg: Config, device: torch.device, args: argparse.Namespace) -> Iterator[Row]:
+def rows(cfg: Config, method: Method, device: torch.device, args: argparse.Namespace) -> Iterator[Row]:
     """What is left to the device of a mini-batch of `cfg`, and samples of KINDS."""
-    raw = host_batch(cfg, on_device=True, pin=device.type == "cuda")
+    raw = host_batch(cfg, method.reads, on_device=True, pin=device.type == "cuda")
     times = seconds({"images": lambda: make_batch(raw, device, Encoder())}, args.rounds, device)["images"]
-    figure = f"images of a mini-batch of {cfg.batch_size}+{cfg.batch_size}, crop {cfg.crop_size}, views=device, made on {device.type}"
+    figure = f"images of a mini-batch of {images(cfg, method)}, crop {cfg.crop_size}, views=device, made on {device.type}"
     yield Row(figure, [1000 * time for time in times], "ms")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

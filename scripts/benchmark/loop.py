@@ -16,9 +16,9 @@ from torch.profiler import DeviceType, ProfilerActivity, profile
 
 from dataset.custom import spec_of
 from dataset.demo.photograph import SIZE, drawn_source
+from engine.method import Method
 from engine.trainer import Trainer
 from scripts.benchmark.measure import AT_MOST, Row, attempt, wait_for
-from unimatch_v2 import METHOD
 from util.config import Config
 from util.dist import World
 from util.error import UserError
@@ -30,28 +30,28 @@ READS = "Memcpy DtoH"  # the profiler's name of a copy from the GPU to the host
 
 
 @contextmanager
-def small_run(cfg: Config, device: torch.device, steps: int, size: tuple[int, int] = SIZE) -> Iterator[Trainer]:
+def small_run(cfg: Config, method: Method, device: torch.device, steps: int, size: tuple[int, int] = SIZE) -> Iterator[Trainer]:
     """A run of `cfg` with one shard and one epoch of `steps` steps, on images of a (width, height) drawn for it. Its log goes to stderr."""
     with TemporaryDirectory() as root:
-        drawn_source(Path(root), spec_of(cfg), [size], count=steps * cfg.batch_size)
+        drawn_source(Path(root), spec_of(cfg), [size], count=steps * max(method.reads.images(cfg.batch_size).values()))
         listed, save_path = f"{root}/list.txt", f"{root}/run"
         Path(save_path).mkdir()
         cfg = replace(cfg, data_root=root, labeled_id_path=listed, unlabeled_id_path=listed, val_id_path=listed, save_path=save_path)
         cfg = replace(cfg, shards=1, epochs=1, data_root_u=None, test_id_path=listed, pretrained=None, init=None)
         with redirect_stdout(sys.stderr):
-            run = Trainer(cfg, METHOD, World(device=device), StopSignals())
+            run = Trainer(cfg, method, World(device=device), StopSignals())
         yield run
 
 
-def rows(cfg: Config, device: torch.device, args: argparse.Namespace) -> Iterator[Row]:
+def rows(cfg: Config, method: Method, device: torch.device, args: argparse.Namespace) -> Iterator[Row]:
     """STEPS steps of a run in bf16, as it is and compiled, from files, after WARM steps that do not count. Only for an NVIDIA GPU."""
     for compiled in (False, True):
-        what = f"{cfg.backbone}, {cfg.crop_size}, bf16{', compile' * compiled}"
-        yield from attempt(what, device, profiled, replace(cfg, precision="bf16", compile=compiled), device, what)
+        what = f"{method.name}, {cfg.backbone}, {cfg.crop_size}, bf16{', compile' * compiled}"
+        yield from attempt(what, device, profiled, replace(cfg, precision="bf16", compile=compiled), method, device, what)
 
 
-def profiled(cfg: Config, device: torch.device, what: str) -> Iterator[Row]:
-    with small_run(cfg, device, WARM + 2 * STEPS) as run:
+def profiled(cfg: Config, method: Method, device: torch.device, what: str) -> Iterator[Row]:
+    with small_run(cfg, method, device, WARM + 2 * STEPS) as run:
         steps = run.updates(0, 0)
         deque(islice(steps, WARM), maxlen=0)  # keeps nothing: mini-batches that stay would have the allocator ask the driver for memory
         wait_for(device)

@@ -93,8 +93,6 @@ def image_size(text: str) -> tuple[int, int]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `python -m scripts.benchmark plan` alone."""
-    words = "default: the one that the config's folder is named after, else unimatch_v2"
-    parser.add_argument("--method", choices=method_names(), help=words)
     parser.add_argument("--split", help="take the lengths of this split's lists, here or as published")
     parser.add_argument("--labeled", type=positive, metavar="N", help="images in the labelled list; likewise the next two")
     parser.add_argument("--unlabeled", type=positive, metavar="N")
@@ -108,9 +106,7 @@ def main(args: argparse.Namespace) -> None:
     """Prints the plan, each paragraph as soon as it is known. Raises UserError for options that do not say what to plan."""
     if not 0 < args.efficiency <= 1:
         raise UserError(f"--efficiency: found {args.efficiency}, expected a number above 0, at most 1")
-    method = chosen_method(args.config, args.method)
-    cfg = load_recipe(args.config, args.set, method)
-    method = method.of(cfg)
+    cfg, method = load_recipe(args.config, args.set, args.method)
     plan = Plan(cfg, method, find_lengths(cfg, method, args), CARDS[args.card], args.efficiency)
     found: dict[str, Any] = {}
     for text, figures in plan.paragraphs(args.image_size or spec_of(cfg).image_size or (cfg.crop_size, cfg.crop_size)):
@@ -119,18 +115,17 @@ def main(args: argparse.Namespace) -> None:
     write_output("--json", args.json, json.dumps(found, indent=1))
 
 
-def load_recipe(path: str, settings: list[str] | None, method: Method) -> Config:
-    """A run's config as far as it needs no data: `class_weights: auto` are equal ones. Raises UserError for one that makes no run."""
+def load_recipe(path: str, settings: list[str] | None, name: str | None) -> tuple[Config, Method]:
+    """A run's config, as far as it needs no data, and its method. Raises UserError for one that makes no run.
+
+    `class_weights: auto` are equal ones. name: of the method; None for the one whose recipes the config's folder holds, else UniMatch V2.
+    """
+    folder = Path(path).resolve().parent.name
+    method = get_method(name or (folder if folder in method_names() else "unimatch_v2"))
     cfg = replace(load_config(path, settings, method.config), pretrained=None)
     nclass = spec_of(cfg).nclass
     check_crop(cfg.crop_size, get_encoder(cfg.backbone).facts())
-    return replace(cfg, criterion=numeric_criterion(cfg.criterion, nclass, lambda: [1] * nclass))
-
-
-def chosen_method(config: str, name: str | None) -> Method:
-    """The method of that name, else the one whose recipes the folder of the config holds, else UniMatch V2."""
-    folder = Path(config).resolve().parent.name
-    return get_method(name or (folder if folder in method_names() else "unimatch_v2"))
+    return replace(cfg, criterion=numeric_criterion(cfg.criterion, nclass, lambda: [1] * nclass)), method.of(cfg)
 
 
 def find_lengths(cfg: Config, method: Method, args: argparse.Namespace) -> dict[str, int]:

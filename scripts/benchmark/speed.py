@@ -1,4 +1,4 @@
-"""Steps of UniMatch V2 and evaluations beside a literal way of doing the same; peak memory, and what activation checkpointing costs.
+"""Training steps and evaluations beside a literal way of doing the same; peak memory, and what activation checkpointing costs.
 
 The literal way is as plain as it can be written: float32, eager, softmax(QK^T)V; losses read back every step; a pass over the images for
 each model that is evaluated.
@@ -27,14 +27,15 @@ from dataset.semi import Source
 from engine.ema import ema_decay, make_teacher
 from engine.evaluation import Prediction, evaluate, validation_loader
 from engine.footprint import GIB, DryRun
-from engine.optimizer import set_rate_
+from engine.method import Method
+from engine.optimizer import make_optimizer, set_rate_
 from engine.schedule import poly
 from engine.update import Learner
 from model import configured_model
 from model.segmenter import Segmenter
-from scripts.benchmark.data import host_batch
+from model.text import give_text_
+from scripts.benchmark.data import host_batch, images
 from scripts.benchmark.measure import AT_LEAST, AT_MOST, Row, attempt, matrix_rate, ratio, seconds
-from unimatch_v2 import METHOD
 from util.config import Config
 from util.dist import World
 from util.precision import inference, matmul_precision
@@ -48,49 +49,69 @@ SETTINGS = ("fp32", "bf16, compile", "bf16", "tf32", "fp16", "fp32, compile")  #
 
 
 class LiteralLoop:
-    """Student, EMA teacher and AdamW; `update` is one optimiser step from one mini-batch on the host."""
+    """Student, its moving average and optimiser; `update` is one optimiser step from one mini-batch on the host."""
 
-    def __init__(self, cfg: Config, model: Segmenter, device: torch.device) -> None:
-        self.cfg, self.device, self.it = cfg, device, 0
-        self.student = copy.deepcopy(model).to(device).train()
-        self.teacher = make_teacher(self.student)
-        self.labels_by = self.student if METHOD.teacher_of(spec_of(cfg).task, cfg.teacher) == "student" else self.teacher
-        parts = ((self.student.backbone, 1.0), (self.student.head, cfg.lr_multi))
-        groups = [{"params": list(part.parameters()), "factor": factor} for part, factor in parts]
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01)
+    def __init__(self, cfg: Config, method: Method, model: Segmenter, device: torch.device) -> None:
+        self.cfg, self.method, self.device, self.it = method.settled(cfg, spec_of(cfg).task), method, device, 0
+        self.student = copy.deepcopy(model).to(device)
+        self.student.frozen_statistics = cfg.batch_norm == "frozen"
+        self.student.backbone.requires_grad_(not cfg.lock_backbone)
+        self.student.train()
+        self.average = make_teacher(self.student) if method.teacher == "ema" else None
+        labels_by = self.student if self.cfg.teacher == "student" else self.average
+        self.teacher = method.guided(labels_by, self.cfg, False) if method.guided and labels_by else labels_by
+        ours = make_optimizer(self.student, self.cfg)
+        groups = [{name: group[name] for name in ("params", "lr", "factor", "weight_decay")} for group in ours.param_groups]
+        sgd = isinstance(ours, torch.optim.SGD)
+        self.optimizer = torch.optim.SGD(groups, momentum=cfg.momentum) if sgd else torch.optim.AdamW(groups)
 
     def update(self, batch: Batch) -> dict[str, float]:
         """batch: images (B, C, S, S) float, normalised on the host. Returns the stats as numbers."""
         set_rate_(self.optimizer, poly(self.cfg.lr, max(0, self.it - 1), STEPS_IN_ALL))
-        moved: dict[str, Any] = {name: value.to(self.device) if isinstance(value, Tensor) else value for name, value in vars(batch).items()}
         with sdpa_kernel(SDPBackend.MATH):
-            loss, stats = METHOD.step(self.student, self.labels_by, Batch(**moved), self.cfg)
+            loss, stats = self.method.step(self.student, self.teacher, self.moved(batch), self.cfg)
         self.optimizer.zero_grad()
         loss.backward()
         self.optimizer.step()
-        decay = ema_decay(self.it)
-        with torch.no_grad():
-            for t, s in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
-                t.copy_(t * decay + s * (1 - decay))
+        if self.average is not None:
+            decay = ema_decay(self.it)
+            for t, s in zip(self.average.state_dict().values(), self.student.state_dict().values(), strict=True):
+                t.copy_(t * decay + s * (1 - decay) if t.is_floating_point() else s)
         self.it += 1
         return {name: value.item() for name, value in stats.items()}
+
+    def moved(self, batch: Batch) -> Batch:
+        """The mini-batch on the device."""
+        fields: dict[str, Any] = dict(vars(batch))
+        for name, value in fields.items():
+            if isinstance(value, (Tensor, Batch)):
+                fields[name] = value.to(self.device) if isinstance(value, Tensor) else self.moved(value)
+        return Batch(**fields)
+
+
+def started_model(cfg: Config) -> Segmenter:
+    """A run's model with random weights, always the same."""
+    spec = spec_of(cfg)
+    torch.manual_seed(0)
+    model = configured_model(cfg, spec.nclass, spec.task)
+    give_text_(model, cfg, spec.classes)
+    return model
 
 
 class Alternatives:
     """The literal loop and trainers with several settings, from the same weights, on the same mini-batch."""
 
-    def __init__(self, cfg: Config, device: torch.device) -> None:
-        spec, self.cfg, self.device = spec_of(cfg), cfg, device
-        torch.manual_seed(0)
-        self.model = configured_model(cfg, spec.nclass, spec.task)
-        assert METHOD.draw is not None
-        self.drop = METHOD.draw(cfg.batch_size, self.model.channels, torch.Generator(), cfg)
+    def __init__(self, cfg: Config, method: Method, device: torch.device) -> None:
+        self.cfg, self.method, self.device = replace(cfg, shards=1), method, device
+        self.model = started_model(cfg)
+        unlabeled = method.reads.images(cfg.batch_size).get("u", 0)
+        self.drop = method.draw(unlabeled, self.model.channels, torch.Generator(), cfg) if method.draw else None
         # one normalised float tensor a view, in pageable memory, as a plain DataLoader leaves it: copies of it block
-        self.batch = make_batch(host_batch(cfg), torch.device("cpu"), self.model.backbone, self.drop)
+        self.batch = make_batch(host_batch(cfg, method.reads), torch.device("cpu"), self.model.backbone, self.drop)
 
     def learner(self, **settings: Any) -> Learner:
         cfg, model = replace(self.cfg, **settings), copy.deepcopy(self.model)
-        return Learner(cfg, model, METHOD, STEPS_IN_ALL, world=World(device=self.device))
+        return Learner(cfg, model, self.method, STEPS_IN_ALL, world=World(device=self.device))
 
     def ours(self, **settings: Any) -> Callable[[], Any]:
         """A step from what the real loader leaves: for a GPU, images still to be made (`views: auto`), in page-locked memory.
@@ -98,7 +119,7 @@ class Alternatives:
         As in Trainer.updates, a step finds its mini-batch made, and makes the next one while the device computes its gradient.
         """
         learner, gpu = self.learner(**settings), self.device.type == "cuda"
-        raw = host_batch(self.cfg, on_device=gpu, pin=gpu)
+        raw = host_batch(self.cfg, self.method.reads, on_device=gpu, pin=gpu)
         make = partial(make_batch, raw, self.device, self.model.backbone, self.drop)
         made = [make()]
 
@@ -109,92 +130,104 @@ class Alternatives:
         return update
 
 
-def step_row(cfg: Config, device: torch.device, name: str, rounds: int, figure: str) -> Iterator[Row]:
+def of(method: Method) -> str:
+    """Which method a row is of; that of most rows, UniMatch V2, is not named."""
+    return "" if method.name == "unimatch_v2" else f" of {method.name}"
+
+
+def step_row(cfg: Config, method: Method, device: torch.device, name: str, rounds: int, figure: str) -> Iterator[Row]:
     """The product's step in one of SETTINGS beside the literal one: two at a time, all together would not fit into the memory.
 
     Beside it, the operations that it needs as a share of what a matrix product reaches here.
     """
-    made, gpu, precision = Alternatives(cfg, device), device.type == "cuda", name.removesuffix(", compile")
-    literal = partial(LiteralLoop(cfg, made.model, device).update, made.batch)
+    made, gpu, precision = Alternatives(cfg, method, device), device.type == "cuda", name.removesuffix(", compile")
+    literal = partial(LiteralLoop(cfg, method, made.model, device).update, made.batch)
     ours = made.ours(precision=precision, compile=name != precision)
     times = seconds({"literal": literal, "ours": ours}, rounds, device, warm=3 if gpu else 1)
     rate = matrix_rate(device, precision)
-    work = DryRun(cfg, METHOD).step()[1].work.total() / 1e12
+    work = DryRun(cfg, method).step()[1].work.total() / 1e12
     note = f"{work:.3g} TFLOP, {work / median(times['ours']) / rate:.0%} of a matrix product's {rate:.3g} TFLOP/s"
     goals = {"bf16, compile": GOAL} if gpu else {"fp32": CPU_GOAL}
     yield ratio(figure, times["literal"], times["ours"], goals.get(name), note)
 
 
-def step_rows(cfg: Config, device: torch.device, args: argparse.Namespace) -> Iterator[Row]:
+def step_rows(cfg: Config, method: Method, device: torch.device, args: argparse.Namespace) -> Iterator[Row]:
     """A step of `cfg` with --only, or all SETTINGS on a GPU, beside the literal one."""
     gpu = device.type == "cuda"
     sizes = [cfg]
-    if not gpu and not args.config:
+    if not (gpu or args.config or args.set):
         # what two cores do in minutes: a smaller encoder, the published crop and a small one
         small = replace(cfg, backbone="dinov2_small")
         sizes = [replace(small, crop_size=112, batch_size=4), replace(small, crop_size=518, batch_size=1)]
     for size in sizes:
         for name in [args.only] if args.only else list(SETTINGS) if gpu else ["fp32", "bf16"]:
-            figure = f"step, {size.backbone}, {size.crop_size}, {size.batch_size}+{size.batch_size} images: {name}"
-            yield from attempt(figure, device, step_row, size, device, name, args.rounds, figure)
+            figure = f"step{of(method)}, {size.backbone}, {size.crop_size}, {images(size, method)} images: {name}"
+            yield from attempt(figure, device, step_row, size, method, device, name, args.rounds, figure)
 
 
-def peak(cfg: Config, device: torch.device, figure: str) -> list[Row]:
+def peak(cfg: Config, method: Method, device: torch.device, figure: str) -> list[Row]:
     """The fullest moment of a step in GiB: measured on an NVIDIA GPU, elsewhere calculated for one."""
     goal = PEAK_GOAL if cfg.activation_checkpointing and cfg.precision == "fp32" else None
     if device.type != "cuda":
-        return [Row(figure, [sum(DryRun(cfg, METHOD).step()[0].values()) / GIB], "GiB", goal, "calculated for a GPU")]
-    update = Alternatives(cfg, device).ours()
+        return [Row(figure, [sum(DryRun(cfg, method).step()[0].values()) / GIB], "GiB", goal, "calculated for a GPU")]
+    update = Alternatives(cfg, method, device).ours()
     torch.cuda.reset_peak_memory_stats(device)
     for _ in range(2):  # AdamW's moments come with the first step
         update()
     return [Row(figure, [torch.cuda.max_memory_allocated(device) / GIB], "GiB", goal, "torch.cuda.max_memory_allocated")]
 
 
-def checkpointing(cfg: Config, device: torch.device, rounds: int, figure: str) -> Iterator[Row]:
+def checkpointing(cfg: Config, method: Method, device: torch.device, rounds: int, figure: str) -> Iterator[Row]:
     """Seconds of a step with activation checkpointing over those without."""
-    made = Alternatives(cfg, device)
+    made = Alternatives(cfg, method, device)
     times = seconds({on: made.ours(activation_checkpointing=on == "with") for on in ("without", "with")}, rounds, device)
     more = [a / b for a, b in zip(times["with"], times["without"], strict=True)]
     note = f"{1000 * median(times['without']):.4g} -> {1000 * median(times['with']):.4g} ms"
     yield Row(figure, more, "x without", TIME_GOAL if cfg.precision == "fp32" else None, note)
 
 
-def memory_rows(cfg: Config, device: torch.device, args: argparse.Namespace) -> Iterator[Row]:
+def memory_rows(cfg: Config, method: Method, device: torch.device, args: argparse.Namespace) -> Iterator[Row]:
     """Peaks of a step of `cfg`, and its seconds with checkpointing over those without."""
-    what = f"peak memory, {cfg.backbone}, crop {cfg.crop_size}, {cfg.batch_size}+{cfg.batch_size} images"
+    what = f"peak memory{of(method)}, {cfg.backbone}, crop {cfg.crop_size}, {images(cfg, method)} images"
     for precision, on in product(("fp32", "bf16"), (False, True)):
         figure = f"{what}, {precision}{', activation checkpointing' * on}"
-        yield from attempt(figure, device, peak, replace(cfg, precision=precision, activation_checkpointing=on), device, figure)
-    timed = cfg if device.type == "cuda" else replace(cfg, backbone="dinov2_small", crop_size=252)
+        yield from attempt(figure, device, peak, replace(cfg, precision=precision, activation_checkpointing=on), method, device, figure)
+    timed = cfg if device.type == "cuda" or args.config or args.set else replace(cfg, backbone="dinov2_small", crop_size=252)
     for precision in ("fp32", "bf16"):
-        figure = f"seconds with activation checkpointing, {timed.backbone}, crop {timed.crop_size}, {precision}"
-        yield from attempt(figure, device, checkpointing, replace(timed, precision=precision), device, args.rounds, figure)
+        figure = f"seconds with activation checkpointing{of(method)}, {timed.backbone}, crop {timed.crop_size}, {precision}"
+        yield from attempt(figure, device, checkpointing, replace(timed, precision=precision), method, device, args.rounds, figure)
 
 
-def score(groups: list[list[Segmenter]], source: Source, device: torch.device, arithmetic: Callable[[], AbstractContextManager]) -> None:
+def score(
+    groups: list[list[Segmenter]],
+    source: Source,
+    prediction: Prediction,
+    device: torch.device,
+    arithmetic: Callable[[], AbstractContextManager],
+) -> None:
     """Evaluates each group of models in a pass over the images of its own, inside `arithmetic()`."""
     world, workers = World(device=device), 4 if device.type == "cuda" else 0  # loader processes
     for models in groups:
         with arithmetic():
-            evaluate(models, validation_loader(source, world, workers), Prediction("original", 0), source.spec.nclass, world)
+            evaluate(models, validation_loader(source, world, workers), prediction, source.spec.nclass, world)
 
 
-def evaluation_rows(cfg: Config, device: torch.device, args: argparse.Namespace) -> Iterator[Row]:
-    """Student and teacher over a short list, from the files to the confusion matrices: images of one size, then of many."""
+def evaluation_rows(cfg: Config, method: Method, device: torch.device, args: argparse.Namespace) -> Iterator[Row]:
+    """The models that a run evaluates over a short list, from the files to the confusion matrices: images of one size, then of many."""
     count = 64 if device.type == "cuda" else 4  # images of a round
-    if device.type != "cuda" and not args.config:
+    if not (device.type == "cuda" or args.config or args.set):
         cfg = replace(cfg, backbone="dinov2_small")  # what two cores do in minutes
     spec = spec_of(cfg)
-    torch.manual_seed(0)
-    models = [configured_model(cfg, spec.nclass, spec.task).eval().to(device) for _ in range(2)]
+    models = [started_model(cfg).eval().to(device) for _ in method.models]
+    prediction = Prediction.of(cfg, spec, models[0])
     for words, sizes in ((f"{SIZE[0]} x {SIZE[1]}", [SIZE]), (f"{len(VARIED)} sizes", VARIED)):
         with TemporaryDirectory() as folder:
             source = drawn_source(Path(folder), spec, sizes, count=count)
-            ways = {"literal": partial(score, [[model] for model in models], source, device, partial(sdpa_kernel, SDPBackend.MATH))}
+            alone = [[model] for model in models]
+            ways = {"literal": partial(score, alone, source, prediction, device, partial(sdpa_kernel, SDPBackend.MATH))}
             for precision in ("fp32", "bf16"):
-                ways[precision] = partial(score, [models], source, device, partial(inference, precision, device))
+                ways[precision] = partial(score, [models], source, prediction, device, partial(inference, precision, device))
             literal, *ours = seconds(ways, args.rounds, device).items()
         for precision, times in ours:
-            figure = f"evaluation of student and teacher, {cfg.backbone}, {count} images of {words}: {precision}"
+            figure = f"evaluation of {' and '.join(method.models)}, {cfg.backbone}, {count} images of {words}: {precision}"
             yield ratio(figure, literal[1], times, EVALUATION_GOAL if precision == "bf16" else None, f"{count} images a round")

@@ -32,6 +32,15 @@ def test_a_step_is_printed_and_written_and_a_missed_goal_is_exit_code_1(
     assert f"| step, dinov2_tiny, 28, 1+1 images: fp32 | {row['value']:.3g} {row['unit']} |" in out
 
 
+def test_another_method_is_measured_by_its_name_with_what_is_set(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    """Without a config too; the goals are UniMatch V2's."""
+    monkeypatch.setattr(speed, "CPU_GOAL", (AT_LEAST, 1e6))
+    __main__.main([*STEP[:1], *STEP[3:], "--only", "fp32", "--method", "supervised"])
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("| step"))
+    assert row.startswith("| step of supervised, dinov2_tiny, 28, 2 images: fp32 | ")
+    assert "1e+06" not in row
+
+
 def test_the_former_name_of_the_command() -> None:
     done = command("-m", "util.benchmark", "plan", "--method", "mean_teacher")
     assert done.returncode == 2

@@ -33,7 +33,7 @@ def test_both_ways_make_the_same_samples(stream: str, suffix: str, tmp_path: Pat
 @pytest.mark.parametrize("name", ["pascal", "levir"])
 def test_a_mini_batch_is_that_of_a_run(name: str) -> None:
     cfg = recipe(name, crop_size=28, batch_size=5)
-    ready, unmade = (make_batch(data.host_batch(cfg, on_device), CPU, Encoder()) for on_device in (False, True))
+    ready, unmade = (make_batch(data.host_batch(cfg, Reads(), on_device), CPU, Encoder()) for on_device in (False, True))
     channels = 3 * spec_of(cfg).dates
     for field in ("img_x", "img_u_w", "img_u_s1", "img_u_s2"):
         assert getattr(ready, field).shape == (5, channels, 28, 28)

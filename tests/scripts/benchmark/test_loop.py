@@ -10,6 +10,7 @@ from torch.profiler import DeviceType
 
 from scripts.benchmark import loop
 from tests.scripts.benchmark.recipes import recipe
+from unimatch_v2 import METHOD
 from util.error import UserError
 
 
@@ -18,7 +19,7 @@ from util.error import UserError
 def test_every_kind_of_recipe_runs_on_drawn_images(name: str, capsys: pytest.CaptureFixture) -> None:
     own: dict[str, Any] = {"init": "another run's best.pth", "test_id_path": "absent.txt", "pretrained": "absent.pth"}
     cfg = recipe(name, backbone="dinov2_tiny", crop_size=28, batch_size=2, num_workers=0, **own)
-    with loop.small_run(cfg, torch.device("cpu"), steps=2, size=(50, 38)) as run:
+    with loop.small_run(cfg, METHOD, torch.device("cpu"), steps=2, size=(50, 38)) as run:
         found = list(run.updates(0, 0))
         root = Path(run.cfg.data_root)
     assert len(found) == 2

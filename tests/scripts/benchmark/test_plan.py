@@ -13,7 +13,7 @@ import supervised
 import unimatch_v2
 from engine.footprint import DryRun, Work
 from scripts.benchmark.__main__ import main
-from scripts.benchmark.plan import CARDS, Plan, chosen_method, find_lengths
+from scripts.benchmark.plan import CARDS, Plan, find_lengths, load_recipe
 from tests.conftest import ROOT
 from tests.scripts.benchmark.recipes import recipe
 from util.config import Config
@@ -48,8 +48,8 @@ def test_every_card_is_plausible() -> None:
 
 def test_a_config_of_a_method_s_folder_is_planned_for_that_method() -> None:
     cases = {"semivl/coco": "semivl", "allspark/pascal": "allspark", "unimatch_v1/coco": "unimatch_v1", "pascal": "unimatch_v2"}
-    assert {config: chosen_method(f"configs/{config}.yaml", None).name for config in cases} == cases
-    assert chosen_method("configs/semivl/coco.yaml", "fixmatch").name == "fixmatch"
+    assert {config: load_recipe(f"configs/{config}.yaml", None, None)[1].name for config in cases} == cases
+    assert load_recipe("configs/pascal.yaml", None, "fixmatch")[1].name == "fixmatch"
 
 
 def test_rates_follow_the_precision() -> None:
