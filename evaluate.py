@@ -28,7 +28,8 @@ from dataset.batch import make_batch, normalize
 from dataset.find import PairSource, find_pairs
 from dataset.lists import ImageList
 from dataset.loader import loader_workers, validation_source
-from dataset.semi import Source, batches, to_predict
+from dataset.semi import batches, to_predict
+from dataset.source import Source
 from dataset.spec import IGNORE, DatasetSpec
 from engine import metric
 from engine.evaluation import LARGE, Prediction, check_window, validation_loader

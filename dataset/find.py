@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from dataset.lists import IMAGE_ENDINGS, Entry, inside, read_list
-from dataset.semi import BadFileError, open_image, open_mask
+from dataset.source import BadFileError, open_image, open_mask
 from dataset.spec import DatasetSpec
 from dataset.stored import unreadable
 from dataset.walk import Tree, image_tree

@@ -19,7 +19,8 @@ from dataset.demo.sets import draw_at_first_use
 from dataset.lists import ImageList, missing_validation
 from dataset.look import Found, Job, by_class, illegal, inspect, nothing_to_learn, two_values
 from dataset.sampler import ShardSampler, Stream, labeled_length
-from dataset.semi import Source, Sources, TrainSet, ValSet, collate, find_file
+from dataset.semi import TrainSet, ValSet, collate
+from dataset.source import Source, Sources, find_file
 from dataset.spec import SPECS, DatasetSpec
 from util.config import Config
 from util.dist import World, cpu_count

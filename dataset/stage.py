@@ -16,7 +16,7 @@ from pathlib import Path
 from dataset.custom import spec_of
 from dataset.lists import inside
 from dataset.loader import needed, test_source, training_sources, validation_source
-from dataset.semi import find_file
+from dataset.source import find_file
 from util.config import Config, parse_command
 from util.error import UserError, reason, run
 from util.files import write_atomic

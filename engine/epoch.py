@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from dataset.batch import Batch
 from dataset.loader import Data
 from dataset.spec import IGNORE
+from engine.evaluation import Counts
 from engine.metrics_file import Epoch, finite
 from engine.update import Learner
 from model.pseudo import pseudo_label
@@ -50,6 +52,18 @@ def kept_shares(labels_by: nn.Module, batches: Sequence[Batch], classes: Sequenc
     return {name: 100 * count / max(1, whole) for name, count in zip(classes, kept, strict=True)}
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What the evaluation of an epoch has found. scores: of each model, as `metric.scores` has them; quality: what the pseudo labels are
+    worth, empty where there are none; best: whether no epoch before it was better.
+    """
+
+    counts: Counts
+    scores: dict[str, dict[str, Any]]
+    quality: dict[str, Any]
+    best: bool
+
+
 class EpochMeter:
     """Measures the epochs of a run, one after the other. Every process has one and calls it alike."""
 
@@ -65,12 +79,8 @@ class EpochMeter:
         """The steps of the epoch are done."""
         self.train_seconds = time.monotonic() - self.started
 
-    def epoch(
-        self, epoch: int, means: dict[str, float], scores: dict[str, dict[str, Any]], quality: dict[str, Any], batches: Sequence[Batch]
-    ) -> Epoch:
-        """The epoch, which is finished. means: of its training scalars; scores, quality: of its evaluation, empty where it has none;
-        batches: of its last step.
-        """
+    def epoch(self, epoch: int, means: dict[str, float], evaluation: Evaluation | None, batches: Sequence[Batch]) -> Epoch:
+        """The epoch, which is finished. means: of its training scalars; evaluation: None where it has none; batches: of its last step."""
         sampler, learner = self.data.sampler, self.learner
         # images of a step, of each list
         a_step = {name: stream.batch * sampler.shards for name, stream in sampler.streams.items()}
@@ -87,7 +97,7 @@ class EpochMeter:
             images_per_second=images / max(1e-9, self.train_seconds) if images else None,
             means=finite(means),
             pseudo_labels=kept,
-            scores=scores,
-            pseudo_quality=quality,
+            scores=evaluation.scores if evaluation else {},
+            pseudo_quality=evaluation.quality if evaluation else {},
             labeled_images=sampler.steps * a_step["x"],
         )

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 
 from dataset.batch import Batch, make_batch
 from dataset.loader import WHOLE, with_room
-from dataset.semi import Source, ValSet, batches, collate
+from dataset.semi import ValSet, batches, collate
+from dataset.source import Source
 from dataset.spec import IGNORE, DatasetSpec
 from engine import metric
 from model.encoder import Encoder

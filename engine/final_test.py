@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from dataset.loader import Data
-from dataset.semi import Source
+from dataset.source import Source
 from engine import image_counts, metric
 from engine.evaluation import Prediction, evaluate, validation_loader
 from engine.method import WEIGHTS, judged

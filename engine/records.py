@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
 import pprint
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -13,19 +11,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
 
 from dataset.spec import DatasetSpec
 from engine import image_counts, metric, metrics_file, pseudo_quality
+from engine.board import Board
 from engine.method import Method, judged
 from engine.metrics_file import Epoch
-from engine.resume import EVENTS_SUFFIX, METRICS
+from engine.resume import METRICS
 from model.segmenter import Segmenter
-from util.dist import World
 from util.error import reason
 
 Scores = dict[str, Any]  # what `metric.scores` returns
@@ -38,90 +32,6 @@ class Best:
     score: float = 0.0
     accuracy: float = 0.0
     epoch: int = 0
-
-
-class AverageMeter:
-    """Per-step scalars, kept on the device until somebody reads them, and their running averages since the epoch's start.
-
-    `sums` and `counts` are the state; `read` adds what came since the last read, as means over all shards of all processes.
-    """
-
-    def __init__(self, world: World) -> None:
-        self.world = world
-        self.reset()
-
-    def reset(self, sums: Mapping[str, float] | None = None, count: Mapping[str, int] | int = 0) -> None:
-        """Starts anew, or from a state of before. count: of each scalar; one number for all in checkpoints of earlier versions."""
-        self.pending: list[tuple[dict[str, Tensor], bool]] = []
-        self.sums = dict(sums or {})
-        self.counts = dict.fromkeys(self.sums, count) if isinstance(count, int) else dict(count)
-
-    def add(self, stats: dict[str, Tensor], counts: bool = True) -> None:
-        """Adds a step's scalars. counts: whether they belong to the averages; those of a skipped step do not."""
-        self.pending.append((stats, counts))
-
-    def read(self) -> list[dict[str, float]]:
-        """The scalars of each step since the last read. All processes must call it at the same step."""
-        if not self.pending:
-            return []
-        names = list(self.pending[0][0])
-        self.sums, self.counts = dict.fromkeys(names, 0.0) | self.sums, dict.fromkeys(names, 0) | self.counts
-        # float32: Apple GPUs have no float64
-        table = torch.stack([torch.stack([stats[name].float() for name in names]) for stats, _ in self.pending])
-        rows = [dict(zip(names, row, strict=True)) for row in (self.world.sum_(table) / self.world.size).tolist()]
-        for row, (_, counts) in zip(rows, self.pending, strict=True):
-            for name, value in row.items():
-                if counts and math.isfinite(value):  # a mean over no pixel is not
-                    self.sums[name] += value
-                    self.counts[name] += 1
-        self.pending = []
-        return rows
-
-    def means(self) -> dict[str, float]:
-        """Means since the epoch's start of the steps that count; nan for what has had no value in them."""
-        return {name: value / self.counts[name] if self.counts[name] else math.nan for name, value in self.sums.items()}
-
-
-class Board:
-    """TensorBoard scalars of one start of a run, in a file of its own. folder None: nowhere, for all processes but the first.
-
-    Readers drop what older files have from step `start` on. A disk that is full costs scalars, never the run.
-    """
-
-    def __init__(self, folder: Path | None, start: int, log: logging.Logger) -> None:
-        self.folder, self.start, self.log = folder, start, log
-        self.writer: SummaryWriter | None = None
-        self.flush()
-
-    def add(self, name: str, value: float, step: int) -> None:
-        self._guard(lambda writer: writer.add_scalar(name, value, step))
-
-    def text(self, name: str, text: str) -> None:
-        self._guard(lambda writer: writer.add_text(name, text, self.start))
-
-    def draw(self, name: str, image: Image.Image, step: int) -> None:
-        self._guard(lambda writer: writer.add_image(name, np.asarray(image), step, dataformats="HWC"))
-
-    def flush(self) -> None:
-        """Writes out what is waiting; begins another file where the last one could not be written."""
-        if self.writer is None and self.folder is not None:
-            # readers take files in the order of their names, which begin with the second: a start in the same one could come first
-            while any(self.folder.glob(f"events.out.tfevents.{int(time.time())}.*")):
-                time.sleep(0.05)
-            self.writer = SummaryWriter(str(self.folder), purge_step=self.start, filename_suffix=EVENTS_SUFFIX)
-        self._guard(lambda writer: writer.flush())
-
-    def close(self) -> None:
-        self._guard(lambda writer: writer.close())
-
-    def _guard(self, action: Callable[[SummaryWriter], object]) -> None:
-        if self.writer is None:
-            return
-        try:
-            action(self.writer)
-        except OSError as error:
-            self.writer = None
-            self.log.error(f"{self.folder}: TensorBoard scalars cannot be written ({reason(error)}); the next save tries again")
 
 
 class Record:

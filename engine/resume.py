@@ -12,6 +12,7 @@ from typing import IO, Any
 
 from util import checkpoint
 from util.config import Config, may_resume
+from util.dist import World
 from util.error import StoppedError, UserError, reason
 from util.signals import StopSignals
 
@@ -84,6 +85,17 @@ def find_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[str]] | No
             f"or give another --save-path"
         )
     return None
+
+
+def common_checkpoint(folder: Path, world: World) -> tuple[Path, dict[str, Any], list[str]] | None:
+    """What `find_checkpoint` finds, the same for all processes of a run. Raises UserError where it is not."""
+    found = find_checkpoint(folder)
+    # all have read before the first one writes
+    if len(set(world.gather([found and str((found[1].get("epoch"), found[1].get("step")))]))) > 1:
+        raise UserError(f"{folder}: the processes find different checkpoints; expected the same folder on all machines")
+    if found and found[0].name == PREVIOUS and world.main:
+        set_aside(folder / LATEST)  # or the next save would put it where the good one is
+    return found
 
 
 def set_aside(path: Path) -> None:

@@ -4,38 +4,38 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import cache, partial
-from itertools import islice, takewhile
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from dataset.batch import Batch, make_batch
+from dataset.batch import Batch
 from dataset.loader import label_pixels, open_data, shard_count, supervised, test_source
 from dataset.preview import sheets
-from dataset.semi import batches
 from engine import metric, resume, screen
+from engine.averages import AverageMeter
 from engine.batch_norm import frozen_without_statistics
-from engine.epoch import EpochMeter
-from engine.evaluation import Counts, Labeler, Prediction, evaluate, validation_loader
+from engine.epoch import EpochMeter, Evaluation
+from engine.evaluation import Labeler, Prediction, evaluate, validation_loader
 from engine.final_test import final_test, selection
 from engine.initial_model import start_model
-from engine.method import Method, judged, shard_seed
+from engine.method import Method, judged
+from engine.mini_batches import mini_batches
 from engine.page.writer import PageWriter
 from engine.provenance import add_start, changed_versions, versions
 from engine.pseudo_quality import quality_of
-from engine.records import AverageMeter, Record
+from engine.records import Record
+from engine.saver import Saver
 from engine.update import Learner
 from engine.zero_iou import labeled_classes
 from model.loss import numeric_criterion
 from model.spec import check_crop, check_facts, encoder_facts, get_encoder
-from util import checkpoint
 from util.config import Config, parse_command
 from util.dist import World, deterministic, processes
 from util.error import TRAIN_WITH_LESS, StoppedError, UserError, memory_lack
@@ -71,10 +71,6 @@ class Trainer:
         self.averages = AverageMeter(world)
         self.epoch, self.step = -1, 0
         self.last: list[Batch] = []  # mini-batches of the last step
-        # of the epoch's evaluation, where it has one
-        self.counts: Counts | None = None
-        self.scores: dict[str, dict[str, Any]] = {}
-        self.quality: dict[str, Any] = {}
         self.bad_images: list[str] = []  # of this epoch, on all processes
         self.new_bad_images: list[str] = []  # of this process since the last read
         notes += self._load(*found) if found else []
@@ -82,7 +78,7 @@ class Trainer:
         if world.main:
             add_start(self.folder, world.device, world.size)
         self._open_log(notes)
-        self.last_save, self.save_seconds = time.monotonic(), 0.0
+        self.saver = Saver(self.folder, cfg.save_every, self.log, world.main)
         if found:
             self.record.load_state(found[1])
             inside = f", {self.step} steps of the next" if self.step else ""
@@ -141,19 +137,11 @@ class Trainer:
         return [pixels[c] for c in range(self.data.spec.nclass)]
 
     def _find(self) -> tuple[Path, dict[str, Any], list[str]] | None:
-        """What `resume.find_checkpoint` finds, the same for all processes; None where it is a start that binds nobody."""
-        found = resume.find_checkpoint(self.folder)
-        # all have read before the first one writes
-        if len(set(self.world.gather([found and str((found[1].get("epoch"), found[1].get("step")))]))) > 1:
-            raise UserError(f"{self.folder}: the processes find different checkpoints; expected the same folder on all machines")
-        if found is None:
+        """The checkpoint to resume from; None where there is none, or a start with other settings, which has done no step yet."""
+        found = resume.common_checkpoint(self.folder, self.world)
+        if found and resume.is_start(found[1]) and resume.differences(found[1], self.config, self.data.lists, self.method.config):
             return None
-        path, state, _ = found
-        if path.name == resume.PREVIOUS and self.world.main:
-            resume.set_aside(self.folder / resume.LATEST)  # or the next save would put it where the good one is
-        # a start with other settings has done no step yet
-        other = resume.is_start(state) and resume.differences(state, self.config, self.data.lists, self.method.config)
-        return None if other else found
+        return found
 
     def _load(self, path: Path, state: dict[str, Any], problems: list[str]) -> list[str]:
         """Takes over a checkpoint. Returns the lines about it for the log."""
@@ -191,13 +179,13 @@ class Trainer:
             self.meter.trained()
             self.record.bad_images(epoch, self.bad_images)
             self.bad_images = []
-            self.counts, self.scores, self.quality = None, {}, {}
-            best = self._evaluate(epoch) if self._evaluation_due(epoch) else False
-            self.last = self.last or next(self._mini_batches(epoch, self.steps - 1))[0]  # resumed after the last step
+            evaluation = self._evaluate(epoch) if self._evaluation_due(epoch) else None
+            self.last = self.last or next(mini_batches(self.data, self.learner, epoch, self.steps - 1))[0]  # resumed after the last step
             with self.learner.scoring():
-                self._finish(epoch)
+                self._finish(epoch, evaluation)
             self.averages.reset()
             self.epoch, self.step, self.new_bad_images = epoch, 0, []
+            best = evaluation is not None and evaluation.best
             saved = self._save(best)
         progress.bar.close()
         if self.world.any(not saved) and self.world.any(not self._save(best)):  # no later save will try again
@@ -236,7 +224,7 @@ class Trainer:
                     self.record.board.add("train/lr", self.learner.lr, self.learner.it - 1)  # a later step would be purged on resume
                 if self.learner.stop:
                     self._stop()
-                if self._save_due():
+                if self.saver.due():
                     self._save()
             del shards  # two steps' mini-batches are enough: this one's and the next one's
 
@@ -245,7 +233,7 @@ class Trainer:
 
         While the device computes a step's gradient, the next mini-batches are made: it finds them waiting.
         """
-        made = self._mini_batches(epoch, start)
+        made = mini_batches(self.data, self.learner, epoch, start)
         upcoming = next(made, None)
 
         def prepare() -> None:
@@ -270,24 +258,6 @@ class Trainer:
         except Exception:  # such as a step of somebody's own that cannot run without storage: the lack is what is to be reported
             return TRAIN_WITH_LESS
 
-    def _mini_batches(self, epoch: int, start: int) -> Iterator[tuple[list[Batch], list[str]]]:
-        """The mini-batches of the own shards, and the files left out as bad, for each step from `start` on."""
-        sampler, encoder = self.data.sampler, self.learner.student.backbone
-        sampler.set_epoch(epoch, start)
-        raw = batches(self.data.loader)
-        for step in range(start, self.steps):
-            out, bad = [], []
-            for shard, mini_batch in zip(sampler.own, islice(raw, len(sampler.own)), strict=True):
-                drop = None
-                if self.method.draw is not None:
-                    generator = torch.Generator().manual_seed(shard_seed(self.cfg.seed, epoch * self.steps + step, shard))
-                    images = self.data.sampler.streams["u"].batch
-                    drop = self.method.draw(images, self.learner.student.channels, generator, self.cfg)
-                for text in filter(None, mini_batch.bad):
-                    bad += text.split("\n")
-                out.append(make_batch(mini_batch, self.world.device, encoder, drop))
-            yield out, bad
-
     def _log_skipped(self, shards: list[Batch]) -> None:
         """Logs a skipped step. Raises UserError when it was the last of too many in a row."""
         learner = self.learner
@@ -306,7 +276,7 @@ class Trainer:
     def _evaluation_due(self, epoch: int) -> bool:
         return (epoch + 1) % self.cfg.eval_every == 0 or epoch + 1 == self.cfg.epochs
 
-    def _evaluate(self, epoch: int) -> bool:
+    def _evaluate(self, epoch: int) -> Evaluation:
         models = [model.eval() for model in self.learner.models.values()]
         labels_by = self.learner.labels_by
         labeler = None if labels_by is None else Labeler(models.index(labels_by), self.cfg.conf_thresh)
@@ -314,24 +284,23 @@ class Trainer:
         until_asked = takewhile(lambda _: not self.signals.caught, loader)
         with self.learner.scoring():
             progress = screen.evaluation(self.world, len(loader))
-            self.counts = evaluate(models, until_asked, self.prediction, self.data.spec.nclass, self.world, labeler, progress)
+            counts = evaluate(models, until_asked, self.prediction, self.data.spec.nclass, self.world, labeler, progress)
         if self.world.any(self.signals.caught):
             self._stop()  # what is evaluated so far is dropped: the checkpoint says that the evaluation is to come
-        self.quality = quality_of(self.counts, self.data.spec.classes)
-        self.record.pseudo_labels(epoch, self.quality, self.cfg.conf_thresh)
-        scores = [metric.scores(matrix, self.data.spec) for matrix in self.counts.matrices]
-        self.scores = dict(zip(self.method.models, scores, strict=True))
+        quality = quality_of(counts, self.data.spec.classes)
+        self.record.pseudo_labels(epoch, quality, self.cfg.conf_thresh)
+        scores = [metric.scores(matrix, self.data.spec) for matrix in counts.matrices]
         best = self.record.evaluation(epoch, self.prediction.mode, scores)
-        self.record.images(epoch, self.counts.images, self.data.validation.ids.sha256, best)
-        return best
+        self.record.images(epoch, counts.images, self.data.validation.ids.sha256, best)
+        return Evaluation(counts, dict(zip(self.method.models, scores, strict=True)), quality, best)
 
-    def _finish(self, epoch: int) -> None:
+    def _finish(self, epoch: int, evaluation: Evaluation | None) -> None:
         """Records and shows what was measured in an epoch."""
-        row = self.meter.epoch(epoch, self.averages.means(), self.scores, self.quality, self.last)
+        row = self.meter.epoch(epoch, self.averages.means(), evaluation, self.last)
         self.record.finished(row)
         if self.learner.labels_by is not None:
             self.record.warn_of_pseudo_labels(self.labeled_pixels, self.cfg.conf_thresh, last=epoch + 1 == self.cfg.epochs)
-        self.page_writer.epoch(row, self.counts, self.learner)
+        self.page_writer.epoch(row, evaluation.counts if evaluation else None, self.learner)
 
     def _test(self) -> None:
         """Scores best.pth on the test list where another list selected it. The models keep its weights: nothing comes after."""
@@ -351,10 +320,6 @@ class Trainer:
         how = f"saved in {self.folder / resume.LATEST}" if saved else f"could not be saved: {self.folder} has an older checkpoint"
         raise StoppedError(f"{where}, {how}; the same command resumes from there", self.signals.code)
 
-    def _save_due(self) -> bool:
-        seconds = max(300.0, 100 * self.save_seconds) if self.cfg.save_every is None else 60 * self.cfg.save_every
-        return self.world.main and time.monotonic() - self.last_save >= seconds
-
     def _state(self) -> dict[str, Any]:
         state = self.learner.state() | self.record.state() | {"epoch": self.epoch, "step": self.step}
         state |= {"averages": {"sums": self.averages.sums, "count": self.averages.counts}}
@@ -364,22 +329,7 @@ class Trainer:
         return state | {"files": resume.file_lengths(self.folder)}
 
     def _save(self, best: bool = False, required: bool = False) -> bool:
-        """Writes latest.pth, which is best.pth too where this is the best. An error of the disk is logged; training continues."""
-        if not self.world.main:
-            return True
-        begin, saved = time.monotonic(), True
-        try:
-            also = self.folder / resume.BEST if best else None
-            checkpoint.save(self._state(), self.folder / resume.LATEST, keep=self.folder / resume.PREVIOUS, also=also)
-        except UserError as error:
-            if required:
-                raise
-            saved = False
-            lost = f"; {resume.BEST} does not get this epoch, the best one so far" if best else ""
-            self.log.error(f"{error}; the checkpoints before it stay, and the next save tries again: make room in {self.folder}{lost}")
-        self.last_save = time.monotonic()
-        self.save_seconds = self.last_save - begin
-        return saved
+        return self.saver.save(self._state, best, required)
 
 
 def train(method: Method, argv: list[str], description: str | None) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 
 from dataset.loader import label_pixels
-from dataset.semi import Source
+from dataset.source import Source
 from engine import metric
 from util.error import UserError
 

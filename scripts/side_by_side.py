@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 import predict
 from dataset import picture
 from dataset.lists import ImageList
-from dataset.semi import Source
+from dataset.source import Source
 from dataset.spec import IGNORE
 from engine import final_test, image_counts, metric
 from engine.resume import BEST

@@ -17,7 +17,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from engine import evaluation, update
+from engine import evaluation, mini_batches, update
 from engine import trainer as training
 from engine.page import samples
 from tests.conftest import Tiny
@@ -65,7 +65,7 @@ def fit(name: str, world: World, args: list[str], stop_at: int) -> None:
 
 def main(data: str, out: str, *names: str) -> None:
     tiny = Tiny(Path(data))
-    make_batch, start_model, normalize = training.make_batch, training.start_model, samples.normalize
+    make_batch, start_model, normalize = mini_batches.make_batch, training.start_model, samples.normalize
     training.Learner = Probe  # type: ignore[misc]
     with processes("cpu") as world:
         for name in names:
@@ -77,7 +77,7 @@ def main(data: str, out: str, *names: str) -> None:
             if world.main:
                 (Probe.folder / "gradients.pth").rename(Probe.folder / "gradients32.pth")
             with (
-                patch.object(training, "make_batch", lambda *a: to_double(make_batch(*a))),
+                patch.object(mini_batches, "make_batch", lambda *a: to_double(make_batch(*a))),
                 patch.object(training, "start_model", lambda *a, **k: start_model(*a, **k).double()),
                 patch.object(evaluation, "make_batch", lambda *a: to_double(make_batch(*a))),
                 patch.object(samples, "normalize", lambda *a: normalize(*a).double()),

@@ -14,7 +14,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dataset.semi import ImageList, Source
+from dataset.lists import ImageList
+from dataset.source import Source
 from dataset.spec import SPECS
 from scripts.report.sessions import read_sessions
 from util.config import KEYS, load_config

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 import unimatch_v2
-from dataset.semi import inside
+from dataset.lists import inside
 from tests.conftest import ROOT, make_tiny
 from util import checkpoint
 from util.config import Config, load_config

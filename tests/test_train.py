@@ -96,7 +96,7 @@ def stop_after(evaluations: int):
     original = Trainer._evaluate
     done: list[int] = []
 
-    def evaluate(self: Trainer, epoch: int) -> bool:
+    def evaluate(self: Trainer, epoch: int) -> Any:
         if len(done) == evaluations:
             raise KeyboardInterrupt
         done.append(epoch)

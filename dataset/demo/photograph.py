@@ -8,7 +8,7 @@ from PIL import Image
 
 from dataset.demo.scene import smooth_noise
 from dataset.lists import Entry, ImageList
-from dataset.semi import Source
+from dataset.source import Source
 from dataset.spec import DatasetSpec
 
 FILES = 4  # images of a list, which repeats them

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from dataset import picture
 from dataset.batch import normalize
-from dataset.semi import Source, ValSet, tensor_images
+from dataset.semi import ValSet, tensor_images
+from dataset.source import Source
 from dataset.spec import IGNORE, DatasetSpec
 from engine.evaluation import Prediction
 from model.segmenter import Segmenter

@@ -17,7 +17,7 @@ from importlib.metadata import version
 
 import torch
 
-from dataset.semi import read_png
+from dataset.source import read_png
 from engine.method import Method, method_names
 from engine.provenance import machine, versions
 from scripts.benchmark import data, loop, plan, speed

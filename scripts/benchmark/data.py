@@ -20,7 +20,8 @@ from dataset.custom import spec_of
 from dataset.demo.photograph import FILES, SIZE, drawn_source
 from dataset.lists import Entry
 from dataset.sampler import ShardSampler, Stream
-from dataset.semi import Source, Sources, TrainSet, collate
+from dataset.semi import TrainSet, collate
+from dataset.source import Source, Sources
 from dataset.spec import get_spec
 from engine.method import Method
 from model.encoder import Encoder

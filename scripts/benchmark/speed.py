@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from dataset.batch import Batch, make_batch
 from dataset.custom import spec_of
 from dataset.demo.photograph import SIZE, drawn_source
-from dataset.semi import Source
+from dataset.source import Source
 from engine.ema import ema_decay, make_teacher
 from engine.evaluation import Prediction, evaluate, validation_loader
 from engine.footprint import GIB, DryRun

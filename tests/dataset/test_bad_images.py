@@ -14,7 +14,7 @@ from PIL import Image
 
 import unimatch_v2
 from dataset.look import Job, inspect
-from dataset.semi import BadFileError, open_image, open_mask
+from dataset.source import BadFileError, open_image, open_mask
 from dataset.spec import get_spec
 from engine import trainer as training
 from tests.conftest import Tiny, make_tiny

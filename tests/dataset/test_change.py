@@ -8,8 +8,10 @@ import torch
 from PIL import Image
 
 from dataset.batch import Reads, normalize
+from dataset.lists import ImageList
 from dataset.photometry import draw_photometry
-from dataset.semi import ImageList, Source, Sources, TrainSet
+from dataset.semi import TrainSet
+from dataset.source import Source, Sources
 from dataset.spec import get_spec
 from dataset.transform import crop_mask, draw_box, draw_geometry
 from model.encoder import Encoder

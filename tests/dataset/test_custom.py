@@ -25,7 +25,7 @@ from dataset.lists import ImageList
 from dataset.loader import training_sources
 from dataset.look import Job, by_class, inspect
 from dataset.palette import distinct_palette
-from dataset.semi import Source, open_image, open_mask
+from dataset.source import Source, open_image, open_mask
 from dataset.spec import SPECS
 from dataset.splits import __main__ as splits
 from tests.conftest import ROOT, write_image

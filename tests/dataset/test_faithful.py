@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dataset.look import Job, inspect
-from dataset.semi import BadFileError, open_image, open_mask
+from dataset.source import BadFileError, open_image, open_mask
 from dataset.spec import get_spec
 from tests.conftest import write_image
 from tests.dataset.by_hand import tiff

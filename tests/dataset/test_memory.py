@@ -14,7 +14,8 @@ import torch
 from dataset.batch import Reads
 from dataset.demo.photograph import drawn_source
 from dataset.loader import WHOLE, check_shared_memory, with_room
-from dataset.semi import Sources, TrainSet, collate
+from dataset.semi import TrainSet, collate
+from dataset.source import Sources
 from dataset.spec import get_spec
 from tests.conftest import Tiny
 from util.config import Config, load_config

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset import semi
-from dataset.semi import BadFileError, open_image, open_mask
+from dataset import source
+from dataset.source import BadFileError, open_image, open_mask
 from dataset.spec import get_spec
 from tests.dataset import oracle
 
@@ -51,7 +51,7 @@ FILES = {
 
 def found(folder: Path, reader: object, monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray | str]:
     """The file read as an image and as a mask: pixels, or what is said."""
-    monkeypatch.setattr(semi, "read_png", reader)
+    monkeypatch.setattr(source, "read_png", reader)
     out: list[np.ndarray | str] = []
     for read in (
         lambda: np.asarray(open_image(str(folder), "x.png")),
@@ -59,7 +59,7 @@ def found(folder: Path, reader: object, monkeypatch: pytest.MonkeyPatch) -> list
     ):
         try:
             out.append(read())
-        except semi.UserError as error:
+        except source.UserError as error:
             out.append(str(error))
     return out
 
@@ -67,7 +67,7 @@ def found(folder: Path, reader: object, monkeypatch: pytest.MonkeyPatch) -> list
 @pytest.mark.parametrize("name", FILES)
 def test_both_decoders_agree(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.png").write_bytes(FILES[name])
-    for a, b in zip(found(tmp_path, semi.read_png, monkeypatch), found(tmp_path, None, monkeypatch), strict=True):
+    for a, b in zip(found(tmp_path, source.read_png, monkeypatch), found(tmp_path, None, monkeypatch), strict=True):
         assert type(a) is type(b)
         assert np.array_equal(a, b)
 
@@ -75,7 +75,7 @@ def test_both_decoders_agree(name: str, tmp_path: Path, monkeypatch: pytest.Monk
 def test_which_files_the_faster_one_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Photographs and grey masks: without this, the comparison above could be of Pillow with itself."""
     read: list[str] = []
-    decode = semi.read_png
+    decode = source.read_png
 
     def count(path: str, mode: str) -> np.ndarray:
         assert decode is not None
@@ -83,7 +83,7 @@ def test_which_files_the_faster_one_reads(tmp_path: Path, monkeypatch: pytest.Mo
         read.append(mode)
         return pixels
 
-    monkeypatch.setattr(semi, "read_png", count)
+    monkeypatch.setattr(source, "read_png", count)
     image = oracle.photograph(60, 40)
     image.save(tmp_path / "image.png")
     Image.new("L", (60, 40), 3).save(tmp_path / "mask.png")

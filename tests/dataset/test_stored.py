@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dataset.look import Job, inspect
-from dataset.semi import open_mask
+from dataset.source import open_mask
 from dataset.spec import DatasetSpec, get_spec
 from tests.dataset.by_hand import png, tiff
 from util.error import UserError

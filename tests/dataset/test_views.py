@@ -15,8 +15,10 @@ from PIL import Image
 
 from dataset import semi
 from dataset.batch import Batch, RawBatch, Reads, box_map, make_batch, normalize
+from dataset.lists import ImageList
 from dataset.opencv import resize_image, with_short_side
-from dataset.semi import ImageList, Source, Sources, TrainSet, ValSet, collate, open_image
+from dataset.semi import TrainSet, ValSet, collate
+from dataset.source import Source, Sources, open_image
 from dataset.spec import DatasetSpec, get_spec
 from dataset.transform import Geometry, crop_image, crop_parts, cut_image, nearest_index
 from model.encoder import Encoder

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from dataset.semi import ImageList, Source
+from dataset.lists import ImageList
+from dataset.source import Source
 from dataset.spec import get_spec
 from engine import metric
 from engine.evaluation import Prediction, evaluate, nearest_multiple, predict_sliding, predict_whole, validation_loader, window_starts

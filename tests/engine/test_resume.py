@@ -129,19 +129,19 @@ def test_random_kills_of_real_processes() -> None:
 
 
 def test_finished_mini_batches_are_not_decoded_again(tiny: Tiny, tmp_path: Path) -> None:
-    from dataset import semi
+    from dataset import source
 
     args = tiny.args(tmp_path, *QUICK, "epochs=1")
     killed(args, training.Learner, "update", 4)
     opened: list[str] = []
-    original = semi.open_image
+    original = source.open_image
 
     def count(root: str, path: str) -> Any:
         opened.append(path)
         return original(root, path)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(semi, "open_image", count)
+        patch.setattr(source, "open_image", count)
         unimatch_v2.main(args)
     looked_at = 1 + 3  # validation images: the first one before the first step, and those on the run's page
     assert len(opened) == 3 * 2 + 4 + looked_at, "3 steps of one labelled and one unlabelled image, and 4 validation images"

@@ -12,8 +12,8 @@ from torch import Tensor
 
 import unimatch_v2
 from dataset.batch import Batch
+from engine.averages import AverageMeter
 from engine.method import Method
-from engine.records import AverageMeter
 from engine.trainer import train
 from tests import crash
 from tests.conftest import Tiny

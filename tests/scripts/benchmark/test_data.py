@@ -9,7 +9,8 @@ import torch
 from dataset.batch import Batch, Reads, make_batch
 from dataset.custom import spec_of
 from dataset.demo.photograph import drawn_source
-from dataset.semi import Sources, TrainSet, collate
+from dataset.semi import TrainSet, collate
+from dataset.source import Sources
 from dataset.spec import get_spec
 from model.encoder import Encoder
 from scripts.benchmark import data
