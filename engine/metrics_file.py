@@ -3,7 +3,7 @@
 A line of kind "start" begins each start of the run: step (those that are done before, counted over all epochs; 0 in a new run).
 A line of kind "step" goes with each iteration line of the log: step (counted over all epochs), epoch, iteration (position in the epoch),
 lr (of the encoder, for the next step), means (of every stat since the epoch's start). A line of kind "epoch" holds an `Epoch`, one of
-kind "test" what engine/final_test.py has written to test.json.
+kind "test" what engine/final_test.py has written to test.json, one of kind "warning" a warning or an error of the log: time, text.
 """
 
 import errno
@@ -80,6 +80,11 @@ def read_test(path: Path) -> dict[str, dict[str, Any]]:
     """The scores of the final test, by model; empty where there was none yet. Raises OSError."""
     tests = [row.get("scores") for kind, row in _rows(path) if kind == "test"]
     return tests[-1] if tests and isinstance(tests[-1], dict) else {}
+
+
+def read_warnings(path: Path) -> list[str]:
+    """The warnings and errors of the run, each behind its time. Raises OSError."""
+    return [f"{row.get('time')} {row.get('text')}" for kind, row in _rows(path) if kind == "warning"]
 
 
 def read_epochs(path: Path) -> list[Epoch]:

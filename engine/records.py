@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import pprint
-from collections import Counter
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -34,6 +35,23 @@ class Best:
     epoch: int = 0
 
 
+KEPT = 1000  # warnings of a run that its page may show
+
+
+class _Warnings(logging.Handler):
+    """Keeps the warnings and errors of a log, and writes them to metrics.jsonl. A disk that is full costs lines there, never the run."""
+
+    def __init__(self, kept: deque[str], metrics: Path) -> None:
+        super().__init__(logging.WARNING)
+        self.kept, self.metrics = kept, metrics
+
+    def emit(self, record: logging.LogRecord) -> None:
+        row = {"time": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created)), "text": record.getMessage()}
+        self.kept.append(" ".join(row.values()))
+        with suppress(OSError):
+            metrics_file.append(self.metrics, "warning", row)
+
+
 class Record:
     """Log lines, scalars and metrics of one run. Only the first process writes; the others call the same methods to no effect.
 
@@ -54,6 +72,12 @@ class Record:
         self.best = [Best() for _ in method.models]
         self.judged = judged(method.models, spec.task)
         self.epochs: list[Epoch] = []  # that are finished, in their order
+        self._measure("start", {"step": start})
+        self.warnings: deque[str] = deque(maxlen=KEPT)
+        if self.metrics is not None:
+            with suppress(OSError):
+                self.warnings.extend(metrics_file.read_warnings(self.metrics))
+            log.addHandler(_Warnings(self.warnings, self.metrics))
         # A published change detection run has the student as its teacher and still says just "EMA".
         self.ema = "EMA" if teacher == "ema" or self.change else "EMA (not used as teacher)"
 
@@ -61,7 +85,6 @@ class Record:
         # sorted, but as in the authors' logs the backbone comes first
         text = pprint.pformat(dict(sorted(values.items(), key=lambda item: (item[0] != "backbone", item[0]))), sort_dicts=False)
         self.log.info("%s\n", text)
-        self._measure("start", {"step": self.board.start})
         self.board.text("config", "".join(f"    {line}\n" for line in text.splitlines()))
         parts: dict[str, list[nn.Module]] = {"Total": [model], "Encoder": [model.backbone], "Decoder": model.decoder_parts()}
         counts = {name: sum(p.numel() for part in own for p in part.parameters()) for name, own in parts.items()}

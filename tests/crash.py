@@ -141,9 +141,9 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, str]]]:
 
 
 def metrics(folder: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, apart from starts, without what the machine decides."""
+    """The lines of metrics.jsonl, apart from starts and their warnings, without what the machine decides."""
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key not in MACHINE} for row in rows if row["kind"] != "start"]
+    return [{key: value for key, value in row.items() if key not in MACHINE} for row in rows if row["kind"] not in ("start", "warning")]
 
 
 def compare(a: Path, b: Path) -> list[str]:

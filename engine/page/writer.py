@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -18,7 +17,7 @@ from engine.page.render import PageData, data_uri, render
 from engine.page.samples import sample_panels
 from engine.pseudo_quality import current
 from engine.records import Record
-from engine.resume import LOG, PAGE
+from engine.resume import PAGE
 from engine.update import Learner
 from engine.zero_iou import reasons
 from model.segmenter import Segmenter
@@ -28,26 +27,12 @@ from util.error import UserError, reason
 from util.files import write_atomic
 
 WARNINGS = 30  # the latest ones that the page shows
-# time and message, which runs on over indented lines
-_WARNING = re.compile(r"^\[([^\],]{19}),\d{3}\]\[ *(?:WARNING|ERROR)\] (.*(?:\n  .*)*)", re.MULTILINE)
-
-
-def latest_warnings(log: Path, begin: int = 0) -> list[str]:
-    """The latest warnings and errors in a log from byte `begin` on, each with its time; none where it cannot be read.
-
-    Of those about the pseudo labels, which are repeated as a run goes on, the last of each kind.
-    """
-    try:
-        text = log.read_bytes()[begin:].decode("utf-8", errors="replace")
-    except OSError:
-        return []
-    return current([f"{when} {message}" for when, message in _WARNING.findall(text)])[-WARNINGS:]
 
 
 class PageWriter:
     """The page of one run, and its pictures for TensorBoard. Every process makes one and calls it alike; only the first one writes.
 
-    A run that is resumed has the curves before in its record, and takes the warnings from the log. labeled_pixels: of each class id.
+    A run that is resumed has the curves and the warnings before in its record. labeled_pixels: of each class id.
     """
 
     def __init__(
@@ -61,7 +46,7 @@ class PageWriter:
         labeled_pixels: Callable[[], Mapping[int, int] | None],
     ) -> None:
         self.cfg, self.data, self.world, self.folder, self.record = cfg, data, world, folder, record
-        self.log, self.prediction, self.labeled_pixels = folder / LOG, prediction, labeled_pixels
+        self.prediction, self.labeled_pixels = prediction, labeled_pixels
         settings = asdict(cfg) | {"processes": world.size, "shards": data.sampler.shards, "eval_mode": prediction.mode}
         split = Path(cfg.labeled_id_path).parent.name
         self.page = PageData(
@@ -73,8 +58,6 @@ class PageWriter:
             memory_name="peak GPU memory" if world.device.type == "cuda" else "peak memory",
             epochs=record.epochs,
         )
-        # a new run in the folder of an earlier one may continue its log
-        self.log_begin = self.log.stat().st_size if world.main and not record.board.start else 0
 
     def epoch(self, row: Epoch, counts: Counts | None, learner: Learner) -> None:
         """Adds an epoch. counts: of its evaluation, if it has one."""
@@ -118,7 +101,8 @@ class PageWriter:
     def _write(self) -> None:
         """Writes report.html; a disk that does not take it is reported in the log, and training continues."""
         self.page.updated = time.strftime("as of %Y-%m-%d %H:%M:%S")
-        self.page.warnings = latest_warnings(self.log, self.log_begin)
+        # of those about the pseudo labels, which are repeated as a run goes on, the last of each kind
+        self.page.warnings = current(list(self.record.warnings))[-WARNINGS:]
         path = self.folder / PAGE
         try:
             write_atomic(path, lambda file: file.write(render(self.page).encode()))

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ STATS = {"loss_all", "loss_x", "loss_s", "mask_ratio", "grad_norm"}
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["kind"] != "warning"]
 
 
 def test_every_logged_step_and_every_epoch_in_full_precision(tiny: Tiny, tmp_path: Path) -> None:
@@ -153,9 +155,28 @@ def test_a_full_disk_costs_a_line_and_not_the_file(tmp_path: Path, monkeypatch: 
     assert path.read_bytes() == whole
     assert (tmp_path / "log").read_text().endswith(f"{path}: a line is lost (No space left on device)\n")
     record.iteration(0, 2, 2, 1e-4, {"loss_all": math.nan})
-    assert [row["step"] for row in lines(tmp_path)] == [0, 2]
+    assert [row["step"] for row in lines(tmp_path)] == [0, 0, 2], "the start, and two of three steps"
+    assert record.warnings[0].endswith("a line is lost (No space left on device)"), "which the page can show all the same"
     assert lines(tmp_path)[-1]["means"] == {"loss_all": None}, "JSON has no nan"
     record.board.close()
+
+
+def test_warnings_are_those_of_the_run_and_of_its_earlier_starts(tmp_path: Path) -> None:
+    def start(step: int, *texts: str) -> list[str]:
+        """A start that warns of `texts`. Returns what the page could show."""
+        log = logging.Logger("x")
+        record = Record(log, tmp_path, get_spec("demo"), supervised.METHOD, None, step)
+        log.info("no warning")
+        for text in texts:
+            log.warning(text)
+        record.board.close()
+        assert all(re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", line[:19]) for line in record.warnings)
+        return [line[20:] for line in record.warnings]
+
+    assert start(0, "of an earlier run in the same folder") == ["of an earlier run in the same folder"]
+    assert start(0, "two lines:\n  é") == ["two lines:\n  é"]
+    assert start(8, "after the resume") == ["two lines:\n  é", "after the resume"]
+    assert start(8) == ["two lines:\n  é", "after the resume"]
 
 
 def row(epoch: int, seconds: float = 1.0) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from engine.page.chart import chart, number, ticks
 from engine.page.confusion import BLUE, WHITE_FROM, confusion_svg
 from engine.page.render import HERE, PageData, _swatch, document, render
 from engine.page.samples import _painted
-from engine.page.writer import PageWriter, latest_warnings
+from engine.page.writer import PageWriter
 from engine.records import Record
 from engine.zero_iou import reasons
 from scripts.report import read_log
@@ -253,23 +253,6 @@ def test_colours_of_the_table_are_those_of_the_pictures() -> None:
     spec = get_spec("levir")
     assert _swatch(spec, 1) == f'<span class="swatch" style="background:rgb{picture.CHANGED}"></span>'
     assert _swatch(spec, 0) == '<span class="swatch" style="background:rgb(0, 0, 0)"></span>'
-
-
-def test_warnings_of_a_log(tmp_path: Path) -> None:
-    """Those of the run, also of its earlier starts, but none of an earlier run in the same folder; without other lines."""
-    log = tmp_path / "train.log"
-    assert latest_warnings(log) == []
-    older = "[2026-01-01 10:00:00,123][ WARNING] old\n"
-    log.write_text(
-        f"{older}[2026-01-02 10:00:00,123][    INFO] Iters: 0\n[2026-01-02 10:00:01,000][ WARNING] two lines:\n  é\n\n"
-        "[2026-01-02 10:00:02,000][   ERROR] torn [x][ ERROR] y\nnoise\n",
-        encoding="utf-8",
-    )
-    kept = ["2026-01-02 10:00:01 two lines:\n  é", "2026-01-02 10:00:02 torn [x][ ERROR] y"]
-    assert latest_warnings(log) == ["2026-01-01 10:00:00 old", *kept]
-    assert latest_warnings(log, len(older)) == kept
-    log.write_text("".join(f"[2026-01-02 10:00:02,000][ WARNING] {i}\n" for i in range(40)))
-    assert [line[20:] for line in latest_warnings(log)] == [str(i) for i in range(10, 40)]
 
 
 def test_round_numbers() -> None:
