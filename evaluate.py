@@ -33,7 +33,7 @@ from dataset.source import Source
 from dataset.spec import IGNORE, DatasetSpec
 from engine import metric
 from engine.evaluation import LARGE, Prediction, check_window, validation_loader
-from engine.trained_model import Trained, load_trained, run_config
+from engine.trained_model import Trained, add_which, load_trained, run_config
 from engine.zero_iou import labeled_classes, reasons
 from model.segmenter import Segmenter
 from util.cli import Parser
@@ -159,7 +159,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--id-path", help="list of `image mask` lines, instead of the validation list")
     parser.add_argument("--pair", nargs=2, metavar=("A", "B"), help="change detection: two images or folders instead of a list")
     parser.add_argument("--label", help="the labels of --pair: an image or a folder")
-    parser.add_argument("--which", choices=("ema", "student"), help="default: the EMA where there is one; change detection: the student")
+    add_which(parser)
     parser.add_argument(
         "--mode", choices=("original", "sliding_window", "slide"), help="whole, or windows of crop_size (default: the data set's)"
     )

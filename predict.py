@@ -37,7 +37,7 @@ from dataset.find import Input, batches_by_size, find_inputs, output_names, read
 from dataset.loader import WHOLE, with_room
 from dataset.semi import image_tensor, tensor_images, to_predict
 from engine.evaluation import LARGE, Prediction, check_window
-from engine.trained_model import Trained, load_trained, run_config
+from engine.trained_model import Trained, add_which, load_trained, run_config
 from util.cli import Parser, positive
 from util.config import DEVICES, parse_arguments
 from util.dist import cpu_count, processes
@@ -184,7 +184,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the results")
     parser.add_argument("--pair", nargs=2, metavar=("A", "B"), help="change detection: two images, or two folders of equal names")
     parser.add_argument("--data-root", help="folder that a list's paths are relative to, instead of the config's data_root")
-    parser.add_argument("--which", choices=("ema", "student"), help="default: the EMA where there is one; change detection: the student")
+    add_which(parser)
     parser.add_argument("--tile", type=int, metavar="N", help="sliding windows of N pixels; 0: never (default: the data set's way)")
     parser.add_argument("--batch-size", type=positive, default=4, metavar="N", help="images of one size predicted together (default: 4)")
     parser.add_argument("--device", default="auto", choices=DEVICES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataset.loader import Data
 from dataset.spec import DatasetSpec
+from engine.method import EMA, STUDENT, WEIGHTS
 from model import configured_model
 from model.segmenter import Segmenter
 from model.text import give_text_, reserve_text_
@@ -30,7 +31,7 @@ def start_model(cfg: Config, data: Data, notes: list[str], resumed: bool = False
     model = configured_model(cfg, data.spec.nclass, data.spec.task, pretrained)
     if cfg.init:
         state = checkpoint.load(cfg.init, mapped=True)
-        weights = checkpoint.weights(state, "model_ema" if "model_ema" in state else "model", cfg.init)
+        weights = checkpoint.weights(state, WEIGHTS[EMA if WEIGHTS[EMA] in state else STUDENT], cfg.init)
         last = {name: value for name, value in model.state_dict().items() if name.startswith(model.last_layer)}
         if any(name in weights and len(weights[name]) != len(value) for name, value in last.items()):
             weights |= last

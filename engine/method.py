@@ -28,7 +28,8 @@ Guided = Callable[[Segmenter, Any, bool], nn.Module]
 # labels of the stats of `model.loss.semi_loss`, as the published logs print them
 SEMI_LABELS = {"loss_all": "Total loss", "loss_x": "Loss x", "loss_s": "Loss s", "mask_ratio": "Mask ratio"}
 
-WEIGHTS = {"student": "model", "EMA": "model_ema"}  # the models of a run, and where a checkpoint has their weights
+STUDENT, EMA = "student", "EMA"  # the models of a run, by their names in log and page
+WEIGHTS = {STUDENT: "model", EMA: "model_ema"}  # and where a checkpoint has their weights
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Method:
     @property
     def models(self) -> tuple[str, ...]:
         """The models that a run evaluates, by their names in log and page."""
-        return ("student", "EMA") if self.teacher == "ema" else ("student",)
+        return (STUDENT, EMA) if self.teacher == "ema" else (STUDENT,)
 
     def teacher_of(self, task: str, chosen: str | None = None) -> str | None:
         """Who gives the pseudo labels in a run: the `chosen` one of the config, else as published: in change detection the student."""
@@ -120,7 +121,7 @@ def program_of(cfg: Config) -> str:
 
 def judged(models: tuple[str, ...], task: str) -> int:
     """Which of `models` the published rule looks at (METHOD.md 4): the EMA where there is one, but the student in change detection."""
-    return models.index("EMA") if "EMA" in models and task != "change" else 0
+    return models.index(EMA) if EMA in models and task != "change" else 0
 
 
 def shard_seed(seed: int, step: int, shard: int, *stream: int) -> int:

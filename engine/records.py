@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from dataset.spec import DatasetSpec
 from engine import image_counts, metric, metrics_file, pseudo_quality
 from engine.board import Board
-from engine.method import Method, judged
+from engine.method import EMA, Method, judged
 from engine.metrics_file import Epoch
 from engine.resume import METRICS
 from model.segmenter import Segmenter
@@ -67,7 +67,7 @@ class Record:
         self.metrics = folder and folder / METRICS
         self.spec = spec
         self.method = method
-        self.averaged = "EMA" in method.models
+        self.averaged = EMA in method.models
         self.change = spec.bitemporal
         self.best = [Best() for _ in method.models]
         self.judged = judged(method.models, spec.task)
@@ -79,7 +79,7 @@ class Record:
                 self.warnings.extend(metrics_file.read_warnings(self.metrics))
             log.addHandler(_Warnings(self.warnings, self.metrics))
         # A published change detection run has the student as its teacher and still says just "EMA".
-        self.ema = "EMA" if teacher == "ema" or self.change else "EMA (not used as teacher)"
+        self.ema = EMA if teacher == "ema" or self.change else f"{EMA} (not used as teacher)"
 
     def header(self, values: dict[str, Any], model: Segmenter) -> None:
         # sorted, but as in the authors' logs the backbone comes first

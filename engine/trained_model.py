@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any
@@ -24,7 +25,7 @@ from util.files import located
 DATA_KEYS = ("dataset", "data_root", "val_id_path", "crop_size", "eval_mode", "img_scale")
 # what `configured_model` reads
 MODEL_KEYS = ("backbone", "model", *chain.from_iterable(OPTIONS.values()))
-WHICH = {"student": "student", "EMA": "ema"}  # the models of a run, and what --which calls them
+WHICH = {name.lower(): name for name in WEIGHTS}  # what --which calls the models of a run
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class Trained:
         if self.epoch is None or self.epoch < 0:  # of a checkpoint inside the first epoch
             return name
         return f"{name} after epoch {self.epoch + 1} ({self.epoch} in the log)"
+
+
+def add_which(parser: argparse.ArgumentParser) -> None:
+    """The option of a command that takes one model of a checkpoint, for `load_trained`."""
+    parser.add_argument("--which", choices=WHICH, help="default: the EMA where there is one; change detection: the student")
 
 
 def config_of(state: dict[str, Any], path: str, settings: list[str] | None = None, **given: Any) -> Config:
@@ -83,10 +89,11 @@ def load_trained(cfg: Config, path: str, which: str | None = None, device: torch
     _check_origin(state, cfg, spec, path)
     if which is None:
         models = tuple(name for name, key in WEIGHTS.items() if key in state) or ("student",)
-        which = WHICH[models[judged(models, spec.task)]]
-    elif which == "ema" and "model_ema" not in state:
-        raise UserError(f"{path}: has no EMA weights (model_ema), as of a supervised run; use --which student")
-    weights = checkpoint.weights(state, WEIGHTS["EMA" if which == "ema" else "student"], path)
+        which = models[judged(models, spec.task)].lower()
+    key = WEIGHTS[WHICH[which]]
+    if which == "ema" and key not in state:
+        raise UserError(f"{path}: has no EMA weights ({key}), as of a supervised run; use --which student")
+    weights = checkpoint.weights(state, key, path)
     model = configured_model(cfg, spec.nclass, spec.task)
     check_facts(state, cfg.backbone, model.backbone, path)
     _check_classes(weights.get(f"{model.last_layer}.weight", weights.get(model.last_layer)), spec, path)

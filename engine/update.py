@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dataset.batch import Batch
 from engine.batch_norm import average_buffers_, prepare_batch_norm_
 from engine.ema import Ema, make_teacher
-from engine.method import Method, shard_seed
+from engine.method import WEIGHTS, Method, shard_seed
 from engine.optimizer import load_optimizer_, make_optimizer, set_rate_
 from engine.schedule import poly
 from engine.step_memory import StepMemory
@@ -54,7 +54,7 @@ class Learner:
         self.statistics = prepare_batch_norm_(self.student, cfg.batch_norm, max(cfg.shards or 1, world.size), world)
         self.teacher = make_teacher(self.student) if method.teacher == "ema" else None
         # the models that are evaluated
-        self.models = {"student": self.student} if self.teacher is None else {"student": self.student, "EMA": self.teacher}
+        self.models = dict(zip(method.models, filter(None, (self.student, self.teacher)), strict=True))
         self.ema = Ema(self.teacher, self.student) if self.teacher is not None else None
         self.labels_by = {"ema": self.teacher, "student": self.student, None: None}[cfg.teacher]
         # what the step gets as its teacher
@@ -161,18 +161,18 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """Weights and optimiser, under the names that the authors' checkpoints have."""
-        state: dict[str, Any] = {"model": self.student.state_dict(), "optimizer": self.optimizer.state_dict()}
-        state |= {"scaler": self.scaler.state_dict(), "skipped": self.skipped, "skipped_in_row": self.skipped_in_row}
-        return state if self.teacher is None else state | {"model_ema": self.teacher.state_dict()}
+        state: dict[str, Any] = {WEIGHTS[name]: model.state_dict() for name, model in self.models.items()}
+        state |= {"optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict()}
+        return state | {"skipped": self.skipped, "skipped_in_row": self.skipped_in_row}
 
     def load_state(self, state: dict[str, Any], source: str) -> None:
         """Resumes from `state` or from a checkpoint of the authors. Raises UserError where it does not fit."""
         hint = "was it made with another backbone, data set or method? Resume with the same command or use another --save-path"
-        checkpoint.load_strictly(self.student, self.student.accept_(checkpoint.weights(state, "model", source)), source, hint)
-        if self.teacher is not None:
-            if "model_ema" not in state:
-                raise UserError(f"{source}: has no 'model_ema', the teacher of a semi-supervised run; {hint}")
-            checkpoint.load_strictly(self.teacher, self.teacher.accept_(checkpoint.weights(state, "model_ema", source)), source, hint)
+        for name, model in self.models.items():
+            key = WEIGHTS[name]
+            if key not in state:
+                raise UserError(f"{source}: has no {key!r}, the {name} of a semi-supervised run; {hint}")
+            checkpoint.load_strictly(model, model.accept_(checkpoint.weights(state, key, source)), source, hint)
         self.skipped, self.skipped_in_row = state.get("skipped", 0), state.get("skipped_in_row", 0)
         if state.get("scaler"):  # only runs in fp16 have something in it
             self.scaler.load_state_dict(state["scaler"])

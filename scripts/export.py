@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from dataset.batch import normalize
 from engine.evaluation import Prediction, predict_whole
-from engine.trained_model import Trained, load_trained, run_config
+from engine.trained_model import Trained, add_which, load_trained, run_config
 from model.segmenter import Segmenter
 from model.spec import architecture
 from util import checkpoint
@@ -141,7 +141,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--format", required=True, choices=tuple(SUFFIX))
     parser.add_argument("--out", metavar="FILE", help="default: beside the checkpoint, with the format's suffix")
     parser.add_argument("--config", help="the config of the run; our own checkpoints know it")
-    parser.add_argument("--which", choices=("ema", "student"), help="default: the EMA where there is one; change detection: the student")
+    add_which(parser)
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="change a config key; may be repeated")
     args = parse_arguments(parser, argv)
     cfg = run_config(args.config, args.checkpoint, args.set)

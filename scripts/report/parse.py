@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from engine import metric
-from engine.method import judged
+from engine.method import EMA, STUDENT, judged
 from engine.metrics_file import Epoch, read_epochs, read_test
 from engine.resume import LOG, METRICS
 from scripts.report.identity import CHANGE_DATASETS, CLASSIFICATION_DATASETS, OWN, Identity, identify, origin, own_method
@@ -160,7 +160,7 @@ def _printed(row: Epoch) -> dict[str, float]:
     """The figures of an epoch as its log lines have them, in two decimals: the published numbers are rounded from these."""
     named = {key for figures in metric.FIGURES.values() for key, figure in figures.items() if figure.log}
     return {
-        ("ema_" if model == "EMA" else "") + key: _two_decimals(own[key])
+        ("ema_" if model == EMA else "") + key: _two_decimals(own[key])
         for model, own in row.scores.items()
         for key in sorted(named & own.keys())
     }
@@ -253,7 +253,7 @@ def _tested(lines: list[str], scores: dict[str, dict[str, Any]], statistic: str,
     """The figure of the final test, of the model that the statistic is of, in two decimals: of its scores, else of its lines in the log."""
     if task not in metric.FIGURES:
         return None
-    model, key = "EMA" if statistic.startswith("ema_") else "student", metric.chosen_by(task)
+    model, key = EMA if statistic.startswith("ema_") else STUDENT, metric.chosen_by(task)
     try:
         return _two_decimals(scores[model][key])
     except (ValueError, LookupError, TypeError):  # a log of an earlier version, or alone
@@ -278,7 +278,7 @@ def _statistic(identity: Identity, task: str, epochs: dict[int, dict[str, float]
         return name
     has_ema = any("ema_" + name in figures for figures in epochs.values())
     own = own_method(identity.method)
-    student = own is not None and own.models[judged(own.models, task)] == "student"
+    student = own is not None and own.models[judged(own.models, task)] == STUDENT
     return name if student or (epochs and not has_ema) else "ema_" + name
 
 
