@@ -77,6 +77,7 @@ def print_comparison(argv: list[str]) -> None:
     parser = Parser(prog="scripts.report compare", description=compare.__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("paths", nargs="*", metavar="PATH", help="as without `compare`")
     parser.add_argument("--draws", action="store_true", help="splits such as 3_draw0 and 3_draw1 are draws of one")
+    parser.add_argument("--part", nargs=2, metavar=("LIST", "TEXT"), help="of the images alone whose line in LIST holds TEXT")
     parser.add_argument("--json", metavar="FILE", help="also write all figures to FILE")
     parser.add_argument("--html", metavar="FILE", help="also write a page to FILE")
     parser.add_argument("--svg", metavar="FILE", help="also draw the curves of one data set, split and encoder into FILE")
@@ -84,8 +85,9 @@ def print_comparison(argv: list[str]) -> None:
     for option, name in (("--json", args.json), ("--html", args.html), ("--svg", args.svg)):
         if name:
             check_output(option, Path(name))
+    part = compare.part_of(*args.part) if args.part else None
     runs, skipped = read_all(args.paths or default_paths())
-    found = compare.compare(runs, args.draws)
+    found = compare.compare(runs, args.draws, part)
     found.remarks += [f"{file.path}: not in the report: {file.reason}" for file in skipped]
     print(compare_render.markdown(found))
     write_output("--json", args.json, json.dumps(found.to_json(), indent=1))

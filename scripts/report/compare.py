@@ -1,10 +1,12 @@
 """Methods side by side, over their seeds: mean, deviation, and paired differences with 95 % intervals (METHOD.md 4).
 
-    python -m scripts.report compare [PATH...] [--draws] [--json FILE] [--html FILE] [--svg FILE]
+    python -m scripts.report compare [PATH...] [--draws] [--part LIST TEXT] [--json FILE] [--html FILE] [--svg FILE]
 
 The seeds of a method are the runs that differ in nothing but the seed. Finished runs of one data set, split and encoder are compared.
 --draws: splits whose names end in `draw` and a number, such as 3_draw0 and 3_draw1, are draws of one. Each seed has another, so that the
 deviation and the intervals are of lists and seeds together.
+--part: the figures of those images alone whose line in LIST holds TEXT, such as those of one city, from the counts beside the logs. The
+best epoch is still the one of all images; figures of other lists are left out.
 """
 
 import itertools
@@ -14,10 +16,11 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from dataset.lists import ImageList, read_lines
 from engine import image_counts
 from engine.image_counts import ImageCounts
 from engine.resume import LOG
@@ -25,10 +28,29 @@ from scripts.report.bootstrap import DRAWS, LEVEL, SCORES, SEED, Interval, over_
 from scripts.report.identity import method_name, own_method
 from scripts.report.parse import Run
 from scripts.report.uneven import uneven
+from util.error import UserError
 
 _DRAW = re.compile(r"(?<=draw)\d+$")
 # the best epoch's, as published; the last one's; best.pth's on the list that had no say in its choice
 STATISTICS = ("best", "last", "test")
+
+
+class Part(NamedTuple):
+    """The images of a list whose lines hold a text. sha256: of the list; chosen: (N,) bool."""
+
+    title: str
+    sha256: str
+    chosen: np.ndarray
+
+
+def part_of(path: str, text: str) -> Part:
+    """The images of the list `path` whose lines hold `text`. Raises UserError where there are none."""
+    lines = read_lines(path)
+    chosen = np.array([text in line for line in lines])
+    if not chosen.any():
+        raise UserError(f"--part: found {text!r} in no line of {path}, expected a part of a line, such as {lines[0].split()[0]}")
+    title = f"the {chosen.sum()} of {len(lines)} images of {path} with {text!r}"
+    return Part(title, ImageList(path, "segmentation", masks=False).sha256, chosen)
 
 
 @dataclass
@@ -113,10 +135,10 @@ class Compared:
         return {"comparisons": [one.to_json() for one in self.comparisons], "intervals": how, "remarks": self.remarks}
 
 
-def compare(runs: Iterable[Run], draws: bool = False) -> Compared:
+def compare(runs: Iterable[Run], draws: bool = False, part: Part | None = None) -> Compared:
     """Groups the runs by what they share, and compares every two methods of a group. What is left out is in the remarks.
 
-    draws: splits whose names end in `draw` and a number count as one.
+    draws: splits whose names end in `draw` and a number count as one. part: figures of these images alone.
     """
     out = Compared()
     sweeps: dict[tuple[str, ...], list[Run]] = defaultdict(list)
@@ -126,12 +148,14 @@ def compare(runs: Iterable[Run], draws: bool = False) -> Compared:
         else:
             split = _DRAW.sub("*", run.split or "") if draws else run.split
             own = replace(run, settings=_of_any_draw(run)) if draws else run
+            own = _of_part(own, part, out.remarks) if part else own
             sweeps[tuple(text or "?" for text in (run.dataset, split, run.backbone))].append(own)
     for where, members in sweeps.items():
         groups = _groups(members, out.remarks)
         pairs = itertools.combinations(groups, 2)
-        differences = [found for low, high in pairs for which in STATISTICS if (found := _difference(high, low, which, out.remarks))]
-        out.comparisons.append(Comparison(" ".join(where), groups, differences))
+        differences = [found for low, high in pairs for which in STATISTICS if (found := _difference(high, low, which, out.remarks, part))]
+        title = " ".join(where) + (f": {part.title}" if part else "")
+        out.comparisons.append(Comparison(title, groups, differences))
     out.remarks += uneven(run for members in sweeps.values() for run in members)
     out.remarks = list(dict.fromkeys(out.remarks))
     return out
@@ -143,6 +167,16 @@ def _of_any_draw(run: Run) -> dict[str, str]:
     path = run.settings.get("val_id_path", "").replace(f"/{split}/", f"/{_DRAW.sub('*', split)}/")
     weights = re.sub(r"\[.*\]", "a list", run.settings.get("class_weights", ""))
     return run.settings | {"val_id_path": path, "class_weights": weights}
+
+
+def _of_part(run: Run, part: Part, remarks: list[str]) -> Run:
+    """The run with the figures of a part of the images; without those whose counts are missing or of another list."""
+    figures: dict[str, Any] = dict.fromkeys(STATISTICS)
+    for which in (which for which in STATISTICS if getattr(run, which) is not None):
+        found = _counts(run, which, remarks)
+        if found is not None and found.sha256 == part.sha256:
+            figures[which] = round(float(SCORES[run.task](found.counts[part.chosen].sum(0))), 2)
+    return replace(run, **figures)
 
 
 def _groups(runs: list[Run], remarks: list[str]) -> list[Group]:
@@ -176,7 +210,7 @@ def _label(run: Run, same: list[Run]) -> str:
     return f"{name} ({', '.join(f'{key} {run.settings.get(key)}' for key in keys)})" if keys else name
 
 
-def _difference(first: Group, second: Group, which: str, remarks: list[str]) -> Difference | None:
+def _difference(first: Group, second: Group, which: str, remarks: list[str], part: Part | None) -> Difference | None:
     ours, theirs = first.figures(which), second.figures(which)
     common = sorted(ours.keys() & theirs.keys())
     seeds = [seed for seed in common if first.runs[seed].split == second.runs[seed].split]
@@ -188,7 +222,7 @@ def _difference(first: Group, second: Group, which: str, remarks: list[str]) -> 
     if len(seeds) > 1:
         found.t, found.over_seeds = t_interval(values), over_seeds(values)
     runs = [group.runs[seed] for group in (first, second) for seed in seeds]
-    counts = [_counts(run, which, remarks) for run in runs]
+    counts = [_counts(run, which, remarks, part) for run in runs]
     known = [one for one in counts if one is not None]
     if len(known) < len(runs):
         return found
@@ -202,13 +236,15 @@ def _difference(first: Group, second: Group, which: str, remarks: list[str]) -> 
     return found
 
 
-def _counts(run: Run, which: str, remarks: list[str]) -> ImageCounts | None:
-    """The counts beside a run's log, where they are of its figure."""
+def _counts(run: Run, which: str, remarks: list[str], part: Part | None = None) -> ImageCounts | None:
+    """The counts beside a run's log, where they are of its figure; of the images of a part, where its figure is."""
     log = Path(run.log)
     path = log.with_name(image_counts.FILES[which])
     found = image_counts.load(path) if log.name == LOG else None
     if found is None:
         return None
+    if part is not None:
+        found = found._replace(counts=found.counts[part.chosen])
     value, figure = float(SCORES[run.task](found.counts.sum(0))), getattr(run, which)
     if abs(value - figure) > 0.0051:  # the log rounds
         remark = f"{path}: not used: it gives {value:.2f}, the log says {figure:.2f}"

@@ -51,7 +51,9 @@ def draw_curves(title: str, curves: Mapping[str, Sequence[dict[int, float]]]) ->
         return round(LEFT + epoch / max(1, last) * (WIDTH - LEFT - RIGHT), 1)
 
     parts = [f'<text class="title" x="{WIDTH / 2}" y="20" text-anchor="middle">{escape(title)}</text>']
-    parts += _axes("epoch", ticks(low, high), down, [(across(epoch), epoch) for epoch in epochs])
+    parts += _axes(
+        "epoch, from 0 as in the log; thick: mean, thin: each seed", ticks(low, high), down, [(across(epoch), epoch) for epoch in epochs]
+    )
     for i, (name, seeds) in enumerate(curves.items()):
         color = COLORS[i % len(COLORS)]
         common = sorted(set.intersection(*(set(one) for one in seeds)))

@@ -15,6 +15,7 @@ import torch
 
 import supervised
 import unimatch_v2
+from dataset.lists import ImageList
 from engine import image_counts, metric
 from engine.image_counts import FILES
 from engine.metrics_file import Epoch, append
@@ -213,6 +214,31 @@ def test_counts_of_images_are_used_where_they_are_of_the_figure(tmp_path: Path) 
     assert [remark for remark in found.remarks if "best is of different lists" in remark]
     (tmp_path / "fixmatch0" / FILES["best"]).write_bytes(b"torn")
     assert image_counts.load(tmp_path / "fixmatch0" / FILES["best"]) is None
+
+
+def test_a_part_of_the_images_has_figures_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Those of the counts that are of this list; the best epoch stays what it is. A text that no line has is a mistake."""
+    listed = tmp_path / "list.txt"
+    listed.write_text("".join(f"{city}/{i}.jpg {city}/{i}.png\n" for i, city in enumerate("abaab")))
+    sha256 = ImageList(str(listed), "segmentation", masks=True).sha256
+    rng, scores = np.random.default_rng(0), {}
+    for seed, method in itertools.product((0, 1), ("fixmatch", "unimatch_v2")):
+        counts, _ = random_counts(rng, 1, 5, 4)
+        whole = round(float(mean_iou(counts[0].sum(0))), 2)
+        log = write(tmp_path, method, seed, whole)
+        image_counts.save(log.with_name(FILES["best"]), torch.from_numpy(counts[0]), 1, sha256)
+        scores[method, seed] = round(float(mean_iou(counts[0][[1, 4]].sum(0))), 2)
+    main(["compare", str(tmp_path), "--part", str(listed), "b/", "--json", str(tmp_path / "out.json")])
+    (found,) = json.loads((tmp_path / "out.json").read_text())["comparisons"]
+    assert found["title"].endswith(f"the 2 of 5 images of {listed} with 'b/'")
+    assert [group["best"]["seeds"] for group in found["groups"]] == [
+        {str(seed): scores[method, seed] for seed in (0, 1)} for method in ("fixmatch", "unimatch_v2")
+    ]
+    (difference,) = found["differences"]
+    assert difference["figure"] == "best", "the last epoch's counts are not there"
+    assert difference["over_images"] is not None
+    with pytest.raises(UserError, match=r"--part: found 'c/' in no line of .*list\.txt, expected a part of a line, such as a/0\.jpg"):
+        main(["compare", str(tmp_path), "--part", str(listed), "c/"])
 
 
 def test_labelled_images_of_an_epoch_that_differ_are_told(tmp_path: Path) -> None:
