@@ -18,7 +18,7 @@ from dataset.custom import spec_of
 from engine.method import Method
 from engine.trainer import train
 from model.dropout import channel_factors, clean_and_scaled
-from model.guide import Guide
+from model.guide import GUIDE_GRID, Guide
 from model.loss import IGNORE, labeled_loss, mask_ratio, unlabeled_loss
 from model.pseudo import Mixed, cutmix, labels_of, pseudo_label_in_eval_mode
 from model.segmenter import Segmenter
@@ -32,7 +32,6 @@ LABELS = {
     "loss_all": "Total loss", "loss_x": "Loss x", "loss_s1": "Loss s1", "loss_s2": "Loss s2", "loss_fp": "Loss fp",
     "loss_mc_s1": "Loss mc_s1", "loss_mc_s2": "Loss mc_s2", "loss_mc_fp": "Loss mc_fp", "mask_ratio": "Mask ratio",
 }  # fmt: skip
-GUIDE_GRID = 32  # patches per side that the guide's positions are made for, whatever the crop
 
 
 @dataclass(frozen=True)

@@ -1,19 +1,12 @@
-"""Shows what the network sees: labelled crops with their masks, and the weak, strong and CutMixed views of unlabelled ones.
+"""Pictures of training samples: labelled crops with their masks, and the weak, strong and CutMixed views of unlabelled ones.
 
-    python -m dataset.preview --config configs/camvid.yaml --split 1_8 --out exp/preview
-    python -m dataset.preview --config C --labeled-id-path L --unlabeled-id-path U [U ...] --out DIR --count 8 --set crop_size=280
-
-writes DIR/labeled.jpg and DIR/unlabeled.jpg from the first mini-batches of a training run with this config (its seed, its order, its
-crops), turned back from the tensors that the model gets. Stripes are ignored pixels: void and padding. A pink box is what CutMix pastes,
-from the image that the row names as "box of ...". Without unlabelled lists: the labelled picture of supervised training. Training writes
-the same pictures of its first step to TensorBoard.
+Training writes them of its first step to TensorBoard; `python -m dataset.preview` (scripts/preview.py) makes them before a run.
 """
 
-import argparse
 import logging
+import runpy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,20 +15,14 @@ from torch import Tensor
 
 from dataset import picture
 from dataset.batch import Batch, Reads, denormalize, make_batch
-from dataset.custom import spec_of, unlabeled_places
-from dataset.lists import Entry, inside
+from dataset.custom import spec_of
 from dataset.loader import training_loader, training_sources
 from dataset.semi import batches, tensor_images
 from dataset.spec import IGNORE, DatasetSpec
-from dataset.stored import turned
 from model.encoder import Encoder
 from model.pseudo import cutmix
-from model.spec import check_crop, get_encoder
-from util.cli import Parser, positive
-from util.config import Config, load_config
+from util.config import Config
 from util.dist import World
-from util.error import UserError, run
-from util.files import output
 
 SIDE = 320  # pixels of a panel: larger crops are shown smaller, far smaller ones larger
 IGNORED = (picture.STRIPES, "ignored: void or padding")
@@ -116,67 +103,19 @@ def _sized(date: Image.Image, box: Tensor | None) -> Image.Image:
     return image
 
 
-def first_mini_batches(cfg: Config, encoder: Encoder, count: int) -> tuple[list[Batch], DatasetSpec]:
-    """The mini-batches that hold the first `count` samples of a run."""
-    semi = cfg.unlabeled_id_path is not None
+def first_mini_batches(cfg: Config, reads: Reads, encoder: Encoder, count: int) -> tuple[list[Batch], DatasetSpec]:
+    """The mini-batches that hold the first `count` samples of each kind of a run that reads this."""
     cfg, spec = replace(cfg, num_workers=0), spec_of(cfg)
-    sampler, loader = training_loader(
-        cfg, spec, training_sources(cfg, spec, semi), Reads(unlabeled=int(semi)), World(), logging.getLogger(__name__)
-    )
+    sources = training_sources(cfg, spec, reads.unlabeled > 0)
+    sampler, loader = training_loader(cfg, spec, sources, reads, World(), logging.getLogger(__name__))
     sampler.set_epoch(0)
     out: list[Batch] = []
     for raw in batches(loader):
         out.append(make_batch(raw, torch.device("cpu"), encoder))
-        if sum(len(batch.img_x) for batch in out) >= count:
+        if sum(len(batch.img_x) for batch in out) >= count and (not reads.unlabeled or sum(len(batch.img_u_w) for batch in out) >= count):
             break
     return out, spec
 
 
-def notes(mini_batches: Sequence[Batch], cfg: Config, spec: DatasetSpec) -> list[str]:
-    """Notes on what a picture of training crops does not show: images that viewers turn and training does not."""
-    names = [name for batch in mini_batches for name in (*batch.name_x, *batch.name_u)]
-    roots = [cfg.data_root, *(root for _, root in unlabeled_places(cfg))]
-    paths = [inside(root, path) for root in roots for name in names for path in spec.files(Entry(name, None))[0]]
-    return [note for note in map(turned, dict.fromkeys(paths)) if note]
-
-
-def _config(args: argparse.Namespace) -> Config:
-    """The config with its lists: those named on the command line, those of a split, or its own."""
-    unlabeled = args.unlabeled_id_path
-    cfg = load_config(args.config, args.set, labeled_id_path=args.labeled_id_path, unlabeled_id_path=unlabeled)
-    if args.split:
-        if args.labeled_id_path or unlabeled:
-            raise UserError("--split: found beside --labeled-id-path or --unlabeled-id-path, expected one way to name the lists")
-        folder = Path("splits") / cfg.dataset / args.split
-        cfg = replace(cfg, labeled_id_path=f"{folder}/labeled.txt", unlabeled_id_path=f"{folder}/unlabeled.txt")
-    if not cfg.labeled_id_path:
-        raise UserError("preview: found no lists, expected --split, or --labeled-id-path and --unlabeled-id-path")
-    return cfg
-
-
-def main(argv: list[str]) -> None:
-    """Writes the pictures. Raises UserError."""
-    parser = Parser(prog="dataset.preview", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--split", help="use splits/<dataset>/SPLIT/labeled.txt and unlabeled.txt")
-    parser.add_argument("--labeled-id-path", metavar="LIST")
-    parser.add_argument("--unlabeled-id-path", nargs="+", metavar="LIST")
-    parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder to write to")
-    parser.add_argument("--count", type=positive, default=6, help="samples of each kind (default: %(default)s)")
-    parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="change a config key; may be repeated")
-    args = parser.parse_args(argv)
-    cfg = _config(args)
-    encoder = get_encoder(cfg.backbone).facts()
-    check_crop(cfg.crop_size, encoder)
-    mini_batches, spec = first_mini_batches(cfg, encoder, args.count)
-    for name, image in sheets(mini_batches, spec, encoder, args.count).items():
-        path = args.out / f"{name}.jpg"
-        with output("--out", path):
-            picture.save(image, path)
-        print(f"{path}: {image.width} x {image.height}")
-    for note in notes(mini_batches, cfg, spec):
-        print(f"note: {note}")
-
-
 if __name__ == "__main__":
-    run(main)
+    runpy.run_module("scripts.preview", run_name="__main__", alter_sys=True)

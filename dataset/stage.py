@@ -64,7 +64,7 @@ def stage(cfg: Config, folder: Path) -> list[str]:
 def main(argv: list[str]) -> None:
     if not argv or argv[0].startswith("-"):
         raise UserError("usage: python -m dataset.stage FOLDER [a method's command line]; found no folder")
-    print("\n".join(stage(parse_command(argv[1:], __doc__, unlabeled=False), Path(argv[0]))))
+    print("\n".join(stage(parse_command(argv[1:], __doc__, unlabeled=False, kind=None), Path(argv[0]))))
 
 
 if __name__ == "__main__":

@@ -122,9 +122,8 @@ class DryRun:
             if method.guided and self.teacher:
                 self.teacher = method.guided(self.teacher, self.cfg, True)
             batch = empty_batch(method.reads, cfg.batch_size, self.spec.dates, cfg.crop_size)
-            if method.draw:
-                batch = replace(batch, drop=method.draw(len(batch.img_u_w), self.student.channels, torch.Generator(), self.cfg))
-            self.batch = replace(batch, epoch=cfg.epochs - 1)  # of the last epoch
+            drop = method.factors(self.cfg, self.student.channels, torch.Generator())
+            self.batch = replace(batch, drop=batch.drop if drop is None else drop, epoch=cfg.epochs - 1)  # of the last epoch
             for p in self.student.parameters():  # which have gradients already, as from the second shard on
                 p.grad = torch.zeros_like(p) if p.requires_grad else None
         self.prediction = Prediction.of(self.cfg, self.spec, self.student)
@@ -137,7 +136,7 @@ class DryRun:
             "weights": 4 * sum(p.numel() for p in own) + 2 * remembered,  # and a copy for a step that does not count
             "teacher": 4 * sum(p.numel() for p in beside),  # and a frozen model
             "gradients": trained,
-            "adam": 2 * trained if self.cfg.optimizer == "adamw" else trained,
+            "optimizer": 2 * trained if self.cfg.optimizer == "adamw" else trained,
             "batches": 2 * shards * sum(x.nbytes for x in given),  # of this step and of the next one
         }
 

@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,6 +76,10 @@ class Method:
         """The models that a run evaluates, by their names in log and page."""
         return (STUDENT, EMA) if self.teacher == "ema" else (STUDENT,)
 
+    def factors(self, cfg: Config, channels: tuple[int, ...], generator: torch.Generator) -> Tensor | None:
+        """`Batch.drop` of a mini-batch; None where the method draws nothing. channels: of the encoder's maps."""
+        return self.draw(self.reads.images(cfg.batch_size).get("u", 0), channels, generator, cfg) if self.draw else None
+
     def teacher_of(self, task: str, chosen: str | None = None) -> str | None:
         """Who gives the pseudo labels in a run: the `chosen` one of the config, else as published: in change detection the student."""
         if self.teacher != "ema":
@@ -112,6 +117,12 @@ def get_method(name: str) -> Method:
     """The method of a name among `method_names`. Its file stands above this room: it is imported when it is asked for."""
     method: Method = importlib.import_module(name).METHOD
     return method
+
+
+def method_for(config: str, name: str | None) -> Method:
+    """The method of a name; without one, that whose recipes the config's folder holds, such as configs/semivl, else UniMatch V2."""
+    folder = Path(config).resolve().parent.name
+    return get_method(name or (folder if folder in method_names() else "unimatch_v2"))
 
 
 def program_of(cfg: Config) -> str:

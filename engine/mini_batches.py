@@ -25,10 +25,8 @@ def mini_batches(data: Data, learner: Learner, epoch: int, start: int) -> Iterat
     for step in range(start, sampler.steps):
         out, bad = [], []
         for shard, mini_batch in zip(sampler.own, islice(raw, len(sampler.own)), strict=True):
-            drop = None
-            if method.draw is not None:
-                generator = torch.Generator().manual_seed(shard_seed(cfg.seed, epoch * sampler.steps + step, shard))
-                drop = method.draw(sampler.streams["u"].batch, student.channels, generator, cfg)
+            generator = torch.Generator().manual_seed(shard_seed(cfg.seed, epoch * sampler.steps + step, shard))
+            drop = method.factors(cfg, student.channels, generator)
             for text in filter(None, mini_batch.bad):
                 bad += text.split("\n")
             out.append(make_batch(mini_batch, learner.world.device, student.backbone, drop))

@@ -12,6 +12,8 @@ from model.backbone.clip import CLIP
 from model.loss import IGNORE
 from model.semseg.vlm import renormalized, resize
 
+GUIDE_GRID = 32  # patches per side that the guide's positions are made for, whatever the crop
+
 
 class Guide(nn.Module):
     """A frozen CLIP that labels each pixel with the class of the most similar concept.

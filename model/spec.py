@@ -179,8 +179,10 @@ def architecture(backbone: str, model: str | None) -> str:
 
 
 def check_crop(crop_size: int, encoder: Encoder) -> None:
-    """Raises UserError unless the training crop's side is a multiple of what the encoder needs."""
+    """Raises UserError unless the training crop's side is a multiple of what the encoder needs, and large enough for it."""
     multiple = encoder.multiple
+    if crop_size < encoder.least:
+        raise UserError(f"crop_size: found {crop_size}, expected {encoder.least} or more for this backbone")
     if encoder.fixed_size and crop_size != multiple:
         raise UserError(f"crop_size: found {crop_size}, expected {multiple}, the one size that this backbone takes")
     if crop_size % multiple:

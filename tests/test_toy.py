@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import evaluate
 import predict
+import supervised
 from dataset.batch import Reads
 from engine.method import SEMI_LABELS
 from engine.metrics_file import read_epochs
@@ -86,6 +87,18 @@ def test_a_method_may_read_more_unlabelled_images_than_labelled_ones(
     assert len(board.Scalars("train/loss_toy")) == 6, "half as many steps as with as many labelled images"
     assert {"data/labeled", "data/unlabeled"} <= set(board.Tags()["images"])
     assert [epoch.labeled_images for epoch in read_epochs(tmp_path / "metrics.jsonl")] == [6, 6]
+
+
+def test_a_method_may_draw_without_unlabelled_images(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[int] = []
+
+    def draw(images: int, channels: tuple[int, ...], generator: torch.Generator, cfg: Any) -> torch.Tensor:
+        drawn.append(images)
+        return torch.ones(1)
+
+    monkeypatch.setattr(supervised, "METHOD", replace(supervised.METHOD, draw=draw))
+    supervised.main(tiny.args(tmp_path, *SETTINGS, "epochs=1", unlabeled=False))
+    assert set(drawn) == {0}
 
 
 @pytest.mark.parametrize("checkpointing", ["false", "true"])

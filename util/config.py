@@ -3,6 +3,7 @@
 import argparse
 import copy
 import difflib
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -296,10 +297,11 @@ def parse_arguments(parser: Parser, argv: list[str]) -> argparse.Namespace:
     return args
 
 
-def parse_command(argv: list[str], description: str | None, unlabeled: bool, kind: type[Config] = Config) -> Config:
+def parse_command(argv: list[str], description: str | None, unlabeled: bool, kind: type[Config] | None = Config) -> Config:
     """Reads the command line that every method has (METHOD.md 5). Raises UserError.
 
-    unlabeled: whether there must be an unlabelled list. kind: see `make_config`.
+    unlabeled: whether there must be an unlabelled list. kind: see `make_config`; None leaves unknown keys of `--set` out too, for a command
+    that a method follows, which refuses them.
     """
     parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True)
@@ -312,9 +314,10 @@ def parse_command(argv: list[str], description: str | None, unlabeled: bool, kin
     parser.add_argument("--local_rank", "--local-rank", help="accepted for old command lines; the launcher sets it")
     args = parse_arguments(parser, argv)
     lists = args.unlabeled_id_path
+    settings = [text for text in args.set or [] if kind or re.split("[.=]", text)[0] in KEYS | _ALIASES]
     cfg = load_config(
         args.config,
-        args.set,
+        settings,
         kind,
         labeled_id_path=args.labeled_id_path,
         unlabeled_id_path=lists[0] if lists and len(lists) == 1 else lists,

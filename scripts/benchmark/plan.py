@@ -20,7 +20,7 @@ from dataset.lists import read_lines
 from dataset.sampler import Stream, labeled_length
 from dataset.splits.published import published_length, published_splits
 from engine.footprint import GIB, DryRun, Meter, Work
-from engine.method import Method, get_method, method_names
+from engine.method import Method, method_for
 from model.loss import numeric_criterion
 from model.spec import check_crop, get_encoder
 from scripts.table import markdown_table
@@ -118,10 +118,9 @@ def main(args: argparse.Namespace) -> None:
 def load_recipe(path: str, settings: list[str] | None, name: str | None) -> tuple[Config, Method]:
     """A run's config, as far as it needs no data, and its method. Raises UserError for one that makes no run.
 
-    `class_weights: auto` are equal ones. name: of the method; None for the one whose recipes the config's folder holds, else UniMatch V2.
+    `class_weights: auto` are equal ones. name: see `method_for`.
     """
-    folder = Path(path).resolve().parent.name
-    method = get_method(name or (folder if folder in method_names() else "unimatch_v2"))
+    method = method_for(path, name)
     cfg = replace(load_config(path, settings, method.config), pretrained=None)
     nclass = spec_of(cfg).nclass
     check_crop(cfg.crop_size, get_encoder(cfg.backbone).facts())

@@ -104,8 +104,7 @@ class Alternatives:
     def __init__(self, cfg: Config, method: Method, device: torch.device) -> None:
         self.cfg, self.method, self.device = replace(cfg, shards=1), method, device
         self.model = started_model(cfg)
-        unlabeled = method.reads.images(cfg.batch_size).get("u", 0)
-        self.drop = method.draw(unlabeled, self.model.channels, torch.Generator(), cfg) if method.draw else None
+        self.drop = method.factors(cfg, self.model.channels, torch.Generator())
         # one normalised float tensor a view, in pageable memory, as a plain DataLoader leaves it: copies of it block
         self.batch = make_batch(host_batch(cfg, method.reads), torch.device("cpu"), self.model.backbone, self.drop)
 

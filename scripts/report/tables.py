@@ -25,10 +25,16 @@ RULES = {
 }
 KINDS = {"segmentation": ("miou",), "change": ("cd_iou", "cd_oa"), "classification": ("acc1",)}
 PLACES = {"miou": 1, "cd_iou": 1, "cd_oa": 2, "acc1": 2}
-# a run with another value than the default here is another experiment than the published one: it gets its own row, no published value
-_TELLING = ("conf_thresh", "lossu_weight", "lock_backbone", "feature_dropout", "dropout", "dropout_at", "strong_views")
+# a run with another value than the default of one of these, or of a key that its method adds, is another experiment than the published
+# one: it gets its own row, no published value
+_TELLING = ("conf_thresh", "lossu_weight", "lock_backbone", "batch_norm")
 # as published; not read from the configs, which people change
-_OTHER_DEFAULTS: dict[tuple[str, str], dict[str, float | bool | str]] = {("unimatch_v1", "cityscapes"): {"conf_thresh": 0.0}}
+_OTHER_DEFAULTS: dict[tuple[str, str], dict[str, float | bool | str]] = {
+    ("unimatch_v1", "cityscapes"): {"conf_thresh": 0.0},
+    ("semivl", "cityscapes"): {"conf_mode": "pixelavg"},
+    ("allspark", "cityscapes"): {"memory_epoch": 15},
+    ("allspark", "coco"): {"memory_epoch": 1},
+}
 
 ColumnKey = tuple[str, str]  # split, kind
 RowKey = tuple[str, str]  # label, encoder
@@ -206,8 +212,9 @@ def _with(label: str, text: str) -> str:
 def variant(run: Run) -> str:
     """The settings that make a run another experiment than the published one of its method, as text."""
     own = own_method(run.method)
-    defaults = {one.name: one.default for one in fields(own.config if own else Config)}
-    usual = {key: defaults[key] for key in _TELLING if key in defaults}
+    shared = {one.name for one in fields(Config)} - set(_TELLING)
+    # not what has no value of its own, such as a path
+    usual = {one.name: one.default for one in fields(own.config if own else Config) if one.name not in shared and one.default is not None}
     usual |= _OTHER_DEFAULTS.get((run.method or "", run.dataset or ""), {})
     usual["threshold"] = usual["conf_thresh"]  # UniMatch V1's name for it
     if own and own.teacher == "ema":

@@ -8,11 +8,11 @@ import yaml
 from PIL import Image, ImageOps
 
 from dataset.lists import ImageList
-from dataset.preview import main as preview
 from dataset.semi import ValSet
 from dataset.source import Source, open_image
 from dataset.spec import get_spec
 from dataset.splits.__main__ import main as splits
+from scripts.preview import main as preview
 from tests.conftest import Tiny, make_tiny
 from util.error import UserError
 

@@ -13,13 +13,12 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 import supervised
 import unimatch_v2
 from dataset import picture
-from dataset.batch import Batch, denormalize, normalize
-from dataset.preview import first_mini_batches, main, sheets
+from dataset.batch import Batch, Reads, denormalize, normalize
+from dataset.preview import first_mini_batches, sheets
 from dataset.spec import SPECS
 from model.encoder import Encoder
 from tests.conftest import Tiny
 from util.config import parse_command
-from util.error import run
 
 S = 40  # crop; a panel is 8 times as large: 320
 SCALE, GAP, HEAD, LEGEND = 8, 6, 22 + 20, 26  # the head: a line of names, and the panels' titles
@@ -158,29 +157,6 @@ def test_padding_of_a_labelled_image_is_striped_and_void_is_not() -> None:
     assert tuple(image[HEAD + 25 * SCALE, 30 * SCALE]) == (50, 50, 50), "void"
 
 
-def test_the_command_shows_the_first_samples_of_a_run(tiny: Tiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lists = ["--labeled-id-path", f"{tiny.root}/labeled.txt", "--unlabeled-id-path", f"{tiny.root}/unlabeled.txt"]
-    main(["--config", str(tiny.config), *lists, "--out", str(tmp_path / "deep/out"), "--count", "3", "--set", "crop_size=42"])
-    sizes = {path.name: Image.open(path).size for path in (tmp_path / "deep/out").iterdir()}
-    assert sizes["unlabeled.jpg"] == (5 * 294 + 4 * GAP, 3 * (294 + HEAD) + LEGEND)
-    assert set(sizes) == {"labeled.jpg", "unlabeled.jpg"}
-    assert "unlabeled.jpg: 1494 x 1034" in capsys.readouterr().out
-    main(["--config", str(tiny.config), *lists[:2], "--out", str(tmp_path / "supervised")])
-    assert [path.name for path in (tmp_path / "supervised").iterdir()] == ["labeled.jpg"]
-
-
-def test_the_command_shows_the_next_image_for_one_that_cannot_be_read(tiny: Tiny, tmp_path: Path) -> None:
-    words = ["--config", str(tiny.config), "--labeled-id-path", f"{tiny.root}/labeled.txt", "--out", str(tmp_path), "--count", "1"]
-    main([*words, "--set", "bad_images=skip"])
-    assert (tmp_path / "labeled.jpg").exists()
-
-
-def test_the_command_needs_no_validation_list(tiny: Tiny, tmp_path: Path) -> None:
-    words = ["--config", str(tiny.config), "--labeled-id-path", f"{tiny.root}/labeled.txt", "--out", str(tmp_path), "--count", "1"]
-    main([*words, "--set", "val_id_path=no/such.txt"])
-    assert (tmp_path / "labeled.jpg").exists()
-
-
 def pictures(folder: Path) -> dict[str, np.ndarray]:
     """The images of TensorBoard files, by their tags; raises for a tag that comes twice."""
     found: dict[str, np.ndarray] = {}
@@ -197,29 +173,8 @@ def test_a_run_shows_its_first_step_once(tiny: Tiny, tmp_path: Path) -> None:
     args = tiny.args(tmp_path / "semi", "epochs=2")
     unimatch_v2.main(args)
     shown = pictures(tmp_path / "semi")
-    mini_batches, spec = first_mini_batches(parse_command(args, None, True), Encoder(), 2)
+    mini_batches, spec = first_mini_batches(parse_command(args, None, True), Reads(), Encoder(), 2)
     for name, image in sheets(mini_batches, spec, Encoder()).items():
         assert np.array_equal(shown[f"data/{name}"], np.asarray(image))
     supervised.main(tiny.args(tmp_path / "sup", "epochs=1", "batch_size=1", unlabeled=False))
     assert set(pictures(tmp_path / "sup")) == {"data/labeled"}
-
-
-@pytest.mark.parametrize(
-    ("words", "expected"),
-    [
-        (["--split", "1_8", "--labeled-id-path", "l.txt"], ("--split", "one way")),
-        ([], ("preview: found no lists", "--split")),
-        (["--split", "1_9"], ("splits/demo/1_9/labeled.txt", "no such list")),
-        (["--split", "1_10", "--count", "0"], ("--count", "found '0'")),
-        (["--labeled-id-path", "{root}/labeled.txt", "--out", "{root}/tiny.yaml/x"], ("tiny.yaml/x", "cannot be written", "--out")),
-        (["--labeled-id-path", "{root}/labeled.txt", "--set", "crop_size=27"], ("crop_size", "27")),
-    ],
-)
-def test_mistakes(words: list[str], expected: tuple[str, ...], tiny: Tiny, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    with pytest.raises(SystemExit) as end:
-        run(main, ["--config", str(tiny.config), "--out", str(tmp_path), *(word.format(root=tiny.root) for word in words)])
-    error = capsys.readouterr().err
-    assert end.value.code == 2
-    assert error.count("\n") == 1
-    for word in expected:
-        assert word in error

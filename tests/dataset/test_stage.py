@@ -50,3 +50,9 @@ def test_without_a_final_test_its_pairs_are_left() -> None:
 def test_an_unlabelled_list_that_the_config_names_is_copied() -> None:
     expected = files("A", "B", "label", names=("labeled", "val", "test")) | files("A", "B", names=("unlabeled",))
     assert staged("--set", "unlabeled_id_path=splits/own/unlabeled.txt") == expected
+
+
+def test_keys_of_a_method_are_left_to_it() -> None:
+    """In the file and with --set: the method reads them, and refuses those that nobody knows."""
+    Path("c.yaml").write_text(yaml.safe_dump(CONFIG | {"conf_mode": "pixelavg"}))
+    assert staged("--set", "guidance_weight=0", "--set", "val_id_path=null") == files("A", "B", "label", names=("labeled", "test"))

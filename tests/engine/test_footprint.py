@@ -165,7 +165,7 @@ def test_weights_and_what_follows_them() -> None:
     decoder = sum(p.numel() for p in model.head.parameters() if p.requires_grad)
     every = 4 * sum(p.numel() for p in model.parameters())
     memory, meter = DryRun(cfg, V2).step()
-    assert [memory[name] for name in ("weights", "teacher", "gradients", "adam")] == [every, every, 4 * decoder, 8 * decoder]
+    assert [memory[name] for name in ("weights", "teacher", "gradients", "optimizer")] == [every, every, 4 * decoder, 8 * decoder]
     forward = cfg.batch_size * DryRun(replace(cfg, eval_mode="original"), V2).evaluation(28, 28)["linear layers"]
     assert meter.work["linear layers"] == 4 * forward  # the teacher's pass and the student's; a frozen encoder has no backward pass
     assert DryRun(cfg, supervised.METHOD).step()[0]["teacher"] == 0

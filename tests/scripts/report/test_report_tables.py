@@ -6,6 +6,7 @@ import subprocess
 import sys
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from scripts.report import read_log
 from scripts.report.__main__ import main
 from scripts.report.identity import OWN, encoder_name
-from scripts.report.tables import build_tables, column_label, round_half_up
+from scripts.report.tables import build_tables, column_label, round_half_up, variant
 from tests.scripts.report.report_logs import LogWriter, whole_log
 from util.error import UserError
 
@@ -120,6 +121,23 @@ def test_other_settings_are_other_rows_without_a_published_value(tmp_path: Path)
     assert set(rows) == {"UniMatch V2", "UniMatch V2 (conf_thresh 0.7)", "UniMatch V2 (lock_backbone True)", crop}
     assert [cell.published for name, cell in rows.items() if name != "UniMatch V2"] == [None, None, None]
     assert rows["UniMatch V2"].published == Decimal("86.3")
+
+
+@pytest.mark.parametrize(
+    ("method", "dataset", "settings", "expected"),
+    [
+        ("semivl", "pascal", {"guidance_weight": 0, "conf_mode": "pixelwise"}, "guidance_weight 0"),
+        ("semivl", "cityscapes", {"conf_mode": "pixelavg"}, ""),
+        ("allspark", "pascal", {"memory_epoch": 0}, "memory_epoch 0"),
+        ("allspark", "cityscapes", {"memory_epoch": 15}, ""),
+        ("unimatch_v2", "pascal", {"dropout": "none", "strong_views": 2, "batch_norm": "frozen"}, "dropout none, batch_norm frozen"),
+    ],
+)
+def test_keys_of_a_method_s_own_make_another_experiment(
+    method: str, dataset: str, settings: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    (run,) = read_log(write(tmp_path, "a.log", whole_log(method=method, seed=0, dataset=dataset, **settings)))
+    assert sorted(variant(run).split(", ")) == sorted(expected.split(", "))
 
 
 def test_runs_without_seeds_are_not_averaged(tmp_path: Path) -> None:
