@@ -23,9 +23,10 @@ from dataset.lists import ImageList
 from dataset.source import Source
 from dataset.spec import IGNORE
 from engine import final_test, image_counts, metric
-from engine.resume import BEST
+from engine.method import EMA, STUDENT
+from engine.metrics_file import read_epochs
+from engine.resume import BEST, METRICS
 from engine.trained_model import run_config
-from scripts.report.lines import read_lines
 from scripts.table import markdown_table
 from util.cli import Parser
 from util.error import UserError, reason, run
@@ -38,7 +39,7 @@ CELL = (180, 180)  # px: into which every picture is fitted; columns have this w
 
 @dataclass(frozen=True)
 class Result:
-    """Figures of one run's last evaluation in percent (ema: None without a teacher), and the seconds that its sessions took."""
+    """Figures of one run's last evaluation in percent (ema: None without one), and the seconds that its epochs took."""
 
     name: str
     student: float
@@ -47,22 +48,17 @@ class Result:
 
 
 def read_result(name: str, folder: Path, figure: str) -> Result:
-    """The result of a run from its train.log. figure: its key in `metric.FIGURES`. Raises UserError without an evaluation."""
-    path = folder / "train.log"
-    if not path.is_file():
-        raise UserError(f"{path}: no such log; give the folder of a run")
-    figures: dict[str, float] = {}
-    seconds, start, last = 0.0, None, None
-    for _, line in read_lines(path.read_text(encoding="utf-8", errors="replace")):
-        figures.update(line.figures)
-        if line.kind == "header":  # a new session: what passed between two does not count
-            start = line.time
-        elif line.time and start and last:
-            seconds += (line.time - max(start, last)).total_seconds()
-        last = line.time or last
-    if figure not in figures:
+    """The result of a run from its metrics. figure: its key in `metric.FIGURES`. Raises UserError without an evaluation."""
+    path = folder / METRICS
+    try:
+        epochs = read_epochs(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({reason(error)}); give the folder of a run") from error
+    scores = [row.scores for row in epochs if row.scores]
+    if not scores:
         raise UserError(f"{path}: found no evaluation; train the run to its end")
-    return Result(name, figures[figure], figures.get(f"ema_{figure}"), seconds)
+    figures = {model: own[figure] for model, own in scores[-1].items()}
+    return Result(name, figures[STUDENT], figures.get(EMA), sum(row.seconds for row in epochs))
 
 
 def table(results: list[Result], title: str) -> str:

@@ -12,30 +12,20 @@ from PIL import Image
 from dataset.lists import ImageList
 from dataset.spec import get_spec
 from engine import image_counts
+from engine.metrics_file import Epoch, append
 from model import build_model
 from scripts import side_by_side
 from tests.conftest import Tiny
 from util.config import load_config
 from util.error import UserError
 
-LOG = """[2026-01-02 10:00:00,000][    INFO] {'backbone': 'dinov2_tiny',
- 'epochs': 2}
 
-[2026-01-02 10:00:10,000][    INFO] ===========> Epoch: 0, Previous best: 0.00 @epoch-0, EMA: 0.00 @epoch-0
-[2026-01-02 10:00:20,500][    INFO] ***** Evaluation original ***** >>>> MeanIoU: 40.00, EMA: 41.00
-
-[2026-01-02 11:00:00,000][    INFO] {'backbone': 'dinov2_tiny',
- 'epochs': 2}
-
-[2026-01-02 11:00:05,000][    INFO] ************ Load from checkpoint at epoch 0
-
-[2026-01-02 11:00:09,500][    INFO] ***** Evaluation original ***** >>>> MeanIoU: 30.25, EMA: 31.50
-"""
-
-
-def make_run(folder: Path, tiny: Tiny, log: str, semi: bool) -> Path:
+def make_run(folder: Path, tiny: Tiny, semi: bool) -> Path:
+    """Two epochs, of which the later one is worse, and the weights of the best one."""
     folder.mkdir(parents=True)
-    (folder / "train.log").write_text(log)
+    for epoch, (student, ema) in enumerate(((40.0, 41.0), (30.25, 31.5))):
+        scores = {"student": {"miou": student}} | ({"EMA": {"miou": ema}} if semi else {})
+        append(folder / "metrics.jsonl", "epoch", vars(Epoch(epoch, 6 * epoch + 6, 15.0, None, None, {}, {}, scores)))
     state = build_model("dinov2_tiny", 6).state_dict()
     config = asdict(load_config(str(tiny.config)))
     torch.save({"model": state, "config": config} | ({"model_ema": state} if semi else {}), folder / "best.pth")
@@ -53,14 +43,10 @@ def keep_counts(folder: Path, tiny: Tiny, right: list[int]) -> None:
 
 @pytest.fixture
 def runs(tmp_path: Path, tiny: Tiny) -> dict[str, Path]:
-    alone = LOG.replace(", EMA: 31.50", "").replace(", EMA: 41.00", "")
-    return {
-        "supervised": make_run(tmp_path / "a b/supervised", tiny, alone, semi=False),
-        "fixmatch": make_run(tmp_path / "a b/fixmatch", tiny, LOG, semi=True),
-    }
+    return {name: make_run(tmp_path / f"a b/{name}", tiny, semi=name == "fixmatch") for name in ("supervised", "fixmatch")}
 
 
-def test_result_is_the_last_evaluation_and_pauses_do_not_count(runs: dict[str, Path]) -> None:
+def test_result_is_the_last_evaluation(runs: dict[str, Path]) -> None:
     result = side_by_side.read_result("fixmatch", runs["fixmatch"], "miou")
     assert (result.student, result.ema, result.seconds) == (30.25, 31.5, 30.0)
 
@@ -118,7 +104,7 @@ def test_images_chosen_by_the_difference(tmp_path: Path, tiny: Tiny, runs: dict[
     ],
 )
 def test_runs_that_cannot_be_shown(arguments: list[str], words: str, tmp_path: Path, tiny: Tiny, runs: dict[str, Path]) -> None:
-    other = make_run(tmp_path / "other", tiny, LOG, semi=False)
+    other = make_run(tmp_path / "other", tiny, semi=False)
     state = torch.load(other / "best.pth", weights_only=True)
     state["config"] |= {"dataset": "own", "classes": list("abcdef")}
     torch.save(state, other / "best.pth")
@@ -151,9 +137,9 @@ def test_pictures_are_of_the_test_list_where_all_have_scored_it(tmp_path: Path) 
     assert side_by_side.scored(folders[:1], "val.txt") == ("one.txt", "test")
 
 
-def test_a_run_without_log_or_evaluation_is_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"train\.log: no such log"):
+def test_a_run_without_metrics_or_evaluation_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"metrics\.jsonl: cannot be read \(No such file or directory\); give the folder of a run"):
         side_by_side.read_result("x", tmp_path, "miou")
-    (tmp_path / "train.log").write_text(LOG[:100])
+    append(tmp_path / "metrics.jsonl", "epoch", vars(Epoch(0, 6, 15.0, None, None, {}, {}, {})))
     with pytest.raises(UserError, match="found no evaluation"):
         side_by_side.read_result("x", tmp_path, "miou")
