@@ -32,12 +32,12 @@ from dataset.semi import batches, to_predict
 from dataset.source import Source
 from dataset.spec import IGNORE, DatasetSpec
 from engine import metric
-from engine.evaluation import LARGE, Prediction, check_window, validation_loader
+from engine.evaluation import Prediction, check_window, validation_loader
 from engine.trained_model import Trained, add_which, load_trained, run_config
 from engine.zero_iou import labeled_classes, reasons
 from model.segmenter import Segmenter
 from util.cli import Parser
-from util.config import Config, parse_arguments
+from util.config import KEYS, Config, parse_arguments
 from util.dist import World, processes
 from util.error import StoppedError, UserError, run
 from util.files import check_output, output, write_output
@@ -161,7 +161,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--label", help="the labels of --pair: an image or a folder")
     add_which(parser)
     parser.add_argument(
-        "--mode", choices=("original", "sliding_window", "slide"), help="whole, or windows of crop_size (default: the data set's)"
+        "--mode", choices=KEYS["eval_mode"].metadata["choices"], help="whole, or windows of crop_size (default: the data set's)"
     )
     parser.add_argument("--tile", type=int, metavar="N", help="sliding windows of N pixels, for scenes too large for one pass")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0], help="test-time augmentation: scales of the image")
@@ -257,9 +257,8 @@ def main(argv: list[str]) -> None:
         trained = load_trained(cfg, args.checkpoint, args.which, world.device)
         check_window(args.tile, trained.model)
         source, listed = _source(args, cfg, trained.spec)
-        whole = LARGE * cfg.crop_size if args.pair and not args.mode else math.inf  # as predict.py does
         augmented = {"scales": tuple(args.scales), "flip": args.flip}
-        prediction = Prediction.of(cfg, trained.spec, trained.model, args.mode, args.tile, whole=whole, **augmented)
+        prediction = Prediction.of(cfg, trained.spec, trained.model, args.mode, args.tile, scenes=bool(args.pair), **augmented)
         folder = Path(args.out) if args.out else Path(args.checkpoint).parent / "worst"
         if world.main:
             _check_outputs(args, folder)

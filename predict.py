@@ -19,7 +19,6 @@ What is left out of it is counted. Files that cannot be read are listed at the e
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +35,7 @@ from dataset.batch import normalize
 from dataset.find import Input, batches_by_size, find_inputs, output_names, read_image, read_input
 from dataset.loader import WHOLE, with_room
 from dataset.semi import image_tensor, tensor_images, to_predict
-from engine.evaluation import LARGE, Prediction, check_window
+from engine.evaluation import Prediction, check_window
 from engine.trained_model import Trained, add_which, load_trained, run_config
 from util.cli import Parser, positive
 from util.config import DEVICES, parse_arguments
@@ -120,9 +119,7 @@ def load(
     with processes(device if device != "auto" else cfg.device) as world:
         trained = load_trained(cfg, path, which, world.device)
     check_window(tile or None, trained.model)
-    large = tile is None and trained.spec.bitemporal  # scenes may be too large for one pass
-    whole = LARGE * cfg.crop_size if large else math.inf
-    prediction = Prediction.of(cfg, trained.spec, trained.model, "original" if tile == 0 else None, tile, whole=whole)
+    prediction = Prediction.of(cfg, trained.spec, trained.model, "original" if tile == 0 else None, tile, scenes=True)
     return Predictor(trained, world.device, prediction, "bf16" if bf16 else "fp32")
 
 

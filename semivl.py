@@ -94,14 +94,14 @@ def confidence_weighted_loss(pred: Tensor, pseudo: Tensor, conf: Tensor, ignore:
     As published, cross-entropy is summed over padding too, the confidences of the images are added up, and the quotient counts the pixels
     that are not padding: a mini-batch of B images has B times the weight.
     """
-    valid = ignore != 255
+    valid = ignore != IGNORE
     image_conf = (conf * valid).sum((1, 2)) / valid.sum((1, 2)).clamp(min=1)
     return F.cross_entropy(pred, pseudo, reduction="none").sum() * image_conf.sum() / valid.sum().clamp(min=1)
 
 
 def guidance_loss(pred: Tensor, label: Tensor) -> Tensor:
     """Cross-entropy where the guide is confident, divided by the number of all pixels. label: (B, H, W), 255 where it is not."""
-    return F.cross_entropy(pred, label, ignore_index=255, reduction="none").sum() / label.numel()
+    return F.cross_entropy(pred, label, ignore_index=IGNORE, reduction="none").sum() / label.numel()
 
 
 def _draw(images: int, channels: tuple[int, ...], generator: torch.Generator, cfg: Config) -> Tensor:

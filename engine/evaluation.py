@@ -131,16 +131,25 @@ class Prediction:
 
     @classmethod
     def of(
-        cls, cfg: Config, spec: DatasetSpec, model: Segmenter, mode: str | None = None, window: int | None = None, **more: Any
+        cls,
+        cfg: Config,
+        spec: DatasetSpec,
+        model: Segmenter,
+        mode: str | None = None,
+        window: int | None = None,
+        scenes: bool = False,
+        **more: Any,
     ) -> Prediction:
-        """As a run of this config evaluates, or with another mode, or in windows of `window` pixels. more: the other fields but `border`.
+        """As a run of this config evaluates, or with another mode, or in windows of `window` pixels. scenes: images may be large;
+        pairs that are far larger than training crops are seen in windows, unless a mode is given. more: `scales` and `flip`.
 
         Raises UserError where the model cannot see images so.
         """
+        whole = LARGE * cfg.crop_size if scenes and spec.bitemporal and mode is None and window is None else math.inf
         mode = mode or ("sliding_window" if window else cfg.eval_mode or spec.eval_mode)
         window = window or cfg.crop_size
         check_mode(model.backbone, mode, window)
-        return cls(mode, window, "cut" if model.cut_windows else "flush", **more)
+        return cls(mode, window, "cut" if model.cut_windows else "flush", whole=whole, **more)
 
     def _windows(self, size: Sequence[int]) -> bool:
         return self.mode == "sliding_window" or max(size) > self.whole

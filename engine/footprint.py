@@ -5,7 +5,6 @@ What runs is the method's own step and the run's own model, so nothing here know
 
 import gc
 import math
-import sys
 import weakref
 from collections import Counter
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from engine.ema import make_teacher
 from engine.evaluation import Prediction
 from engine.initial_model import blank_model
 from engine.method import Method
-from model.backbone import dinov2
+from model.attention import as_on_gpus
 from util.config import Config
 from util.precision import SIXTEEN_BIT, autocast
 
@@ -142,17 +141,15 @@ class DryRun:
 
     @contextmanager
     def _counted(self) -> Iterator[Meter]:
-        """Inside, tensors have no storage and operations are counted. Attention is the fused kernel's, where a CPU computes bfloat16 by
-        heads (model/backbone/dinov2.py). Python does not search for objects in circles, which takes a tenth of the time.
+        """Inside, tensors have no storage and operations are counted, attention as GPUs compute it. Python does not search for objects
+        in circles, which takes a tenth of the time.
         """
-        before, dinov2.LONG = dinov2.LONG, sys.maxsize
         gc.disable()
         try:
-            with self.mode, Meter() as meter:
+            with self.mode, as_on_gpus(), Meter() as meter:
                 yield meter
         finally:
             gc.enable()
-            dinov2.LONG = before
 
     def step(self, **changed: Any) -> tuple[dict[str, int], Meter]:
         """(memory, meter) with some keys of the config changed: bytes of the process by purpose, and the figures of one shard's step.

@@ -10,7 +10,7 @@ from model.semseg.deeplabv3plus import build_deeplabv3plus
 from model.semseg.dpt import build_dpt
 from model.semseg.vlm import build_vlm
 from model.spec import architecture, get_encoder
-from util.config import Config
+from util.config import KEYS, Config
 from util.error import UserError
 
 # the config keys of each architecture that has some of its own
@@ -38,8 +38,9 @@ def build_model(
     published.
     Raises UserError for an unknown name, a wrong file, or what does not go together.
     """
-    if task not in ("segmentation", "change"):
-        raise UserError(f"task: found {task!r}, expected segmentation or change")
+    tasks = KEYS["task"].metadata["choices"]
+    if task not in tasks:
+        raise UserError(f"task: found {task!r}, expected {' or '.join(tasks)}")
     spec, model = get_encoder(backbone), architecture(backbone, model)
     if model not in MODELS:
         raise UserError(f"model: found {model!r}, expected one of {', '.join(MODELS)}; correct `model` in the config")

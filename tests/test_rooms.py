@@ -1,6 +1,7 @@
 """The house: a room imports only what stands before it, and no module imports itself by way of others (CONTRIBUTING.md)."""
 
 import ast
+import re
 from pathlib import Path
 
 from engine.method import method_names
@@ -8,6 +9,15 @@ from tests.conftest import ROOT
 
 ROOMS = ("util", "model", "dataset", "engine", "methods", "evaluation", "scripts")
 FORWARDING = {"benchmark.py", "launch.py", "report.py"}  # former names of commands: they only start what stands elsewhere now
+# what a module starts by name, above it: commands under their former names, and the methods, which are found where they are asked for
+STARTS = {
+    **{f"util.{name}": (f"{'engine' if name == 'launch' else 'scripts'}.{name}",) for name in ("benchmark", "launch", "report")},
+    **{f"model.{name}": (f"scripts.{name}",) for name in ("export", "text")},
+    "dataset.preview": ("scripts.preview",),
+    "engine.method": ("name",),
+    "util.extra": ("name",),  # a package
+    "model.backbone.timm_model": ("torchvision",),
+}
 
 
 def room(module: str) -> str | None:
@@ -48,6 +58,16 @@ def test_a_room_imports_only_what_stands_before_it() -> None:
             there = room(other)
             assert there is not None
             assert ROOMS.index(there) <= ROOMS.index(own), f"{name} imports {other}, which stands above it"
+
+
+def test_what_is_started_by_name_is_known() -> None:
+    """runpy and importlib see no room: each use of them below scripts/ is named here."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, path in modules().items():
+        calls = re.findall(r"(?:runpy\.run_module|importlib\.import_module)\(\"?([\w.]+)", path.read_text(encoding="utf-8"))
+        if calls and room(name) in ("util", "model", "dataset", "engine"):
+            found[name] = tuple(calls)
+    assert found == STARTS
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:

@@ -13,6 +13,8 @@ from numpy.random import Generator, default_rng
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from dataset.spec import IGNORE
+
 Array = NDArray[np.float32]
 
 DIAMETERS = (45.0, 85.0)  # px
@@ -144,7 +146,7 @@ def render(scene: Array, things: list[Thing]) -> tuple[Array, NDArray[np.uint8]]
     for thing in things:
         cover = coverage(thing, height, width)
         img = img + cover[..., None] * (surface(thing, height, width) - img)
-        mask[cover > 0] = 255
+        mask[cover > 0] = IGNORE
         mask[cover == 1] = thing.kind
     return img, mask
 

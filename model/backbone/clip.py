@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.backbone.dinov2 import attend
+from model.attention import attend
 from model.encoder import Encoder
 
 PATCH = 16

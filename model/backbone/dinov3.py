@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.backbone.dinov2 import LayerScale, Mlp, attend
+from model.attention import attend
+from model.backbone.dinov2 import LayerScale, Mlp
 from model.encoder import IMAGENET_MEAN, IMAGENET_STD, Encoder
 
 PATCH = 16

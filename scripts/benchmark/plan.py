@@ -256,7 +256,11 @@ class Plan:
             times = ["-" if time is None else _short(time) for time in each.values()]
             rows.append([precision, rates, _short(1000 * cost["floor"]), _short(1000 * cost["shard"]), *times])
         yield markdown_table(rows), {"costs": costs, "gpus": hours}
+        yield from self._memory(run, steps)
 
+    def _memory(self, run: DryRun, steps: dict[tuple[str, bool], tuple[dict[str, int], Meter]]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The paragraphs about memory. steps: those that are known, by precision and activation checkpointing."""
+        shards, card = self.shards, self.card
         divisors = ", ".join(str(n) for n in range(1, shards + 1) if shards % n == 0)
         yield (
             f"{divisors} GPU(s) compute the same run, {shards} shard(s) a step; more of them make more shards, a larger batch, "
@@ -264,7 +268,7 @@ class Plan:
             "be taken",
             {},
         )
-        rows, found = [["", *steps["fp32", own][0], "total", "fits"]], []
+        rows, found = [["", *next(iter(steps.values()))[0], "total", "fits"]], []
         for precision, on in product(("fp32", "bf16"), (False, True)):
             memory = (steps.get((precision, on)) or run.step(precision=precision, activation_checkpointing=on))[0]
             total = sum(memory.values())

@@ -70,6 +70,11 @@ class Identity:
     seed: int | None
 
 
+def task_of(dataset: str) -> str:
+    """The task of a data set of the paper."""
+    return SPECS[dataset].task
+
+
 def own_method(name: str | None) -> Method | None:
     """The method of this program that has a name; None for methods of others."""
     return get_method(name) if name in method_names() else None

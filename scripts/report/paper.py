@@ -12,12 +12,13 @@ from typing import Any
 import yaml
 
 from engine.provenance import ROOT
-from scripts.report.identity import CHANGE_DATASETS, encoder_name, method_name, own_method
+from scripts.report.identity import encoder_name, method_name, own_method, task_of
 from scripts.report.recipe import Recipe
 from util.config import read_yaml
 
 # logs of a data set's own table are named after it, and need no `log` in paper.yaml
 _MAIN_LOG = "{main}-{dataset}_{method}_{labels}_{backbone}.log"
+KINDS = {"segmentation": ("miou",), "change": ("cd_iou", "cd_oa"), "classification": ("acc1",)}  # figures of a run, by its task
 _IN_LOGS = {"supervised": "labeled_only", "unimatch_v2": "unimatch_v2"}
 
 
@@ -203,8 +204,7 @@ def _value(row: dict[str, Any], key: str, dataset: str, column: int) -> str:
 
 
 def _published(value: str, dataset: str) -> dict[str, Decimal]:
-    kinds = ("cd_iou", "cd_oa") if dataset in CHANGE_DATASETS else ("miou",)
-    return {} if value == "-" else dict(zip(kinds, map(Decimal, value.split("/")), strict=True))
+    return {} if value == "-" else dict(zip(KINDS[task_of(dataset)], map(Decimal, value.split("/")), strict=True))
 
 
 def _number(value: str) -> Decimal | None:

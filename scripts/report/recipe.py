@@ -9,7 +9,7 @@ from functools import cache
 
 from engine.method import Method
 from engine.provenance import ROOT
-from scripts.report.identity import CHANGE_DATASETS, own_method
+from scripts.report.identity import own_method, task_of
 from scripts.report.lines import read_lines
 from util.config import Config, load_config
 
@@ -60,7 +60,7 @@ def _run(recipe: Recipe) -> tuple[Method, Config]:
     assert method is not None
     cfg = load_config(str(ROOT / recipe.config), list(recipe.settings), method.config)
     method = method.of(cfg)
-    return method, method.settled(cfg, "change" if recipe.dataset in CHANGE_DATASETS else "segmentation")
+    return method, method.settled(cfg, task_of(recipe.dataset))
 
 
 @cache

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from scripts.report import paper
-from scripts.report.identity import CHANGE_DATASETS, OWN
-from scripts.report.paper import Entry
+from scripts.report.identity import OWN, task_of
+from scripts.report.paper import KINDS, Entry
 from scripts.report.parse import Run
 from scripts.report.recipe import Recipe, differences
-from scripts.report.tables import KINDS, RULES, Cell, Row, Table, column_label, is_like, makes
+from scripts.report.tables import RULES, Cell, Row, Table, column_label, is_like, makes
 
 _UNRECORDED = (
     "published values are recorded for the cells of the authors' README (Tables 1 to 4, 13 and 14); what the paper prints in other "
@@ -64,7 +64,7 @@ def reproduce(name: str, runs: list[Run]) -> Reproduction:
 
 def _part(name: str, dataset: str, cells: list[tuple[Entry, dict[str, list[Run]]]]) -> Table:
     """The table's part of a data set."""
-    task = "change" if dataset in CHANGE_DATASETS else "segmentation"
+    task = task_of(dataset)
     rows: dict[tuple[str, str], Row] = {}
     for entry, runs in cells:
         row = rows.setdefault((entry.name, entry.encoder), Row(entry.name, entry.encoder))

@@ -12,7 +12,7 @@ from typing import Any
 
 from scripts.report import paper
 from scripts.report.identity import AUTHORS, encoder_name, method_name, own_method
-from scripts.report.paper import Entry
+from scripts.report.paper import KINDS, Entry
 from scripts.report.parse import Run
 from scripts.report.recipe import differences
 from util.config import Config
@@ -23,7 +23,6 @@ RULES = {
     "change": "Changed IoU in %: maximum over epochs of the student's, with the overall accuracy in % of that same epoch.",
     "classification": "Accuracy in %: maximum over epochs of the EMA's; without EMA: of the model's.",
 }
-KINDS = {"segmentation": ("miou",), "change": ("cd_iou", "cd_oa"), "classification": ("acc1",)}
 PLACES = {"miou": 1, "cd_iou": 1, "cd_oa": 2, "acc1": 2}
 # a run with another value than the default of one of these, or of a key that its method adds, is another experiment than the published
 # one: it gets its own row, no published value

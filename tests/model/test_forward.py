@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model import build_model
-from model.backbone.dinov2 import QUERIES, attend
+from model.attention import QUERIES, attend
 from model.dropout import combine_factors, complementary_factors, factor_width, scaled
 from tests.model import oracle
 from util.dist import deterministic
