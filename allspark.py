@@ -24,6 +24,8 @@ from util.error import UserError, run
 
 @dataclass(frozen=True)
 class Settings(Config):
+    """The key that AllSpark adds to a config."""
+
     memory_epoch: int = key(5)  # labelled images attend to the memory from this epoch on; before, to the mini-batch's unlabelled images
 
 

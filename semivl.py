@@ -36,6 +36,8 @@ LABELS = {
 
 @dataclass(frozen=True)
 class Settings(Config):
+    """The keys that SemiVL adds to a config."""
+
     # what pseudo labels count: pixelwise (1 from conf_thresh on) | pixelavg (the mean confidence of the image)
     conf_mode: str = key("pixelwise", choices=("pixelwise", "pixelavg"))
     guidance_weight: float = key(0.1)  # of the frozen CLIP's labels at the start

@@ -29,6 +29,8 @@ LABELS_OF_2023 = {
 
 @dataclass(frozen=True)
 class Settings(Config):
+    """The key that UniMatch V1 adds to a config."""
+
     feature_dropout: str = key("shared", choices=("shared", "per_level"))  # one mask for all maps of an image, or one for each map
 
 

@@ -25,6 +25,8 @@ from util.error import UserError, run
 
 @dataclass(frozen=True)
 class Settings(Config):
+    """The keys that UniMatch V2 adds to a config. Raises UserError where dropout cannot be where they say."""
+
     # of channels of the strong views: complementary (of half of the images; what one view loses the other keeps) | independent | none
     dropout: str = key("complementary", choices=("complementary", "independent", "none"))
     # where: encoder (the maps that the decoder reads) | classifier (what the decoder's last layer reads)

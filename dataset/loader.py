@@ -50,6 +50,7 @@ class Data:
 
     @property
     def labeled(self) -> Source:
+        """The labelled list and its data root."""
         return self.sources["x"].parts[0]
 
     def shared_images(self, test: Source | None) -> list[str]:

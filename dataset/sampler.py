@@ -64,6 +64,7 @@ class ShardSampler:
         self.start = 0
 
     def set_epoch(self, epoch: int, start: int = 0) -> None:
+        """The next pass is over `epoch`, from step `start` of it on."""
         self.epoch = epoch
         self.start = start
 

@@ -81,6 +81,7 @@ class TrainSet(Dataset):
         raise UserError(f"{bad[-1]} (bad_images=skip: {TRIES} files in a row are bad)")
 
     def labeled(self, source: Source, entry: Entry, rng: np.random.Generator) -> dict[str, Any]:
+        """The fields of a sample that come from a labelled image. Raises UserError."""
         images = source.images(entry)
         mask = source.mask(entry, images[0].size)
         geometry = draw_geometry(rng, *images[0].size, self.crop, source.spec.scale, source.spec.frame)
@@ -96,6 +97,7 @@ class TrainSet(Dataset):
         return sample
 
     def unlabeled(self, source: Source, entry: Entry, rng: np.random.Generator) -> dict[str, Any]:
+        """The fields of a sample that come from an unlabelled image. Raises UserError."""
         images = source.images(entry)
         geometry = draw_geometry(rng, *images[0].size, self.crop, source.spec.scale, source.spec.frame)
         sample = {"ignore_u": torch.from_numpy(ignore_map(geometry, self.crop)), "name_u": entry.image}

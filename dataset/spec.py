@@ -50,6 +50,7 @@ class DatasetSpec:
 
     @property
     def nclass(self) -> int:
+        """How many classes there are."""
         return len(self.classes)
 
     @property

@@ -27,12 +27,15 @@ class Board:
         self.flush()
 
     def add(self, name: str, value: float, step: int) -> None:
+        """Adds a scalar."""
         self._guard(lambda writer: writer.add_scalar(name, value, step))
 
     def text(self, name: str, text: str) -> None:
+        """Adds a text, at the step of this start."""
         self._guard(lambda writer: writer.add_text(name, text, self.start))
 
     def draw(self, name: str, image: Image.Image, step: int) -> None:
+        """Adds an RGB picture."""
         self._guard(lambda writer: writer.add_image(name, np.asarray(image), step, dataformats="HWC"))
 
     def flush(self) -> None:
@@ -45,6 +48,7 @@ class Board:
         self._guard(lambda writer: writer.flush())
 
     def close(self) -> None:
+        """Writes out what is waiting; nothing can be added any more."""
         self._guard(lambda writer: writer.close())
 
     def _guard(self, action: Callable[[SummaryWriter], object]) -> None:

@@ -33,13 +33,14 @@ NOTHING = ("empty", "new_empty", "detach", "_unsafe_view")  # operations that mo
 
 
 def _convolution_backward(grad: Any, x: Any, weight: Any, *rest: Any, **named: Any) -> int:
-    """Operations of a convolution's gradients, by the shapes: each is as much work as the forward pass, also where channels come in groups,
-    which PyTorch's own formula takes for one."""
+    """Operations of a convolution's gradients. Each of the two is as much work as the forward pass. PyTorch's own formula overlooks groups
+    of channels.
+    """
     transposed, mask = rest[4], rest[7]
     return 2 * x[0] * math.prod((x if transposed else grad)[2:]) * math.prod(weight) * (mask[0] + mask[1])
 
 
-# what PyTorch's counter does not know, fused attention on CPUs, or counts otherwise
+# operations that PyTorch's counter does not know (fused attention on CPUs), or counts otherwise
 OWN_FORMULAS = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **named: sdpa_flop_count(q, k, v),
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **named: sdpa_backward_flop_count(*shapes[:4]),
@@ -89,7 +90,7 @@ class Meter(TorchDispatchMode):
         older = {x.untyped_storage()._cdata for x in given}
         for storage in (x.untyped_storage() for x in made):
             key, size = storage._cdata, storage.nbytes()
-            if key not in self.known and key not in older:  # else a view, an operation in place, or from before this mode
+            if key not in self.known and key not in older:  # the others are views, changed in place, or older than this mode
                 self.known.add(key)
                 self.live += size
                 self.peak = max(self.peak, self.live)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from util.files import write_atomic
 
-# of the model that the published rule looks at: in the best epoch, in the last one, and best.pth's on the test list
+# Files of the model that the published rule looks at: of its best epoch, of its last one, and of best.pth on the test list.
 FILES = {"best": "images_best.npz", "last": "images_last.npz", "test": "images_test.npz"}
 
 

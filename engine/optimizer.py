@@ -35,7 +35,7 @@ def make_optimizer(model: nn.Module, cfg: Config) -> Optimizer:
     decay = WEIGHT_DECAY[name] if cfg.weight_decay is None else cfg.weight_decay
     if name == "sgd":
         return torch.optim.SGD(made, momentum=cfg.momentum, weight_decay=decay)
-    # as one kernel: the same formula
+    # fused: one kernel computes the same formula
     return torch.optim.AdamW(made, betas=(0.9, 0.999), eps=1e-8, weight_decay=decay, fused=True)
 
 
@@ -53,7 +53,8 @@ def load_optimizer_(optimizer: Optimizer, state: dict[str, Any]) -> None:
         saved = [saved[0] | {"params": [-1 - i for i in range(len(own[0]["params"]))]}, *saved[1:]]
     if ("momentum" in saved[0]) != ("momentum" in own[0]):
         raise ValueError("it is another optimiser's")
-    how = [{name: group[name] for name in ("fused", "foreach", "factor")} for group in own]  # ours, whatever computed the state
+    # the state may be of another implementation than ours, which stays
+    how = [{name: group[name] for name in ("fused", "foreach", "factor")} for group in own]
     optimizer.load_state_dict(state | {"param_groups": [group | mine for group, mine in zip(saved, how, strict=True)]})
     # The fused kernel walks through memory: moments have to lie as their parameter does, which the authors' do not.
     # The count of steps, too, leaves the checkpoint's memory, which may be a file's.

@@ -1,4 +1,4 @@
-"""With what a run was made: versions, machine, command, and the state of the code."""
+"""Records what a run was made with: versions, machine, command, and the state of the code."""
 
 import difflib
 import json

@@ -82,6 +82,7 @@ class Record:
         self.ema = EMA if teacher == "ema" or self.change else f"{EMA} (not used as teacher)"
 
     def header(self, values: dict[str, Any], model: Segmenter) -> None:
+        """The lines that a start begins with: `values`, the settings by name, and the numbers of parameters."""
         # sorted, but as in the authors' logs the backbone comes first
         text = pprint.pformat(dict(sorted(values.items(), key=lambda item: (item[0] != "backbone", item[0]))), sort_dicts=False)
         self.log.info("%s\n", text)
@@ -260,6 +261,7 @@ class Record:
         return out
 
     def load_state(self, state: dict[str, Any]) -> None:
+        """Takes over best values from a checkpoint, ours or the authors'."""
         for i, suffix in enumerate(("", "_ema")[: len(self.best)]):
             score = state.get(f"previous_best{suffix}_iou" if self.change else f"previous_best{suffix}", 0.0)
             accuracy = state.get(f"previous_best{suffix}_acc", 0.0)

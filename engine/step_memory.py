@@ -11,8 +11,8 @@ from util.dist import World
 class StepMemory:
     """Keeps one memory for all shards in a step: each begins with what the step before left, and what the first shard writes stays.
 
-    So it is on the published recipes' GPUs, of which the first one's buffers are copied to all before each pass, and so it is the same
-    on any number of processes. Made before a step's first shard.
+    The published recipes do the same: before each pass, the first GPU's buffers are copied to all. The result does not depend on the
+    number of processes. Made before a step's first shard.
     """
 
     def __init__(self, model: Segmenter, world: World) -> None:

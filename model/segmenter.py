@@ -43,6 +43,7 @@ class Segmenter(nn.Module):
         self.frozen_statistics = False
 
     def train(self, mode: bool = True) -> Segmenter:
+        """As of any module, but frozen batch statistics stay so."""
         super().train(mode)
         if mode and self.frozen_statistics:
             for layer in batch_norms(self).values():

@@ -296,7 +296,7 @@ def test_change_detection(tmp_path: Path) -> None:
     assert "Loss u: " in (tmp_path / "run/train.log").read_text()
 
 
-MISTAKES: list[tuple[tuple[str, ...], str]] = [
+REFUSED: list[tuple[tuple[str, ...], str]] = [
     (("model=null", "backbone=mit_b0"), "model: found dpt, expected allspark, whose decoder the method is about"),
     (("crop_size=64",), r"crop_size: found 64, expected no multiple of 32: .* set crop_size=65"),
     (("teacher=ema",), "teacher: found ema, but allspark has no average in the program unimatch_v2; remove it"),
@@ -305,8 +305,8 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "words"), MISTAKES, ids=[words[:30] for _, words in MISTAKES])
-def test_mistakes(settings: tuple[str, ...], words: str, tiny: Tiny, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("settings", "words"), REFUSED, ids=[words[:30] for _, words in REFUSED])
+def test_user_errors(settings: tuple[str, ...], words: str, tiny: Tiny, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words) as error:
         allspark.main(tiny.args(tmp_path / "run", *SETTINGS, *settings))
     assert len(str(error.value).splitlines()) == 1

@@ -205,7 +205,7 @@ def test_checkpoints_of_the_authors_are_read(tiny: Tiny, run: Path, tmp_path: Pa
         ({}, ("--pair", "a", "b", "--label", "c"), "demo has single images"),
     ],
 )
-def test_mistakes_end_in_one_line(tiny: Tiny, run: Path, change: dict, extra: tuple, words: str) -> None:
+def test_user_errors_end_in_one_line(tiny: Tiny, run: Path, change: dict, extra: tuple, words: str) -> None:
     settings = [part for key, value in change.items() for part in ("--set", f"{key}={'null' if value is None else value}")]
     with pytest.raises(UserError, match=re.escape(words)):
         evaluate.main(["--config", str(tiny.config), "--checkpoint", str(run / "best.pth"), *settings, *extra])

@@ -211,7 +211,7 @@ def test_files_that_cannot_be_read_do_not_stop_the_others(
     assert {p.name for p in out.glob("*.png")} == {"1.png", "3.png"}
 
 
-def test_mistakes_end_in_one_line(tiny: Tiny, checkpoint: str, tmp_path: Path) -> None:
+def test_user_errors_end_in_one_line(tiny: Tiny, checkpoint: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.jpg").write_bytes(b"no picture")
     rows = {

@@ -240,7 +240,7 @@ def test_another_data_set_starts_from_its_weights_with_its_own_words(trained: Pa
     assert torch.equal(state[name], start[name]), "frozen, so as it was there"
 
 
-MISTAKES: list[tuple[tuple[str, ...], str]] = [
+REFUSED: list[tuple[tuple[str, ...], str]] = [
     ((), r"pretrained/text_demo.pth: no such file of text embeddings, which model vlm needs; make it with python -m model.text --config"),
     (("backbone=dinov2_tiny", "crop_size=28"), "model: found dpt, expected vlm, for semivl labels by the classes' names"),
     (("guidance_text=none.pth", "text={texts}"), "none.pth: no such file of text embeddings"),
@@ -250,8 +250,10 @@ MISTAKES: list[tuple[tuple[str, ...], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("settings", "words"), MISTAKES, ids=[words[:30] for _, words in MISTAKES])
-def test_mistakes(settings: tuple[str, ...], words: str, tiny: Tiny, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("settings", "words"), REFUSED, ids=[words[:30] for _, words in REFUSED])
+def test_user_errors(
+    settings: tuple[str, ...], words: str, tiny: Tiny, texts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     chosen = [setting.format(texts=texts) for setting in settings]
     with pytest.raises(UserError, match=words) as error:

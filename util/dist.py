@@ -1,4 +1,4 @@
-"""Processes and devices: who am I, what may I use, how do the processes add things up."""
+"""Processes and their devices: which process this is, what it may use, and how processes add up and share values."""
 
 import contextlib
 import os

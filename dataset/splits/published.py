@@ -40,9 +40,11 @@ class Published(NamedTuple):
         return self.sha256 or self.blob
 
     def sum_of(self, content: bytes) -> str:
+        """The sum of some content, of the kind that `sum` is."""
         return (hashlib.sha256(content) if self.sha256 else hashlib.sha1(b"blob %d\0" % len(content) + content)).hexdigest()
 
     def matches(self, content: bytes) -> bool:
+        """Whether the content is this list's."""
         return self.sum_of(content) == self.sum
 
     def verify(self, path: Path, origin: str) -> None:

@@ -51,6 +51,7 @@ class PageData:
 
     @property
     def evaluated(self) -> list[Epoch]:
+        """The epochs that were evaluated."""
         return [row for row in self.epochs if row.scores]
 
     @property

@@ -101,7 +101,7 @@ class PageWriter:
     def _write(self) -> None:
         """Writes report.html; a disk that does not take it is reported in the log, and training continues."""
         self.page.updated = time.strftime("as of %Y-%m-%d %H:%M:%S")
-        # of those about the pseudo labels, which are repeated as a run goes on, the last of each kind
+        # warnings about the pseudo labels are repeated in later epochs: the last of each kind is shown
         self.page.warnings = current(list(self.record.warnings))[-WARNINGS:]
         path = self.folder / PAGE
         try:

@@ -42,6 +42,8 @@ class Attention(nn.Module):
 
 
 class FeedForward(nn.Module):
+    """The two linear layers of a block. (B, N, C) -> the same shape."""
+
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Sequential(nn.Linear(width, hidden), nn.GELU()), nn.Linear(hidden, width))

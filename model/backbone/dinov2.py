@@ -12,6 +12,8 @@ GRID = 37  # patches per side of the 518 x 518 images that the checkpoints' posi
 
 
 class Attention(nn.Module):
+    """Self-attention in heads. (B, N, C) -> the same shape."""
+
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
@@ -26,6 +28,8 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
+    """The two linear layers of a block. (B, N, C) -> the same shape."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, 4 * width)
@@ -36,6 +40,8 @@ class Mlp(nn.Module):
 
 
 class SwiGlu(nn.Module):
+    """The gated layers that the giant model has instead of Mlp. (B, N, C) -> the same shape."""
+
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.w12 = nn.Linear(width, 2 * hidden)
@@ -47,6 +53,8 @@ class SwiGlu(nn.Module):
 
 
 class LayerScale(nn.Module):
+    """A factor for each channel. (B, N, C) -> the same shape."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.gamma = nn.Parameter(torch.ones(width))
@@ -56,6 +64,8 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
+    """A block of the transformer: attention, then linear layers, each added to its input. (B, N, C) -> the same shape."""
+
     def __init__(self, width: int, heads: int, swiglu_hidden: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
@@ -71,6 +81,8 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
+    """A token for each patch. (B, 3, H, W) -> (B, H/14 * W/14, C)."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, width, PATCH, PATCH)

@@ -52,6 +52,8 @@ class MaskedQkv(nn.Linear):
 
 
 class Attention(nn.Module):
+    """Self-attention in heads, with rotated queries and keys of the patches. (B, N, C) -> the same shape."""
+
     def __init__(self, width: int, heads: int, qkv_bias: bool) -> None:
         super().__init__()
         self.heads = heads
@@ -66,6 +68,8 @@ class Attention(nn.Module):
 
 
 class SwiGlu(nn.Module):
+    """The gated layers of a block. (B, N, C) -> the same shape."""
+
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
         self.w1 = nn.Linear(width, hidden)
@@ -77,6 +81,8 @@ class SwiGlu(nn.Module):
 
 
 class Block(nn.Module):
+    """A block of the transformer: attention, then linear layers, each added to its input. (B, N, C) -> the same shape."""
+
     def __init__(self, width: int, heads: int, swiglu_hidden: int, qkv_bias: bool) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-5)
@@ -92,6 +98,8 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
+    """A token for each patch of 16 x 16. (B, 3, H, W) -> (B, N, C)."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(3, width, PATCH, PATCH)

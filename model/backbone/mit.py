@@ -59,6 +59,8 @@ class Attention(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
+    """A 3 x 3 convolution of each channel, over the map that the tokens make."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.dwconv = nn.Conv2d(width, width, 3, padding=1, groups=width)
@@ -68,6 +70,8 @@ class DepthwiseConv(nn.Module):
 
 
 class Mlp(nn.Module):
+    """The two linear layers of a block, with a depthwise convolution between them."""
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.fc1 = nn.Linear(width, 4 * width)

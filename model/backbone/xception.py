@@ -11,6 +11,7 @@ MOMENTUM = 0.0003  # of the running statistics, in the encoder alone
 
 
 def norm(channels: int) -> nn.BatchNorm2d:
+    """BatchNorm with the published momentum."""
     return nn.BatchNorm2d(channels, momentum=MOMENTUM)
 
 

@@ -177,6 +177,8 @@ class SegFormerHead(nn.Module):
 
 
 class Decoder(nn.Module):
+    """The reborn coarsest map, then SegFormer's head, under the published parameter names. Maps as the encoder gives them -> logits."""
+
     def __init__(self, channels: tuple[int, ...], embed: int, nclass: int, positions: int) -> None:
         super().__init__()
         self.allspark = SemanticAttention(channels[-1], nclass, positions)

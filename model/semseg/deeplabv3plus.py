@@ -14,6 +14,7 @@ from util.error import UserError
 
 
 def conv_bn_relu(inputs: int, outputs: int, kernel: int = 1, dilation: int = 1) -> nn.Sequential:
+    """A convolution of 1 x 1 or 3 x 3, BatchNorm and ReLU; the size stays."""
     padding = dilation if kernel == 3 else 0
     conv = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())

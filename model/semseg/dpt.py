@@ -13,6 +13,8 @@ from util.error import UserError
 
 
 class ResidualConvUnit(nn.Module):
+    """Two 3 x 3 convolutions, added to their input. (B, C, H, W) -> the same shape."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=1)
@@ -23,6 +25,8 @@ class ResidualConvUnit(nn.Module):
 
 
 class FusionBlock(nn.Module):
+    """Adds a map to the one from the coarser level and refines the sum. (B, C, H, W) -> (B, C, h, w)."""
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.out_conv = nn.Conv2d(channels, channels, 1)

@@ -27,10 +27,12 @@ POOL = 4  # side of the squares in which classes attend to each other
 
 
 def resize(x: Tensor, size: Sequence[int], align: bool = False) -> Tensor:
+    """A map resized bilinearly to (H, W). align: whether corners are aligned."""
     return F.interpolate(x, list(size), mode="bilinear", align_corners=align)
 
 
 def conv_norm_relu(inputs: int, outputs: int, groups: int, kernel: int = 1, dilation: int = 1) -> list[nn.Module]:
+    """A convolution of 1 x 1 or 3 x 3, GroupNorm and ReLU; the size stays."""
     padding = dilation if kernel == 3 else 0
     conv = nn.Conv2d(inputs, outputs, kernel, padding=padding, dilation=dilation, bias=False)
     return [conv, nn.GroupNorm(groups, outputs), nn.ReLU()]

@@ -51,6 +51,7 @@ def rows(cfg: Config, method: Method, device: torch.device, args: argparse.Names
 
 
 def profiled(cfg: Config, method: Method, device: torch.device, what: str) -> Iterator[Row]:
+    """STEPS steps of a run after WARM of them, profiled, as rows."""
     with small_run(cfg, method, device, WARM + 2 * STEPS) as run:
         steps = run.updates(0, 0)
         deque(islice(steps, WARM), maxlen=0)  # keeps nothing: mini-batches that stay would have the allocator ask the driver for memory

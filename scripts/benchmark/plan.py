@@ -33,7 +33,7 @@ from util.precision import PRECISIONS, SIXTEEN_BIT
 EFFICIENCY = 0.7  # an assumption, no measurement: the share of a card's peak rate and bandwidth that a run reaches
 LAUNCH = 6e-6  # an assumption: seconds that PyTorch takes on the CPU to start one operation
 UPDATE = {"adamw": 28, "sgd": 20}  # bytes that an optimiser in one kernel moves for a parameter
-AVERAGE = 20  # and the moving average
+AVERAGE = 20  # bytes that the moving average moves for a parameter
 USABLE = 0.95  # share of a card's memory that a run may take; the rest is for CUDA, NCCL, cuDNN's workspaces and gaps
 GPUS = (1, 2, 4, 8)  # cards of one node
 

@@ -109,6 +109,7 @@ class Alternatives:
         self.batch = make_batch(host_batch(cfg, method.reads), torch.device("cpu"), self.model.backbone, self.drop)
 
     def learner(self, **settings: Any) -> Learner:
+        """A learner of the same weights, with some keys of the config changed."""
         cfg, model = replace(self.cfg, **settings), copy.deepcopy(self.model)
         return Learner(cfg, model, self.method, STEPS_IN_ALL, world=World(device=self.device))
 

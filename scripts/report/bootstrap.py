@@ -77,6 +77,7 @@ def changed_iou(sums: np.ndarray) -> np.ndarray:
 
 
 def class_iou(sums: np.ndarray) -> np.ndarray:
+    """IoU of each class in percent, of right, true and predicted pixels (..., 3, K)."""
     right, true, predicted = np.moveaxis(sums, -2, 0)
     return 100 * right / (true + predicted - right + 1e-10)
 

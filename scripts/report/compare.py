@@ -31,7 +31,7 @@ from scripts.report.uneven import uneven
 from util.error import UserError
 
 _DRAW = re.compile(r"(?<=draw)\d+$")
-# the best epoch's, as published; the last one's; best.pth's on the list that had no say in its choice
+# figures of a run: of its best epoch, as published; of its last one; of best.pth on the list that had no say in its choice
 STATISTICS = ("best", "last", "test")
 
 

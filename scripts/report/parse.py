@@ -28,7 +28,7 @@ SAMPLES = 5  # unread lines that are shown of a log
 SAMPLE_LENGTH = 160
 _NO_SCORE = {"best": None, "epoch": None, "last": None}
 MAX_BYTES = 1 << 28  # a log of the longest published run has 2 MB
-# what may differ between two starts of one experiment; every other header key is a setting
+# header keys that may differ between two runs of one experiment; every other one is a setting
 _NOT_SETTINGS = (may_change() - {"init", "val_id_path"}) | {
     *("seed", "port", "local_rank", "ngpus", "output_path", "checkpoint", "data_root_l", "pretrained_path"),
     *("workers", "host", "commit", "version", "torch"),

@@ -69,10 +69,12 @@ class Cell:
         return round_half_up(statistics.stdev(figures), PLACES[self.kind]) if len(figures) > 1 else None
 
     def difference(self, origin: str) -> Decimal | None:
+        """Ours minus what was published; None where one of them is missing."""
         value = self.value(origin)
         return None if value is None or self.published is None else value - self.published
 
     def unfinished(self, origin: str) -> bool:
+        """Whether a run behind the figure has not reached its last epoch."""
         return any(not run.complete for run in self.runs.get(origin, []))
 
 

@@ -521,7 +521,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("what", "command", "words"), ROWS, ids=[row[0] for row in ROWS])
-def test_mistakes(what: str, command: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_errors(what: str, command: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     situation(what)
     argv = command.split()
     with pytest.raises(SystemExit, match="2"):

@@ -29,12 +29,12 @@ if (folder.parent / "lost").exists():
 while len(list(folder.iterdir())) < 2:
     time.sleep(0.02)
 def main(argv):
-    if what == "mistake" or rank == "1" and what == "lone mistake":
+    if what == "user error" or rank == "1" and what == "lone user error":
         raise UserError("config: no such key")
-    if what == "lone mistake":
+    if what == "lone user error":
         time.sleep(1)
         raise RuntimeError("the other one is gone")  # as a collective operation says
-if "mistake" in what:
+if "user error" in what:
     run(main, [])
 if rank == "1" and what == "code":
     sys.exit(7)
@@ -75,22 +75,22 @@ def launch(tmp_path: Path, what: str, options: tuple[str, ...] = ONE_NODE) -> "s
     ("what", "code", "line"),
     [
         ("ok", 0, ""),
-        ("mistake", 2, "error: config: no such key\n"),
-        ("lone mistake", 2, "error: config: no such key\n"),
+        ("user error", 2, "error: config: no such key\n"),
+        ("lone user error", 2, "error: config: no such key\n"),
         ("code", 7, "error: rank 1 ended with exit code 7\n"),
         ("kill", 137, "error: rank 1 was ended by SIGKILL\n"),
     ],
 )
 def test_exit_code_and_message_are_the_workers(tmp_path: Path, what: str, code: int, line: str) -> None:
     """An error of the user is not tried again."""
-    restarts = ("--max_restarts=3",) if "mistake" in what else ()
+    restarts = ("--max_restarts=3",) if "user error" in what else ()
     with launch(tmp_path, what, (*ONE_NODE, *restarts)) as process:
         _, stderr = process.communicate(timeout=300)
     assert (process.returncode, stderr) == (code, line)
 
 
 def test_an_error_of_the_user_on_one_node_ends_all_nodes_and_is_not_restarted(tmp_path: Path) -> None:
-    nodes = [launch(tmp_path, "lone mistake", options) for options in two_nodes("--max_restarts=3")]
+    nodes = [launch(tmp_path, "lone user error", options) for options in two_nodes("--max_restarts=3")]
     errors = [node.communicate(timeout=300)[1] for node in nodes]
     assert [node.returncode for node in nodes] == [2, 2]
     assert errors[0] == "error: config: no such key\n"

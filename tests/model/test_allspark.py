@@ -162,6 +162,6 @@ def test_a_checkpoint_for_another_crop_is_taken_but_for_training() -> None:
         ("mit_b0", {"dilations": [1, 2, 3]}, "dilations: found model allspark, which has no such setting; it belongs to deeplabv3plus"),
     ],
 )
-def test_mistakes(backbone: str, options: dict[str, Any], words: str) -> None:
+def test_user_errors(backbone: str, options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         build_model(backbone, 3, model="allspark", **options)

@@ -156,7 +156,7 @@ def test_wrong_content(server: Server, weights: bytes, what: str, words: str, wa
     assert left() == []
 
 
-MISTAKES = [
+REFUSED = [
     (["dinov2_huge"], "found 'dinov2_huge'"),
     (["dinov2_tiny"], "has no public address known here"),
     (["mit_b5"], "nvidia/mit-b0 to b5; download mit_b5.pth and give it with --from FILE"),
@@ -169,8 +169,8 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("argv", "words"), MISTAKES, ids=[" ".join(argv) for argv, _ in MISTAKES])
-def test_mistakes(server: Server, weights: bytes, argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("argv", "words"), REFUSED, ids=[" ".join(argv) for argv, _ in REFUSED])
+def test_user_errors(server: Server, weights: bytes, argv: list[str], words: str, capsys: pytest.CaptureFixture[str]) -> None:
     if words == "cannot be written":
         Path("pretrained").write_text("a file where the folder should be")
     with pytest.raises(SystemExit, match="2"):

@@ -102,7 +102,7 @@ def test_a_file_that_differs_from_pytorch_does_not_take_the_place_of_a_good_one(
     assert (tmp_path / "model.onnx").read_bytes() == b"good"
 
 
-def test_mistakes_end_in_one_line(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_errors_end_in_one_line(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.save({"model": torch.load(checkpoint, weights_only=True)["model"]}, tmp_path / "bare.pth")
     with pytest.raises(UserError, match="give --config"):
         export.main(["--checkpoint", str(tmp_path / "bare.pth"), "--format", "torch"])

@@ -75,7 +75,7 @@ def test_the_command_needs_no_validation_list(tiny: Tiny, tmp_path: Path) -> Non
         (["--labeled-id-path", "{root}/labeled.txt", "--set", "crop_size=27"], ("crop_size", "27")),
     ],
 )
-def test_mistakes(words: list[str], expected: tuple[str, ...], tiny: Tiny, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_user_errors(words: list[str], expected: tuple[str, ...], tiny: Tiny, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as end:
         run(main, ["--config", str(tiny.config), "--out", str(tmp_path), *(word.format(root=tiny.root) for word in words)])
     error = capsys.readouterr().err

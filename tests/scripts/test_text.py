@@ -113,7 +113,7 @@ def test_vectors_without_a_meaning_are_the_same_each_time(config: Path, tmp_path
     assert len(set(file.embeddings[:, 0].tolist())) == 3
 
 
-MISTAKES: list[tuple[dict[str, Any], list[str], str]] = [
+REFUSED: list[tuple[dict[str, Any], list[str], str]] = [
     ({"bus": "bus"}, ["--random"], "found the class 'bus', expected one of sky, wet road, car"),
     ({"car": [1]}, ["--random"], r"found \[1\] for 'car', expected a name or a list of names"),
     ({"car": []}, ["--random"], r"found \[\] for 'car'"),
@@ -124,8 +124,8 @@ MISTAKES: list[tuple[dict[str, Any], list[str], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("concepts", "args", "words"), MISTAKES, ids=[words[:25] for _, _, words in MISTAKES])
-def test_mistakes(
+@pytest.mark.parametrize(("concepts", "args", "words"), REFUSED, ids=[words[:25] for _, _, words in REFUSED])
+def test_user_errors(
     concepts: dict[str, Any], args: list[str], words: str, config: Path, tmp_path: Path, open_clip: list[str | None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip

@@ -66,7 +66,7 @@ finished() { case $(state) in PENDING | RUNNING | REQUEUED | COMPLETING) false ;
 requeued() { [ "$(state)" = PENDING ]; }
 # logged TEXT [TIMES]: whether the run's log has it, as often as that
 logged() { [ "$(grep -c "$1" "$folder"/run/train.log 2>/dev/null)" -ge "${2:-1}" ]; }
-# start_again WHY: waits until the job is back in the queue, and lets it go on from there
+# start_again WHY: waits until the job is back in the queue, and lets it resume
 start_again() {
     wait_for 40 requeued || stuck "the job is not back in the queue ($1)"
     echo "$1: $(squeue --noheader --format='job %i %T %r' --job "$job")"
@@ -139,7 +139,7 @@ job=${answer##* }
 wait_for 90 logged "Iters: [1-9]" || stuck "the job does not train"
 scancel --batch --signal=USR1 "$job" || stuck "the job gets no signal"
 start_again "near its time limit"
-wait_for 60 logged "Epoch: 1," || stuck "the job does not go on after its time limit"
+wait_for 60 logged "Epoch: 1," || stuck "the job does not resume after its time limit"
 scontrol requeue "$job" || stuck "the job cannot be requeued"
 start_again "preempted"
 wait_for 120 finished || stuck "the job does not finish"

@@ -80,8 +80,8 @@ from util.error import UserError
 def train(world):
     net = average_gradients(torch.nn.Linear(1, 1), world)
     net(torch.ones(1, 1)).sum().backward()
-    if sys.argv[2] == "mistake":
-        raise UserError("a mistake")
+    if sys.argv[2] == "user error":
+        raise UserError("a user error")
 def gloo():
     for task in pathlib.Path("/proc/self/task").glob("*/comm"):
         with contextlib.suppress(OSError):  # it ended just now
@@ -100,7 +100,7 @@ sys.stdout.write(f"gloo: {bool(gloo())} of {world.size}\\n")
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="a system without /proc")
-@pytest.mark.parametrize("end", ["good", "mistake"])
+@pytest.mark.parametrize("end", ["good", "user error"])
 def test_nothing_of_a_group_outlives_it(end: str, tmp_path: Path) -> None:
     """A thread of gloo's that meets the end of the interpreter can abort the process, though all its work is done."""
     script = tmp_path / "threads.py"

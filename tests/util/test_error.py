@@ -42,7 +42,7 @@ def meet(rank: int, message: str, folder: Path) -> None:
     run(main, [])
 
 
-def test_workers_tell_the_same_mistake_once_and_each_of_theirs(tmp_path: Path) -> None:
+def test_workers_print_the_same_user_error_once_and_each_of_theirs(tmp_path: Path) -> None:
     workers = [FORK.Process(target=meet, args=(rank, "list: no such file" if rank else "disk: full", tmp_path)) for rank in range(16)]
     for worker in workers:
         worker.start()

@@ -418,7 +418,7 @@ ROWS = [
 
 
 @pytest.mark.parametrize(("argv", "words"), ROWS, ids=[" ".join(argv) for argv, _ in ROWS])
-def test_mistakes(argv: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_user_errors(argv: list[str], words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = {
         "good": "a b\nc d\ne f\ng h\n",
         "twice": "a b\na b\nc d\n",

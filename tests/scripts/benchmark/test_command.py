@@ -140,7 +140,7 @@ def test_a_row_is_out_before_the_next_is_measured(kinds: Measured, tmp_path: Pat
     ],
     ids=lambda value: " ".join(value)[:40],
 )
-def test_mistakes_end_in_one_line_before_anything_is_measured(
+def test_user_errors_end_in_one_line_before_anything_is_measured(
     arguments: list[str], words: list[str], kinds: Measured, capsys: pytest.CaptureFixture
 ) -> None:
     device = [] if "--device" in arguments or arguments[0] in ("foo", "settings") else ["--device", "cpu"]

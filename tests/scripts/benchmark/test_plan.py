@@ -202,7 +202,7 @@ def test_class_weights_of_the_labels_are_not_needed(tmp_path: Path, capsys: pyte
     ],
     ids=lambda value: None if isinstance(value, list) else " ".join(value)[-30:],
 )
-def test_mistakes_end_in_one_line(arguments: tuple[str, ...], words: list[str]) -> None:
+def test_user_errors_end_in_one_line(arguments: tuple[str, ...], words: list[str]) -> None:
     with pytest.raises(UserError) as error:
         main(["plan", *arguments])
     for word in words:

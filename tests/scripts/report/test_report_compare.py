@@ -217,7 +217,7 @@ def test_counts_of_images_are_used_where_they_are_of_the_figure(tmp_path: Path) 
 
 
 def test_a_part_of_the_images_has_figures_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Those of the counts that are of this list; the best epoch stays what it is. A text that no line has is a mistake."""
+    """Those of the counts that are of this list; the best epoch stays what it is. A text that no line has is a user error."""
     listed = tmp_path / "list.txt"
     listed.write_text("".join(f"{city}/{i}.jpg {city}/{i}.png\n" for i, city in enumerate("abaab")))
     sha256 = ImageList(str(listed), "segmentation", masks=True).sha256
