@@ -519,7 +519,7 @@ def test_what_a_worker_meets_is_still_one_line(tmp_path: Path) -> None:
     ]
 
 
-def test_two_processes_print_a_mistake_once_and_keep_the_exit_code(tiny: Tiny, tmp_path: Path) -> None:
+def test_two_processes_print_a_user_error_once_and_keep_the_exit_code(tiny: Tiny, tmp_path: Path) -> None:
     launch = ("-m", "engine.launch", "--nproc_per_node=2", "--master_addr=localhost", "--master_port=0")
     done = command(*launch, "unimatch_v2.py", *tiny.args(tmp_path / "out", "crop_size=100"))
     assert done.returncode == 2
@@ -527,7 +527,7 @@ def test_two_processes_print_a_mistake_once_and_keep_the_exit_code(tiny: Tiny, t
     assert "Traceback" not in done.stderr
 
 
-def test_a_mistake_harms_nothing_that_was_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_user_error_harms_nothing_that_was_saved(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny, out = make_tiny(tmp_path / "data"), tmp_path / "out"
     fixmatch.main(tiny.args(out, "epochs=1"))
     before = {name: (out / name).read_bytes() for name in ("latest.pth", "best.pth")}

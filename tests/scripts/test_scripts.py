@@ -272,7 +272,7 @@ def test_slurm_dry_run_prints_the_job() -> None:
         (("4", "29500", "gpu"), "sbatch: not found"),
     ],
 )
-def test_slurm_mistakes(repo: Path, tmp_path: Path, args: tuple[str, ...], words: str) -> None:
+def test_slurm_user_errors(repo: Path, tmp_path: Path, args: tuple[str, ...], words: str) -> None:
     done = sh(repo / "scripts/slurm_train.sh", *args, path=tools(tmp_path / "bin"))
     assert done.returncode == 2
     assert words in done.stderr

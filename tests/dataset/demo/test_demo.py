@@ -168,7 +168,7 @@ def test_shipped_lists_match_what_is_drawn(name: str) -> None:
         assert sorted(labeled + unlabeled) == files["train"]
 
 
-def test_a_folder_that_cannot_be_written_is_the_users_mistake(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="data_root"):
         demo.draw(tmp_path / "file" / "demo")
