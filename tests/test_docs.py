@@ -16,6 +16,7 @@ import pytest
 from scripts import docs
 from scripts.report import paper
 from tests.conftest import ROOT
+from tests.test_rooms import STARTS
 from util.cli import Parser
 from util.config import load_config
 
@@ -206,6 +207,7 @@ def check(program: str, args: list[str]) -> None:
     if program == "engine.launch":
         program, args = next((word, args[i + 1 :]) for i, word in enumerate(args) if word.endswith(".py"))
     name = program.removesuffix(".py")
+    name = STARTS.get(name, (name,))[0]  # a former name
     name += ".__main__" if (ROOT / name.replace(".", "/")).is_dir() else ""
     try:
         importlib.import_module(name).main(args)
