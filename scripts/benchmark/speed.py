@@ -130,7 +130,7 @@ class Alternatives:
         return update
 
 
-def of(method: Method) -> str:
+def of_method(method: Method) -> str:
     """Which method a row is of; that of most rows, UniMatch V2, is not named."""
     return "" if method.name == "unimatch_v2" else f" of {method.name}"
 
@@ -161,7 +161,7 @@ def step_rows(cfg: Config, method: Method, device: torch.device, args: argparse.
         sizes = [replace(small, crop_size=112, batch_size=4), replace(small, crop_size=518, batch_size=1)]
     for size in sizes:
         for name in [args.only] if args.only else list(SETTINGS) if gpu else ["fp32", "bf16"]:
-            figure = f"step{of(method)}, {size.backbone}, {size.crop_size}, {images(size, method)} images: {name}"
+            figure = f"step{of_method(method)}, {size.backbone}, {size.crop_size}, {images(size, method)} images: {name}"
             yield from attempt(figure, device, step_row, size, method, device, name, args.rounds, figure)
 
 
@@ -188,13 +188,13 @@ def checkpointing(cfg: Config, method: Method, device: torch.device, rounds: int
 
 def memory_rows(cfg: Config, method: Method, device: torch.device, args: argparse.Namespace) -> Iterator[Row]:
     """Peaks of a step of `cfg`, and its seconds with checkpointing over those without."""
-    what = f"peak memory{of(method)}, {cfg.backbone}, crop {cfg.crop_size}, {images(cfg, method)} images"
+    what = f"peak memory{of_method(method)}, {cfg.backbone}, crop {cfg.crop_size}, {images(cfg, method)} images"
     for precision, on in product(("fp32", "bf16"), (False, True)):
         figure = f"{what}, {precision}{', activation checkpointing' * on}"
         yield from attempt(figure, device, peak, replace(cfg, precision=precision, activation_checkpointing=on), method, device, figure)
     timed = cfg if device.type == "cuda" or args.config or args.set else replace(cfg, backbone="dinov2_small", crop_size=252)
     for precision in ("fp32", "bf16"):
-        figure = f"seconds with activation checkpointing{of(method)}, {timed.backbone}, crop {timed.crop_size}, {precision}"
+        figure = f"seconds with activation checkpointing{of_method(method)}, {timed.backbone}, crop {timed.crop_size}, {precision}"
         yield from attempt(figure, device, checkpointing, replace(timed, precision=precision), method, device, args.rounds, figure)
 
 
