@@ -7,7 +7,7 @@ import gc
 import math
 import weakref
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -48,6 +49,29 @@ OWN_FORMULAS = {
 }
 FORMULAS = FlopCounterMode(display=False, custom_mapping=OWN_FORMULAS).flop_registry
 Work = Counter[str]  # floating-point operations of "linear layers", "attention" and "convolutions": what decides their rate on a card
+
+
+# what autocast computes in float32 on an NVIDIA GPU but not on a CPU, of what models call
+FLOAT32 = {"softmax", "log_softmax", "cross_entropy", "layer_norm", "group_norm", "interpolate", "normalize", "norm", "exp", "pow"}
+
+
+class GpuAutocast(TorchFunctionMode):
+    """Makes a CPU's autocast keep in float32 what an NVIDIA GPU's does."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__ in FLOAT32:
+            args = [x.float() if isinstance(x, Tensor) and x.dtype == torch.bfloat16 else x for x in args]
+        return func(*args, **(kwargs or {}))
+
+
+def _on_gpu(call: Callable[..., Any]) -> Callable[..., Any]:
+    """The same function, inside GpuAutocast."""
+
+    def inside(*args: Any, **kwargs: Any) -> Any:
+        with GpuAutocast():
+            return call(*args, **kwargs)
+
+    return inside
 
 
 def _tensors(values: Any) -> list[Tensor]:
@@ -126,6 +150,8 @@ class DryRun:
             self.batch = replace(batch, drop=batch.drop if drop is None else drop, epoch=cfg.epochs - 1)  # of the last epoch
             for p in self.student.parameters():  # which have gradients already, as from the second shard on
                 p.grad = torch.zeros_like(p) if p.requires_grad else None
+        for block in self.student.backbone.blocks:  # computed again in the backward pass, where the step's own mode does not reach
+            block.forward = _on_gpu(block.forward)
         self.prediction = Prediction.of(self.cfg, self.spec, self.student)
         own = set(self.student.parameters())
         beside = {p for model in (average, self.teacher) if model for p in model.parameters()} - own
@@ -147,7 +173,7 @@ class DryRun:
         """
         gc.disable()
         try:
-            with self.mode, as_on_gpus(), Meter() as meter:
+            with self.mode, as_on_gpus(), GpuAutocast(), Meter() as meter:
                 yield meter
         finally:
             gc.enable()

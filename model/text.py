@@ -21,7 +21,7 @@ from util import checkpoint
 from util.config import Config
 from util.error import UserError
 
-HOW = "make it with python -m model.text --config {config}"
+HOW = "make it with python -m model.text --config {config} --out {path}"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def read_text(path: str | Path, classes: Sequence[str], config: str, random: boo
 
     random: whether the run starts from random weights and needs no texts of a trained CLIP; the error's advice is then to draw some.
     """
-    how = HOW.format(config=config or "CONFIG") + (" --random" if random else "")
+    how = HOW.format(config=config or "CONFIG", path=path) + (" --random" if random else "")
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file of text embeddings, which model vlm needs; {how}")
     state = checkpoint.load(path)

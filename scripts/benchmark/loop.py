@@ -31,13 +31,13 @@ READS = "Memcpy DtoH"  # the profiler's name of a copy from the GPU to the host
 
 @contextmanager
 def small_run(cfg: Config, method: Method, device: torch.device, steps: int, size: tuple[int, int] = SIZE) -> Iterator[Trainer]:
-    """A run of `cfg` with one shard and one epoch of `steps` steps, on images of a (width, height) drawn for it. Its log goes to stderr."""
+    """A run of `cfg` with one shard and epochs of `steps` steps, on images of a (width, height) drawn for it. Its log goes to stderr."""
     with TemporaryDirectory() as root:
         drawn_source(Path(root), spec_of(cfg), [size], count=steps * max(method.reads.images(cfg.batch_size).values()))
         listed, save_path = f"{root}/list.txt", f"{root}/run"
         Path(save_path).mkdir()
         cfg = replace(cfg, data_root=root, labeled_id_path=listed, unlabeled_id_path=listed, val_id_path=listed, save_path=save_path)
-        cfg = replace(cfg, shards=1, epochs=1, data_root_u=None, test_id_path=listed, pretrained=None, init=None)
+        cfg = replace(cfg, shards=1, data_root_u=None, test_id_path=listed, pretrained=None, init=None)
         with redirect_stdout(sys.stderr):
             run = Trainer(cfg, method, World(device=device), StopSignals())
         yield run
