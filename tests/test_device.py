@@ -122,7 +122,7 @@ def test_the_host_reads_once_a_step_and_at_each_line_of_the_log(name: str, steps
     reads = {place: count for place, count in ran[2][name].items() if not place.startswith(SHOWN)}
     assert reads == {
         "engine/update.py _agree": steps,
-        "engine/records.py read": steps,  # epochs as short as these have a line for every step
+        "engine/averages.py read": steps,  # epochs as short as these have a line for every step
         "engine/evaluation.py evaluate": 2 * epochs,  # the sums, and the counts of each image
         # was a process asked to stop? Once: does one lack the test images, is the last epoch saved, is there a best.pth?
         "util/dist.py any": epochs + 3,

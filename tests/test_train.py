@@ -15,6 +15,7 @@ import supervised
 import unimatch_v1
 import unimatch_v2
 from dataset.batch import Batch
+from engine import mini_batches
 from engine import trainer as training
 from engine.update import Learner
 from tests.conftest import Tiny, command
@@ -166,7 +167,7 @@ def test_the_next_mini_batch_is_made_before_the_host_waits(tiny: Tiny, tmp_path:
 
         monkeypatch.setattr(target, name, call)
 
-    noted(training, "make_batch")
+    noted(mini_batches, "make_batch")
     noted(training.Learner, "_agree")
     fixmatch.main(tiny.args(tmp_path, "epochs=1"))
     assert order == ["make_batch"] + ["make_batch", "_agree"] * 5 + ["_agree"], "6 steps"

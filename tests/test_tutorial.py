@@ -29,7 +29,7 @@ def tutorial() -> str:
 
 def clone(folder: Path) -> Path:
     """A working copy of the project in which the commands run."""
-    for place in ("dataset", "engine", "model", "util"):
+    for place in ("dataset", "engine", "model", "scripts", "util"):
         shutil.copytree(ROOT / place, folder / place, ignore=shutil.ignore_patterns("__pycache__"))
     for path in ROOT.glob("*.py"):
         shutil.copy(path, folder)
@@ -101,7 +101,6 @@ def test_the_tutorial_on_drawn_images(tmp_path: Path) -> None:
 def test_own_data_of_the_readme(tmp_path: Path) -> None:
     """With a few images instead of 480."""
     folder = clone(tmp_path / "clone")
-    shutil.copytree(ROOT / "scripts", folder / "scripts", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(ROOT / "requirements.txt", folder)
     draw(folder)
     (block,) = (block for block in re.findall(r"^```sh\n(.*?)^```", README.read_text(encoding="utf-8"), re.M | re.S) if "<<'END'" in block)

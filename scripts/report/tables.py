@@ -33,6 +33,7 @@ _OTHER_DEFAULTS: dict[tuple[str, str], dict[str, float | bool | str]] = {
     ("semivl", "cityscapes"): {"conf_mode": "pixelavg"},
     ("allspark", "cityscapes"): {"memory_epoch": 15},
     ("allspark", "coco"): {"memory_epoch": 1},
+    ("allspark", "demo"): {"memory_epoch": 1},
 }
 
 ColumnKey = tuple[str, str]  # split, kind
