@@ -8,7 +8,7 @@ import math
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -65,10 +65,10 @@ class GpuAutocast(TorchFunctionMode):
 
 
 def _on_gpu(call: Callable[..., Any]) -> Callable[..., Any]:
-    """The same function, inside GpuAutocast."""
+    """The same function, under autocast inside GpuAutocast."""
 
     def inside(*args: Any, **kwargs: Any) -> Any:
-        with GpuAutocast():
+        with GpuAutocast() if torch.is_autocast_enabled("cpu") else nullcontext():
             return call(*args, **kwargs)
 
     return inside
@@ -173,7 +173,7 @@ class DryRun:
         """
         gc.disable()
         try:
-            with self.mode, as_on_gpus(), GpuAutocast(), Meter() as meter:
+            with self.mode, as_on_gpus(), Meter() as meter:
                 yield meter
         finally:
             gc.enable()
@@ -188,7 +188,8 @@ class DryRun:
         cfg = replace(self.cfg, **changed)
         self.student.backbone.checkpointing = cfg.activation_checkpointing
         with self._counted() as meter:
-            with autocast("bf16" if cfg.precision in SIXTEEN_BIT else "fp32", torch.device("cpu")):
+            short = cfg.precision in SIXTEEN_BIT
+            with autocast("bf16" if short else "fp32", torch.device("cpu")), GpuAutocast() if short else nullcontext():
                 loss, _ = self.method.step(self.student.train(), self.teacher, self.batch, cfg)
             activations = meter.live
             loss.backward()
