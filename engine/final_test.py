@@ -63,12 +63,7 @@ def final_test(
         own = counts.images[judged(tuple(models), spec.task)]
         if world.main:
             _keep(folder, result, own, int(best["epoch"]), source.ids.sha256, log)
-    lines = [
-        f"Test of best.pth (epoch {result['epoch']}, selected on {result['selected_on']}) on {result['list']}, {name}: "
-        + ", ".join(f"{figure.label} {own[key]:.2f}" for key, figure in shown.items())
-        for name, own in result["scores"].items()
-    ]
-    return result, lines
+    return result, metric.test_lines(result, spec.task)
 
 
 def _keep(folder: Path, result: dict[str, Any], counts: Tensor, epoch: int, sha256: str, log: logging.Logger) -> None:

@@ -41,6 +41,15 @@ def chosen_by(task: str) -> str:
     return next(iter(FIGURES[task]))
 
 
+def test_lines(result: dict[str, Any], task: str) -> list[str]:
+    """A line for each model of a final test. result: as in test.json (engine/final_test.py)."""
+    begin = f"Test of best.pth (epoch {result['epoch']}, selected on {result['selected_on']}) on {result['list']}"
+    return [
+        f"{begin}, {model}: " + ", ".join(f"{figure.label} {scores[key]:.2f}" for key, figure in FIGURES[task].items())
+        for model, scores in result["scores"].items()
+    ]
+
+
 def confusion(pred: Tensor, mask: Tensor, nclass: int) -> Tensor:
     """Counts (K, K) int64 on the tensors' device: row = true class, column = predicted class. Ignored pixels do not count."""
     return _count(mask * nclass + pred, mask != IGNORE, nclass * nclass).view(nclass, nclass)

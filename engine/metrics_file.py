@@ -1,9 +1,10 @@
 """metrics.jsonl: what a run measures, in full precision, one JSON object on each line. The page and the report read it (METHOD.md 5).
 
-A line of kind "start" begins each start of the run: step (those that are done before, counted over all epochs; 0 in a new run).
-A line of kind "step" goes with each iteration line of the log: step (counted over all epochs), epoch, iteration (position in the epoch),
-lr (of the encoder, for the next step), means (of every stat since the epoch's start). A line of kind "epoch" holds an `Epoch`, one of
-kind "test" what engine/final_test.py has written to test.json, one of kind "warning" a warning or an error of the log: time, text.
+Each line has its kind and its time. A line of kind "start" begins each start of the run: step (those that are done before, counted over
+all epochs; 0 in a new run), settings (by name, as in the log). A line of kind "step" goes with each iteration line of the log: step
+(counted over all epochs), epoch, iteration (position in the epoch), lr (of the encoder, for the next step), means (of every stat since the
+epoch's start). A line of kind "epoch" holds an `Epoch`, one of kind "test" what engine/final_test.py has written to test.json, one of kind
+"warning" the text of a warning or an error of the log.
 """
 
 import errno
@@ -13,6 +14,7 @@ import operator
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +52,8 @@ def finite(means: Mapping[str, float]) -> Means:
 
 def append(path: Path, kind: str, row: dict[str, Any]) -> None:
     """Appends a line. Raises OSError, and then leaves the file as it was."""
-    line = json.dumps({"kind": kind, **row}, allow_nan=False).encode() + b"\n"
+    time = datetime.now().isoformat(" ", "milliseconds")
+    line = json.dumps({"kind": kind, "time": time, **row}, allow_nan=False).encode() + b"\n"
     with open(path, "ab", buffering=0) as file:
         end = file.tell()
         try:
@@ -59,6 +62,11 @@ def append(path: Path, kind: str, row: dict[str, Any]) -> None:
         except OSError:
             file.truncate(end)
             raise
+
+
+def read_whole(path: Path) -> list[dict[str, Any]]:
+    """All lines of a file, of every run in it. Raises OSError, or ValueError where one of them cannot be read."""
+    return [json.loads(line) for line in path.read_bytes().splitlines()]
 
 
 def _rows(path: Path) -> list[tuple[Any, dict[str, Any]]]:
@@ -76,15 +84,9 @@ def _rows(path: Path) -> list[tuple[Any, dict[str, Any]]]:
     return rows
 
 
-def read_test(path: Path) -> dict[str, dict[str, Any]]:
-    """The scores of the final test, by model; empty where there was none yet. Raises OSError."""
-    tests = [row.get("scores") for kind, row in _rows(path) if kind == "test"]
-    return tests[-1] if tests and isinstance(tests[-1], dict) else {}
-
-
 def read_warnings(path: Path) -> list[str]:
-    """The warnings and errors of the run, each behind its time. Raises OSError."""
-    return [f"{row.get('time')} {row.get('text')}" for kind, row in _rows(path) if kind == "warning"]
+    """The warnings and errors of the run, each behind its time to the second. Raises OSError."""
+    return [f"{str(row.get('time'))[:19]} {row.get('text')}" for kind, row in _rows(path) if kind == "warning"]
 
 
 def read_epochs(path: Path) -> list[Epoch]:
@@ -97,7 +99,7 @@ def read_epochs(path: Path) -> list[Epoch]:
         if kind != "epoch":
             continue
         try:
-            found = Epoch(**row)
+            found = Epoch(**{key: value for key, value in row.items() if key != "time"})
             operator.index(found.epoch)
         except (TypeError, AttributeError):
             continue

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 import pprint
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -46,20 +46,20 @@ class _Warnings(logging.Handler):
         self.kept, self.metrics = kept, metrics
 
     def emit(self, record: logging.LogRecord) -> None:
-        row = {"time": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(record.created)), "text": record.getMessage()}
-        self.kept.append(" ".join(row.values()))
+        text = record.getMessage()
+        self.kept.append(f"{datetime.now().isoformat(' ', 'seconds')} {text}")
         with suppress(OSError):
-            metrics_file.append(self.metrics, "warning", row)
+            metrics_file.append(self.metrics, "warning", {"text": text})
 
 
 class Record:
     """Log lines, scalars and metrics of one run. Only the first process writes; the others call the same methods to no effect.
 
-    start: steps that were done before.
+    settings: by name, as they are in effect; start: steps that were done before.
     """
 
     def __init__(
-        self, log: logging.Logger, folder: Path | None, spec: DatasetSpec, method: Method, teacher: str | None, start: int = 0
+        self, log: logging.Logger, folder: Path | None, spec: DatasetSpec, method: Method, settings: dict[str, Any], start: int = 0
     ) -> None:
         self.log = log
         self.board = Board(folder, start, log)
@@ -72,19 +72,21 @@ class Record:
         self.best = [Best() for _ in method.models]
         self.judged = judged(method.models, spec.task)
         self.epochs: list[Epoch] = []  # that are finished, in their order
-        self._measure("start", {"step": start})
+        self.settings = settings
+        self._measure("start", {"step": start, "settings": settings})
         self.warnings: deque[str] = deque(maxlen=KEPT)
         if self.metrics is not None:
             with suppress(OSError):
                 self.warnings.extend(metrics_file.read_warnings(self.metrics))
             log.addHandler(_Warnings(self.warnings, self.metrics))
         # A published change detection run has the student as its teacher and still says just "EMA".
-        self.ema = EMA if teacher == "ema" or self.change else f"{EMA} (not used as teacher)"
+        self.ema = EMA if settings["teacher"] == "ema" or self.change else f"{EMA} (not used as teacher)"
 
-    def header(self, values: dict[str, Any], model: Segmenter) -> None:
-        """The lines that a start begins with: `values`, the settings by name, and the numbers of parameters."""
+    def header(self, model: Segmenter) -> None:
+        """The lines that a start begins with: the settings by name, and the numbers of parameters."""
         # sorted, but as in the authors' logs the backbone comes first
-        text = pprint.pformat(dict(sorted(values.items(), key=lambda item: (item[0] != "backbone", item[0]))), sort_dicts=False)
+        ordered = sorted(self.settings.items(), key=lambda item: (item[0] != "backbone", item[0]))
+        text = pprint.pformat(dict(ordered), sort_dicts=False)
         self.log.info("%s\n", text)
         self.board.text("config", "".join(f"    {line}\n" for line in text.splitlines()))
         parts: dict[str, list[nn.Module]] = {"Total": [model], "Encoder": [model.backbone], "Decoder": model.decoder_parts()}

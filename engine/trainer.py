@@ -106,7 +106,8 @@ class Trainer:
         """Opens log, TensorBoard and page, and writes what a run begins with."""
         cfg, world, spec = self.cfg, self.world, self.data.spec
         self.log = open_log(self.folder / resume.LOG if world.main else None)
-        self.record = Record(self.log, self.folder if world.main else None, spec, self.method, cfg.teacher, self.learner.it)
+        shown = {"ngpus": world.size, "nclass": spec.nclass, "batch_size": self.data.sampler.streams["x"].batch}
+        self.record = Record(self.log, self.folder if world.main else None, spec, self.method, asdict(cfg) | shown, self.learner.it)
         if cfg.device == "auto" and world.device.type == "cpu":
             self.log.warning(f"device: found no GPU, training on the CPU with {world.size} process{'es' if world.size > 1 else ''}")
         if slow := slow_precision(cfg.precision, world.device):
@@ -117,10 +118,9 @@ class Trainer:
         if lacking and test is not None:
             self.log.warning("no test score at the end: another machine does not find the test images")
         self.test = None if lacking else test
-        shown = {"ngpus": world.size, "nclass": spec.nclass, "batch_size": self.data.sampler.streams["x"].batch}
         if world.main:
             screen.begin(cfg, self.data, self.method.title or self.method.name, world, self.epoch + 1, self.step)
-        self.record.header(asdict(cfg) | shown, self.learner.student)
+        self.record.header(self.learner.student)
         self.log.info(selection(self.data.validation, self.test))
         self.record.restore(self.epoch + 1)
         # counted at the first call. A partial and no lambda: a lambda would hold this Trainer, and with it the loader's workers, to the end

@@ -159,7 +159,7 @@ def counts(hit: int, missed: int, false_alarm: int, rest: int) -> Tensor:
 
 def test_best_is_the_students_changed_iou_with_the_accuracy_of_that_epoch() -> None:
     spec = get_spec("levir")
-    record = Record(open_log(None), None, spec, unimatch_v2.METHOD, "student")
+    record = Record(open_log(None), None, spec, unimatch_v2.METHOD, {"teacher": "student"})
     ema = [counts(90, 5, 5, 900), counts(10, 40, 50, 900), counts(95, 2, 3, 900), counts(1, 1, 1, 900)]
     student = [counts(50, 25, 25, 900), counts(60, 20, 20, 900), counts(59, 41, 0, 900), counts(60, 20, 20, 800)]
     pairs = [[metric.scores(matrix, spec) for matrix in pair] for pair in zip(student, ema, strict=True)]

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from dataset.lists import ImageList
 from dataset.source import Source
 from dataset.spec import SPECS
+from scripts.report.lines import read_lines
 from scripts.report.sessions import read_sessions
 from util.config import KEYS, load_config
 from util.error import UserError
@@ -84,7 +85,7 @@ def read_setting(text: str, folder: Path) -> None:
 
 
 def read_log(text: str, folder: Path) -> None:
-    sessions, unread = read_sessions(text)
+    sessions, unread = read_sessions(read_lines(text))
     assert sessions
     assert isinstance(unread, list)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from engine import metric
+from engine.method import EMA, STUDENT
 
 MAX_LINE = 10_000  # characters; a header line has a few hundred
 
@@ -34,7 +35,8 @@ _SELECTION = re.compile(r"Selection: the best epoch by .*")
 _PSEUDO_LABELS = re.compile(r"Pseudo labels (?:on the validation images: \d|right, % \(share of pixels\): ).*")
 _OWN = (_CHANGED_CLASS, _SELECTION, _PSEUDO_LABELS)
 # the final test of best.pth
-_TEST = re.compile(rf"Test of best\.pth \(epoch \d{{1,7}}\b.{{1,800}}, (?:student|EMA): \w[\w ]{{0,40}} {_FIGURE}.*")
+_TEST = re.compile(rf"Test of best\.pth \(epoch \d{{1,7}}\b.{{1,800}}, ({STUDENT}|{EMA}): (\w[\w ]{{0,40}}) {_FIGURE}.*")
+_TESTED = {figures[key].label: key for task, figures in metric.FIGURES.items() for key in [metric.chosen_by(task)]}
 _CLASS = re.compile(r"Class \[.*\] IoU")
 _FIGURE_NAMES = {figure.log: key for figures in metric.FIGURES.values() for key, figure in figures.items() if figure.log}
 _FIGURE_NAMES["meanIOU"] = "miou"  # UniMatch V1's
@@ -54,8 +56,9 @@ class Line:
 
     number: the epoch (epoch, loaded, classification) or None; index: the iteration (loaded: the steps done in the next epoch);
     perturbed: whether an iteration line has the loss of perturbed features, which UniMatch V1 alone has;
-    header: its keys as text; figures: percentages; test: the line of the final test as it is; rest: what stands behind the record
-    without a line end, such as the message of a program that ended the run.
+    header: its keys as text; figures: percentages, of the epoch or the final test; test: the line of the final test as it is;
+    labeled_images: how many an epoch trains on; rest: what stands behind the record without a line end, such as the message of a program
+    that ended the run.
     """
 
     kind: str
@@ -67,6 +70,7 @@ class Line:
     header: dict[str, str] = field(default_factory=dict)
     figures: dict[str, float] = field(default_factory=dict)
     test: str = ""
+    labeled_images: int | None = None
     rest: str = ""
 
 
@@ -130,7 +134,7 @@ def _read_message(message: str) -> Line:
     elif found := _LOADED.match(message):
         line = Line("loaded", number=int(found[1]), index=int(found[2] or 0))
     elif found := _TEST.fullmatch(message):
-        line = Line("test", test=found[0])
+        line = Line("test", test=found[0], figures=of_model(found[1], {_TESTED[found[2]]: float(found[3])} if found[2] in _TESTED else {}))
     elif found := _PARAMS.match(message) or next(filter(None, (shape.match(message) for shape in _OWN)), None):
         line = Line("info")
     else:
@@ -144,10 +148,13 @@ def _evaluation(name: str, student: str, ema: str | None) -> Line:
         return Line("info")
     if name not in _FIGURE_NAMES:
         return Line("unread")
-    figures = {_FIGURE_NAMES[name]: float(student)}
-    if ema is not None:
-        figures["ema_" + _FIGURE_NAMES[name]] = float(ema)
-    return Line("eval", figures=figures)
+    key = _FIGURE_NAMES[name]
+    return Line("eval", figures={key: float(student)} | ({} if ema is None else of_model(EMA, {key: float(ema)})))
+
+
+def of_model(model: str, figures: dict[str, float]) -> dict[str, float]:
+    """Figures of a model under the names that the report has for them."""
+    return {("ema_" if model == EMA else "") + key: value for key, value in figures.items()}
 
 
 def pairs(text: str) -> dict[str, str]:

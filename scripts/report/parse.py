@@ -1,12 +1,11 @@
 """One training log -> its runs, by the published rule (METHOD.md 4). Reads every shape of METHOD.md 5, and counts what it cannot read.
 
-The figures of a run of ours come from the metrics.jsonl beside its log; what it is and how it went is read in the log itself.
+A run of ours is read from the metrics.jsonl beside its log, where that has all of it (measured.py).
 
 A resumed session continues the run: epochs that it repeats replace the
 earlier ones. A session that starts again at epoch 0 replaces the run, or begins another one when its header names another experiment.
 """
 
-import re
 import statistics
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -14,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from engine import metric
-from engine.method import EMA, STUDENT, judged
-from engine.metrics_file import Epoch, read_epochs, read_test
-from engine.resume import LOG, METRICS
+from engine.method import STUDENT, judged
 from scripts.report.identity import CHANGE_DATASETS, CLASSIFICATION_DATASETS, OWN, Identity, identify, origin, own_method
-from scripts.report.lines import is_number
+from scripts.report.lines import is_number, read_lines
+from scripts.report.measured import measured
 from scripts.report.sessions import Session, read_sessions, starts_again
 from util.config import may_change
 from util.error import UserError
@@ -104,14 +102,11 @@ def read_log(path: Path) -> list[Run]:
         text = path.read_bytes().decode("utf-8", errors="replace")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}), expected a training log; check the path and its permissions") from error
-    sessions, unread = read_sessions(text)
+    sessions, unread = read_sessions(measured(path, MAX_BYTES) or read_lines(text))
     if all(session.empty for session in sessions):
         found = f"{count(len(unread), 'line')}, none of them of a training log" if unread else "an empty file"
         raise UserError(f"{path}: found {found}, expected a log of a training run; leave it out")
-    *earlier, last = _group(sessions, path)
-    rows, tested = _beside(path)
-    runs = [_summarise(group, path, {}, {}) for group in earlier] + [_summarise(last, path, _measured(rows), tested)]
-    runs[-1].labeled_images = rows[-1].labeled_images if rows else None
+    runs = [_summarise(group, path) for group in _group(sessions, path)]
     for run in runs:
         run.unread_lines, run.unread_samples = len(unread), _samples(unread)
         if nul := text.count("\0"):
@@ -137,48 +132,9 @@ def _group(sessions: list[Session], path: Path) -> list[list[Session]]:
     return groups
 
 
-def _beside(log: Path) -> tuple[list[Epoch], dict[str, dict[str, Any]]]:
-    """The epochs and the scores of the final test in the metrics beside a log of ours; none where that file cannot be read."""
-    path = log.with_name(METRICS)
-    try:
-        if log.name == LOG and path.is_file() and path.stat().st_size <= MAX_BYTES:
-            return read_epochs(path), read_test(path)
-    except OSError:
-        pass
-    return [], {}
-
-
-def _measured(rows: list[Epoch]) -> dict[int, dict[str, float]]:
-    """The figures of each epoch; none where one of them is no figure."""
-    try:
-        return {row.epoch: _printed(row) for row in rows}
-    except (ValueError, LookupError, TypeError, AttributeError):
-        return {}
-
-
-def _printed(row: Epoch) -> dict[str, float]:
-    """The figures of an epoch as its log lines have them, in two decimals: the published numbers are rounded from these."""
-    named = {key for figures in metric.FIGURES.values() for key, figure in figures.items() if figure.log}
-    return {
-        ("ema_" if model == EMA else "") + key: _two_decimals(own[key])
-        for model, own in row.scores.items()
-        for key in sorted(named & own.keys())
-    }
-
-
-def _two_decimals(percentage: float) -> float:
-    if not 0 <= percentage <= 100:
-        raise ValueError(percentage)
-    return float(f"{percentage:.2f}")
-
-
-def _summarise(sessions: list[Session], path: Path, measured: dict[int, dict[str, float]], tested: dict[str, dict[str, Any]]) -> Run:
-    """The figures of a run from its sessions; the first header names the run, the last one says what it was asked to reach.
-
-    measured, tested: of the metrics beside its log, where it has some: figures by epoch, scores of the final test by model.
-    """
+def _summarise(sessions: list[Session], path: Path) -> Run:
+    """The figures of a run from its sessions; the first header names the run, the last one says what it was asked to reach."""
     epochs, notes = _merge(sessions)
-    epochs |= {epoch: epochs.get(epoch, {}) | figures for epoch, figures in measured.items() if figures}
     headers = [session.header for session in sessions if session.header] or [{}]
     identity = identify(headers[0], path)
     if identity.method is None and any(session.perturbed for session in sessions):  # V1's own headers and paths do not name it
@@ -218,7 +174,8 @@ def _summarise(sessions: list[Session], path: Path, measured: dict[int, dict[str
         last_accuracy=_figure(measured, last, "overall_accuracy"),
         scores=scores,
         origin=origin(headers[0], path),
-        test=_tested(sessions[-1].tests, tested, statistic, task),
+        test=sessions[-1].tested.get(statistic),
+        labeled_images=next((one.labeled_images for one in reversed(sessions) if one.labeled_images is not None), None),
         settings={key: value for key, value in headers[-1].items() if key not in _NOT_SETTINGS},
     )
 
@@ -247,18 +204,6 @@ def _notes(sessions: list[Session], done: int, last: int | None) -> list[str]:
     if not any(session.header for session in sessions):
         notes.append("no header: what the run is was taken from the file's name and folders")
     return notes
-
-
-def _tested(lines: list[str], scores: dict[str, dict[str, Any]], statistic: str, task: str) -> float | None:
-    """The figure of the final test, of the model that the statistic is of, in two decimals: of its scores, else of its lines in the log."""
-    if task not in metric.FIGURES:
-        return None
-    model, key = EMA if statistic.startswith("ema_") else STUDENT, metric.chosen_by(task)
-    try:
-        return _two_decimals(scores[model][key])
-    except (ValueError, LookupError, TypeError):  # a log of an earlier version, or alone
-        found = [re.search(rf", {model}: {metric.FIGURES[task][key].label} (\d{{1,3}}\.\d\d)(?!\d)", line) for line in lines]
-        return next((float(one[1]) for one in reversed(found) if one), None)
 
 
 def _task(stated: str | None, identity: Identity, epochs: dict[int, dict[str, float]]) -> str:

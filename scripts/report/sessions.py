@@ -1,9 +1,10 @@
-"""A log as a sequence of sessions, each begun by a header: what every line says is put to the epoch it belongs to."""
+"""The lines of a run as a sequence of sessions, each begun by a header: what every line says is put to the epoch it belongs to."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from scripts.report.lines import Line, read_lines
+from scripts.report.lines import Line
 
 
 @dataclass
@@ -11,8 +12,8 @@ class Session:
     """What was read between two headers.
 
     epochs: {epoch: {figure: percentage}}, of the epochs that were evaluated; intervals: seconds per iteration between two lines;
-    guessed: how many epoch lines were lost and their epoch counted on from the one before (`_expected`); tests: lines of the final test.
-    perturbed: whether its iteration lines are those of UniMatch V1.
+    guessed: how many epoch lines were lost and their epoch counted on from the one before (`_expected`); tests, tested: lines and figures
+    of the final test; labeled_images: how many an epoch trains on; perturbed: whether its iteration lines are those of UniMatch V1.
     """
 
     header: dict[str, str] = field(default_factory=dict)
@@ -26,6 +27,8 @@ class Session:
     guessed: int = 0
     perturbed: bool = False
     tests: list[str] = field(default_factory=list)
+    tested: dict[str, float] = field(default_factory=dict)
+    labeled_images: int | None = None
     _epoch: int | None = None
     _expected: int | None = None
     _previous: tuple[int, datetime] | None = None
@@ -43,6 +46,7 @@ class Session:
     def take(self, line: Line) -> bool:
         """Takes a line of this session; False when nothing can be made of it."""
         self.start = self.start or line.time
+        self.labeled_images = line.labeled_images or self.labeled_images
         if line.kind in ("header", "more"):
             self.header.update(line.header)
             self._expected = 0
@@ -56,6 +60,7 @@ class Session:
             self._take_iteration(line)
         elif line.kind == "test":
             self.tests.append(line.test)
+            self.tested |= line.figures
         elif line.kind == "eval":
             return self._take_figures(line)
         return line.kind != "unread"
@@ -88,10 +93,10 @@ class Session:
         return True
 
 
-def read_sessions(text: str) -> tuple[list[Session], list[str]]:
-    """All sessions of a log, and its lines, or ends of lines, that nothing could be made of."""
+def read_sessions(lines: Iterable[tuple[str, Line]]) -> tuple[list[Session], list[str]]:
+    """All sessions of a run's lines (each as it is, and what it says), and those, or ends of those, that nothing could be made of."""
     sessions, unread = [Session()], []
-    for raw, line in read_lines(text):
+    for raw, line in lines:
         if line.kind == "blank":
             continue
         if line.kind == "header" and not sessions[-1].empty:

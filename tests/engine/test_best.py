@@ -24,7 +24,7 @@ def counts(right: int, nclass: int) -> Tensor:
 )
 def test_best_follows_the_published_rule_and_ties_go_to_the_later_epoch(dataset: str, semi: bool, followed: str) -> None:
     spec = get_spec(dataset)
-    record = Record(logging.getLogger("silent"), None, spec, (unimatch_v2 if semi else supervised).METHOD, "ema")
+    record = Record(logging.getLogger("silent"), None, spec, (unimatch_v2 if semi else supervised).METHOD, {"teacher": "ema"})
     scores = [(50, 40), (40, 50), (60, 30), (40, 50), (60, 30)]  # student, EMA
     expected = {"ema": [True, True, False, True, False], "student": [True, False, True, False, True]}[followed]
     found = []
@@ -39,7 +39,7 @@ def test_best_follows_the_published_rule_and_ties_go_to_the_later_epoch(dataset:
 
 def test_change_detection_keeps_the_accuracy_of_the_same_epoch() -> None:
     spec = get_spec("levir")
-    record = Record(logging.getLogger("silent"), None, spec, supervised.METHOD, None)
+    record = Record(logging.getLogger("silent"), None, spec, supervised.METHOD, {"teacher": None})
     # first: less of the changed class found, but more pixels right altogether
     for epoch, matrix in enumerate(([[900, 0], [60, 40]], [[800, 30], [20, 150]])):
         record.evaluation(epoch, "original", [metric.scores(torch.tensor(matrix), spec)])

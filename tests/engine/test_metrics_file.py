@@ -146,7 +146,7 @@ class Full:
 def test_a_full_disk_costs_a_line_and_not_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, log = tmp_path / "metrics.jsonl", logging.Logger("x")
     log.addHandler(logging.FileHandler(tmp_path / "log"))
-    record = Record(log, tmp_path, get_spec("demo"), supervised.METHOD, None)
+    record = Record(log, tmp_path, get_spec("demo"), supervised.METHOD, {"teacher": None})
     record.iteration(0, 0, 0, 1e-4, {"loss_all": 1.0})
     whole = path.read_bytes()
     with monkeypatch.context() as patch:
@@ -165,7 +165,7 @@ def test_warnings_are_those_of_the_run_and_of_its_earlier_starts(tmp_path: Path)
     def start(step: int, *texts: str) -> list[str]:
         """A start that warns of `texts`. Returns what the page could show."""
         log = logging.Logger("x")
-        record = Record(log, tmp_path, get_spec("demo"), supervised.METHOD, None, step)
+        record = Record(log, tmp_path, get_spec("demo"), supervised.METHOD, {"teacher": None}, step)
         log.info("no warning")
         for text in texts:
             log.warning(text)

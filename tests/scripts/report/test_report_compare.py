@@ -243,9 +243,11 @@ def test_a_part_of_the_images_has_figures_of_its_own(tmp_path: Path, capsys: pyt
 
 def test_labelled_images_of_an_epoch_that_differ_are_told(tmp_path: Path) -> None:
     for method, images in (("fixmatch", 320), ("unimatch_v2", 320), ("supervised", 368)):
-        log = write(tmp_path, method, 0, 80.0)
-        row = Epoch(0, 40, 1.0, None, None, {}, {}, {}, {}, images)
-        append(log.with_name("metrics.jsonl"), "epoch", vars(row))
+        metrics = write(tmp_path, method, 0, 80.0).with_name("metrics.jsonl")
+        settings = {"backbone": "dinov2_base", "epochs": 1, "save_path": f"exp/pascal/{method}/dinov2_base/92", "seed": 0}
+        append(metrics, "start", {"step": 0, "settings": settings})
+        scores = {"student": {"miou": 80.0}}
+        append(metrics, "epoch", vars(Epoch(0, 40, 1.0, None, None, {}, {}, scores, {}, images)))
     runs = [run for path in sorted(tmp_path.rglob("train.log")) for run in read_log(path)]
     expected = "pascal 92 dinov2_base: labelled images seen in an epoch differ: 320 (FixMatch, UniMatch V2), 368 (Labeled only)"
     assert uneven(runs) == [expected]
@@ -288,7 +290,7 @@ def test_two_methods_from_their_runs_to_the_page(tiny: Tiny, tmp_path: Path, cap
     picture = ElementTree.parse(tmp_path / "c.svg").getroot()
     lines = [line.get("stroke-width") for line in picture.iter("{http://www.w3.org/2000/svg}polyline")]
     assert lines == ["1", "1", "3"] * 2, "of each method: its seeds, and their mean"
-    for path in (tmp_path / "exp/unimatch_v2").rglob("train.log"):
+    for path in (tmp_path / "exp/unimatch_v2").rglob("metrics.jsonl"):
         path.write_text(path.read_text().replace("dinov2_tiny", "dinov2_small"))
     with pytest.raises(UserError, match=r"--svg: found 2 comparisons \(.*\), expected one"):
         main(["compare", str(tmp_path / "exp"), "--svg", str(tmp_path / "c.svg")])
