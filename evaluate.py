@@ -15,24 +15,24 @@ import argparse
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dataset import picture
-from dataset.batch import make_batch, normalize
+from dataset.batch import normalize
 from dataset.find import PairSource, find_pairs
 from dataset.lists import ImageList
 from dataset.loader import loader_workers, validation_source
-from dataset.semi import batches, to_predict
+from dataset.semi import to_predict
 from dataset.source import Source
 from dataset.spec import IGNORE, DatasetSpec
 from engine import metric
-from engine.evaluation import Prediction, check_window, validation_loader
+from engine.evaluation import Prediction, check_window, evaluate, validation_loader
 from engine.trained_model import Trained, add_which, load_trained, run_config
 from engine.zero_iou import labeled_classes, reasons
 from model.segmenter import Segmenter
@@ -46,16 +46,16 @@ from util.progress import Progress, count
 from util.signals import StopSignals
 
 
-@dataclass
-class Scores:
-    """What a list adds up to. matrix: (K, K) confusion counts; bands: (3, K) boundary counts; images: (score, index, name) of each."""
+class Scores(NamedTuple):
+    """What a list adds up to, on the CPU. matrix: (K, K) confusion counts; bands: (3, K) boundary counts; images: (score, index, name) of
+    each, from the lowest on.
+    """
 
     matrix: Tensor
     bands: Tensor
-    images: list[tuple[float, int, str]] = field(default_factory=list)
+    images: list[tuple[float, int, str]]
 
 
-@torch.no_grad()
 def score(
     model: Segmenter, source: Source, prediction: Prediction, distance: int, workers: int, world: World, signals: StopSignals
 ) -> Scores:
@@ -63,34 +63,26 @@ def score(
 
     distance: width of the band of the boundary IoU in pixels.
     """
-    nclass = source.spec.nclass
-    loader = validation_loader(source, world, workers)
-    matrix, bands = (torch.zeros(n, nclass, dtype=torch.int64, device=world.device) for n in (nclass, 3))
-    scores = Scores(matrix, bands)
-    overlaps = []  # of each image; read at the end, because a GPU waits while it is read
-    with Progress(len(loader), source.spec.noun, shown=world.main) as progress:
-        for raw in batches(loader):
-            if signals.caught:
-                raise StoppedError("not all images are scored, so nothing is written; the same command begins again", signals.code)
-            batch = make_batch(raw, world.device, model.backbone)
-            pred = prediction.scores(model, batch.img_x, batch.mask_x.shape[-2:]).argmax(dim=1)
-            own = metric.confusion(pred, batch.mask_x, nclass)
-            scores.matrix += own
-            scores.bands += metric.boundary_counts(pred, batch.mask_x, nclass, distance)
-            overlaps.append(metric.overlap(own))
-            progress.update(1)
-    values = metric.present_iou(torch.stack(overlaps).cpu(), source.spec.first_scored).tolist() if overlaps else []
-    world.sum_(scores.matrix)
-    world.sum_(scores.bands)
-    own_images = [(value, i, source.ids[i].image) for value, i in zip(values, loader.sampler, strict=True)]
-    scores.images = sorted(world.gather(own_images))
-    return scores
+    nclass, loader = source.spec.nclass, validation_loader(source, world, workers)
+    bands = torch.zeros(3, nclass, dtype=torch.int64, device=world.device)
+
+    def count_boundary(pred: Tensor, mask: Tensor) -> None:
+        bands.add_(metric.boundary_counts(pred, mask, nclass, distance))
+
+    until_asked = takewhile(lambda _: not signals.caught, loader)
+    progress = Progress(len(loader), source.spec.noun, shown=world.main)
+    counts = evaluate([model], until_asked, prediction, nclass, world, progress=progress, each=count_boundary)
+    if world.any(signals.caught):
+        raise StoppedError("not all images are scored, so nothing is written; the same command begins again", signals.code)
+    values = metric.present_iou(counts.images[0], source.spec.first_scored).tolist()
+    images = sorted((value, i, source.ids[i].image) for i, value in enumerate(values))
+    return Scores(counts.matrices[0], world.sum_(bands).cpu(), images)
 
 
 def figures(scores: Scores, spec: DatasetSpec, labeled: Mapping[int, int] | None = None) -> dict[str, Any]:
     """All figures of a list in percent, under the keys of the JSON file. labeled: pixels of each class that the model has learned from."""
-    matrix = scores.matrix.cpu()
-    recall, band = metric.recall(matrix), metric.boundary_iou(scores.bands.cpu())
+    matrix = scores.matrix
+    recall, band = metric.recall(matrix), metric.boundary_iou(scores.bands)
 
     def named(values: Tensor) -> dict[str, float]:
         return dict(zip(spec.classes, values.tolist(), strict=True))

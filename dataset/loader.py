@@ -18,7 +18,7 @@ from dataset.custom import spec_of, unlabeled_places
 from dataset.demo.sets import draw_at_first_use
 from dataset.lists import ImageList, missing_validation
 from dataset.look import Found, Job, by_class, illegal, inspect, nothing_to_learn, two_values
-from dataset.sampler import ShardSampler, Stream, labeled_length
+from dataset.sampler import ShardSampler, make_streams
 from dataset.semi import TrainSet, ValSet, collate
 from dataset.source import Source, Sources, find_file
 from dataset.spec import SPECS, DatasetSpec
@@ -252,11 +252,7 @@ def training_loader(
 ) -> tuple[ShardSampler, DataLoader]:
     """The mini-batches of this process's shards. Raises UserError where there are none, or no room for them."""
     listed = {name: len(source) for name, source in sources.items()}
-    length = labeled_length(listed["x"], listed.get("u", 0), spec, reads, cfg.supervised_length is not None)
-    images = reads.images(cfg.batch_size)
-    streams = {name: Stream(count, length if name == "x" else count, images[name]) for name, count in listed.items()}
-    if reads.second_draw:
-        streams["second"] = streams["u"]  # of equal length, so in the same order: the same photographs
+    streams = make_streams(listed, cfg.batch_size, spec, reads, cfg.supervised_length is not None)
     shards = shard_count(cfg, world, log)
     sampler = ShardSampler(streams, shards, world.own_shards(shards))
     if sampler.steps == 0:
@@ -264,7 +260,7 @@ def training_loader(
         lists = " ".join(part.ids.path for part in sources[name].parts)
         raise UserError(
             f"batch_size: {streams[name].length} images an epoch of the {LISTS[name]} list ({lists}) make no full mini-batch of "
-            f"{images[name]} on each of {shards} shard(s); lower batch_size or shards, or give a longer list"
+            f"{streams[name].batch} on each of {shards} shard(s); lower batch_size or shards, or give a longer list"
         )
     workers = loader_workers(cfg, world)
     on_device = views_on_device(cfg, world)

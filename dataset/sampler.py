@@ -40,6 +40,20 @@ def labeled_length(labeled: int, unlabeled: int, spec: DatasetSpec, reads: Reads
     return target if target and (cut or labeled < target) else labeled
 
 
+def make_streams(listed: dict[str, int], batch_size: int, spec: DatasetSpec, reads: Reads, repeats: bool = False) -> dict[str, Stream]:
+    """The streams of a run: labelled images ("x"), unlabelled ones ("u") and their second draw ("second"), as far as it reads them.
+
+    listed: images of the labelled and the unlabelled list. repeats: see `labeled_length`.
+    """
+    streams = {}
+    for name, batch in reads.images(batch_size).items():
+        length = labeled_length(listed["x"], listed.get("u", 0), spec, reads, repeats) if name == "x" else listed[name]
+        streams[name] = Stream(listed[name], length, batch)
+    if reads.second_draw:
+        streams["second"] = streams["u"]  # of equal length, so in the same order: the same photographs
+    return streams
+
+
 def epoch_order(length: int, epoch: int, shards: int) -> torch.Tensor:
     """Order of an epoch: a permutation seeded with the epoch, padded from its own start to a multiple of `shards`."""
     order = torch.randperm(length, generator=torch.Generator().manual_seed(epoch))

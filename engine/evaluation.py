@@ -234,21 +234,32 @@ def evaluate(
     world: World,
     labeler: Labeler | None = None,
     progress: Progress | None = None,
+    each: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Counts:
-    """Predicts every image with each model, and counts. loader: of this process's images, as `validation_loader` spreads them."""
+    """Predicts every image with each model, and counts. loader: of this process's images, as `validation_loader` spreads them.
+
+    each: called with the prediction of every image by every model, and with its mask: class ids (B, H, W).
+    """
     images = []
     totals = torch.zeros(len(models) + 1, nclass, nclass, dtype=torch.int64, device=world.device)
     with progress or Progress(0, "image", shown=False) as progress:
         for raw in batches(loader):
             batch = make_batch(raw, world.device, models[0].backbone)
-            images.append(_count_(totals, models, batch, prediction, labeler))
+            images.append(_count_(totals, models, batch, prediction, labeler, each))
             progress.update()
     *matrices, confident = world.sum_(totals).cpu()
     parts = world.gather([torch.stack(images).cpu() if images else totals.new_zeros(0, len(models), 3, nclass).cpu()])
     return Counts(matrices, _in_order(parts), confident if labeler is not None else None)
 
 
-def _count_(totals: Tensor, models: Sequence[Segmenter], batch: Batch, prediction: Prediction, labeler: Labeler | None) -> Tensor:
+def _count_(
+    totals: Tensor,
+    models: Sequence[Segmenter],
+    batch: Batch,
+    prediction: Prediction,
+    labeler: Labeler | None,
+    each: Callable[[Tensor, Tensor], None] | None,
+) -> Tensor:
     """Adds the confusion counts of an image to `totals`, of each model and of the labeler's confident pixels; returns its `metric.sums`."""
     mask, nclass = batch.mask_x, totals.shape[-1]
     sums = []
@@ -258,6 +269,8 @@ def _count_(totals: Tensor, models: Sequence[Segmenter], batch: Batch, predictio
         matrix = metric.confusion(pred, mask, nclass)
         totals[i] += matrix
         sums.append(metric.sums(matrix))
+        if each is not None:
+            each(pred, mask)
         if labeler is not None and i == labeler.index_of_model:
             conf = prediction.probabilities(scores).amax(dim=1)
             totals[-1] += metric.confusion(pred, torch.where(conf >= labeler.thresh, mask, IGNORE), nclass)

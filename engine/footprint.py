@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -142,9 +142,7 @@ class DryRun:
         with self.mode:
             for model in filter(None, (self.student, average)):
                 model.to_empty(device="cpu")
-            self.teacher: nn.Module | None = self.student if self.cfg.teacher == "student" else average
-            if method.guided and self.teacher:
-                self.teacher = method.guided(self.teacher, self.cfg, True)
+            _, self.teacher = method.teachers(self.cfg, self.student, average, blank=True)
             batch = empty_batch(method.reads, cfg.batch_size, self.spec.dates, cfg.crop_size)
             drop = method.factors(self.cfg, self.student.channels, torch.Generator())
             self.batch = replace(batch, drop=batch.drop if drop is None else drop, epoch=cfg.epochs - 1)  # of the last epoch

@@ -62,21 +62,26 @@ def _count(ids: Tensor, counted: Tensor, cells: int) -> Tensor:
     return torch.zeros(cells + 1, dtype=torch.int64, device=ids.device).scatter_add_(0, index, torch.ones_like(index))[:-1]
 
 
-def overlap(matrix: Tensor) -> Tensor:
-    """Pixels of each class's intersection and union, (2, K), from confusion counts (K, K)."""
-    intersection = matrix.diagonal()
-    return torch.stack((intersection, matrix.sum(0) + matrix.sum(1) - intersection))
-
-
 def sums(matrix: Tensor) -> Tensor:
     """Pixels of each class that are right, true and predicted, (3, K), from confusion counts (K, K): enough for its IoU."""
     return torch.stack((matrix.diagonal(), matrix.sum(1), matrix.sum(0)))
 
 
-def iou(matrix: Tensor) -> Tensor:
-    """IoU of each class in percent, float64 (K,). A class that is absent everywhere scores 0."""
-    intersection, union = overlap(matrix).double()
+def _overlap(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels of each class's intersection and union, each float64 (..., K), from `sums` (..., 3, K)."""
+    right, true, predicted = sums.double().unbind(-2)
+    return right, true + predicted - right
+
+
+def class_iou(sums: Tensor) -> Tensor:
+    """IoU of each class in percent, float64 (..., K), from `sums` (..., 3, K). A class that is absent everywhere scores 0."""
+    intersection, union = _overlap(sums)
     return 100 * intersection / (union + 1e-10)
+
+
+def iou(matrix: Tensor) -> Tensor:
+    """The same from confusion counts (K, K): float64 (K,)."""
+    return class_iou(sums(matrix))
 
 
 def pixel_accuracy(matrix: Tensor) -> float:
@@ -119,12 +124,12 @@ def frequency_weighted_iou(matrix: Tensor) -> float:
     return float((iou(matrix) * matrix.sum(1)).sum() / matrix.sum().clamp(min=1))
 
 
-def present_iou(overlaps: Tensor, first: int = 0) -> Tensor:
+def present_iou(sums: Tensor, first: int = 0) -> Tensor:
     """Mean IoU over the classes from `first` on that are in the truth or the prediction: the score of an image. 100 where none is.
 
-    overlaps: (N, 2, K), `overlap` of each image. Returns percent, float64 (N,).
+    sums: (N, 3, K), `sums` of each image. Returns percent, float64 (N,).
     """
-    intersection, union = overlaps[..., first:].double().unbind(1)
+    intersection, union = _overlap(sums[..., first:])
     classes = (union > 0).sum(1)
     return torch.where(classes > 0, 100 * (intersection / union.clamp(min=1)).sum(1) / classes, 100.0)
 

@@ -56,9 +56,7 @@ class Learner:
         # the models that are evaluated
         self.models = dict(zip(method.models, filter(None, (self.student, self.teacher)), strict=True))
         self.ema = Ema(self.teacher, self.student) if self.teacher is not None else None
-        self.labels_by = {"ema": self.teacher, "student": self.student, None: None}[cfg.teacher]
-        # what the step gets as its teacher
-        self.step_teacher = method.guided(self.labels_by, cfg, False) if method.guided and self.labels_by else self.labels_by
+        self.labels_by, self.step_teacher = method.teachers(cfg, self.student, self.teacher)
         if cfg.compile:
             check_compiler(world.device)
             torch._dynamo.config.optimize_ddp = False  # would cut the compiled parts, between which gradients travel in any case

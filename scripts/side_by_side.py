@@ -111,8 +111,7 @@ def by_difference(runs: dict[str, Path], source: Source, kind: str) -> list[tupl
         found = image_counts.load(path)
         if found is None or found.sha256 != source.ids.sha256:
             raise UserError(f"{path}: found no counts of {source.ids.path}; train the run to its end, or give --rule first")
-        right, true, predicted = torch.from_numpy(found.counts).unbind(1)
-        scores[name] = metric.present_iou(torch.stack((right, true + predicted - right), 1), source.spec.first_scored)
+        scores[name] = metric.present_iou(torch.from_numpy(found.counts), source.spec.first_scored)
     (first, before), (last, after) = scores.items()
     difference = after - before
     order = difference.argsort(descending=True, stable=True).tolist()

@@ -19,7 +19,7 @@ from dataset.batch import RawBatch, Reads, make_batch, normalize
 from dataset.custom import spec_of
 from dataset.demo.photograph import FILES, SIZE, drawn_source
 from dataset.lists import Entry
-from dataset.sampler import ShardSampler, Stream
+from dataset.sampler import ShardSampler, make_streams
 from dataset.semi import TrainSet, collate
 from dataset.source import Source, Sources
 from dataset.spec import get_spec
@@ -37,13 +37,12 @@ GOALS = {("u", 518): (AT_LEAST, 10.0), ("u", 798): (AT_LEAST, 4.0), ("x", 798): 
 def host_batch(cfg: Config, reads: Reads, on_device: bool = False, pin: bool = False) -> RawBatch:
     """A mini-batch as the loader hands it over. on_device: see TrainSet. pin: in page-locked memory, as for a GPU."""
     with TemporaryDirectory() as folder:
-        size = (cfg.crop_size, 3 * cfg.crop_size // 4)
-        streams = {name: Stream(FILES, count, count) for name, count in reads.images(cfg.batch_size).items()}
-        sources = {name: Sources([drawn_source(Path(folder), spec_of(cfg), [size])]) for name in streams}
-        if reads.second_draw:
-            streams["second"] = streams["u"]
+        size, spec, images = (cfg.crop_size, 3 * cfg.crop_size // 4), spec_of(cfg), reads.images(cfg.batch_size)
+        listed = dict.fromkeys(images, max(images.values()))
+        sources = {name: Sources([drawn_source(Path(folder), spec, [size], count=count)]) for name, count in listed.items()}
         data = TrainSet(sources, cfg.crop_size, 0, reads, on_device=on_device)
-        raw: Any = collate([data[keys] for mini_batch in ShardSampler(streams, 1, range(1)) for keys in mini_batch])
+        mini_batches = ShardSampler(make_streams(listed, cfg.batch_size, spec, reads), 1, range(1))
+        raw: Any = collate([data[keys] for keys in next(iter(mini_batches))])
         return raw.pin_memory() if pin else raw
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from dataset.custom import spec_of, unlabeled_places
 from dataset.lists import read_lines
-from dataset.sampler import Stream, labeled_length
+from dataset.sampler import make_streams
 from dataset.splits.published import published_length, published_splits
 from engine.footprint import GIB, DryRun, Meter, Work
 from engine.method import Method, method_for
@@ -177,10 +177,9 @@ class Plan:
 
     def steps(self, shards: int) -> int:
         """Optimiser steps of an epoch; 0 where the lists make no full mini-batch."""
-        labeled, unlabeled = self.lengths["labeled"], self.lengths["unlabeled"]
-        repeats = self.cfg.supervised_length is not None
-        lengths = {"x": labeled_length(labeled, unlabeled, spec_of(self.cfg), self.method.reads, repeats), "u": unlabeled}
-        return min(Stream(lengths[name], lengths[name], images).steps(shards) for name, images in self.images.items())
+        cfg, listed = self.cfg, {"x": self.lengths["labeled"], "u": self.lengths["unlabeled"]}
+        streams = make_streams(listed, cfg.batch_size, spec_of(cfg), self.method.reads, cfg.supervised_length is not None)
+        return min(stream.steps(shards) for stream in streams.values())
 
     def cost(self, precision: str, step: Work, scored: Work, used: Meter, trained: int) -> dict[str, float]:
         """Seconds on one card, estimated: products at the peak rate, then what lies between them at the peak bandwidth, both at the

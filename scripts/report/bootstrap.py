@@ -7,6 +7,9 @@ import math
 from collections.abc import Callable
 
 import numpy as np
+import torch
+
+from engine import metric
 
 DRAWS = 5_000
 SEED = 0
@@ -67,19 +70,17 @@ def _interval(means: np.ndarray) -> Interval:
 
 
 def mean_iou(sums: np.ndarray) -> np.ndarray:
-    """In percent, of right, true and predicted pixels (..., 3, K): a class without a pixel counts as 0, as in `metric.iou`."""
-    return class_iou(sums).mean(-1)
+    """In percent, of right, true and predicted pixels (..., 3, K)."""
+    return _class_iou(sums).mean(-1)
 
 
 def changed_iou(sums: np.ndarray) -> np.ndarray:
     """IoU of the changed class in percent."""
-    return class_iou(sums)[..., 1]
+    return _class_iou(sums)[..., 1]
 
 
-def class_iou(sums: np.ndarray) -> np.ndarray:
-    """IoU of each class in percent, of right, true and predicted pixels (..., 3, K)."""
-    right, true, predicted = np.moveaxis(sums, -2, 0)
-    return 100 * right / (true + predicted - right + 1e-10)
+def _class_iou(sums: np.ndarray) -> np.ndarray:
+    return metric.class_iou(torch.from_numpy(sums)).numpy()
 
 
 SCORES = {"segmentation": mean_iou, "change": changed_iou}  # the score that is compared, by task

@@ -60,10 +60,10 @@ def test_scores_of_a_matrix_worked_out_by_hand() -> None:
     assert np.allclose(metric.recall(matrix), [75, 100 * 11 / 12, 0])
     assert np.isclose(metric.frequency_weighted_iou(matrix), 100 * (iou[0] * 8 + iou[1] * 12) / 20)
     empty = torch.zeros(3, 3, dtype=torch.int64)
-    overlaps = torch.stack([metric.overlap(each) for each in (matrix, empty)])
-    assert metric.present_iou(overlaps).tolist() == pytest.approx([100 * (iou[0] + iou[1]) / 2, 100])
-    assert metric.present_iou(overlaps, 1).tolist() == pytest.approx([100 * iou[1], 100])
-    unchanged = metric.overlap(torch.tensor([[9, 0], [0, 0]]))[None]
+    sums = torch.stack([metric.sums(each) for each in (matrix, empty)])
+    assert metric.present_iou(sums).tolist() == pytest.approx([100 * (iou[0] + iou[1]) / 2, 100])
+    assert metric.present_iou(sums, 1).tolist() == pytest.approx([100 * iou[1], 100])
+    unchanged = metric.sums(torch.tensor([[9, 0], [0, 0]]))[None]
     assert metric.present_iou(unchanged, 1).tolist() == [100]  # nothing has changed, and nothing was found
 
 
