@@ -39,7 +39,8 @@ class Method:
 
     step: computes a mini-batch's loss. What it may read of a mini-batch is `Batch`. reads: which images it gets; reads_of: these by its
         settings, where they depend on one.
-    labels: the stats that an iteration's log line shows, {name: label}, in order. TensorBoard gets every stat, as train/<name>.
+    labels: the stats that an iteration's log line shows, {name: label}, in order. TensorBoard gets every stat, as train/<name>. The page
+        draws those whose names begin with "loss" in one chart, "mask_ratio" (model/loss.py) in percent, any other in a chart of its own.
     teacher: who gives the pseudo labels. "ema": the moving average of the student, which is evaluated too. "student": the student
         itself, and there is no average. None: nobody, the method reads labelled images alone.
     draw: draws `Batch.drop` from (seed, step, shard).

@@ -132,4 +132,5 @@ def test_the_host_reads_once_a_step_and_at_each_line_of_the_log(name: str, steps
 def test_the_host_reads_nothing_while_it_evaluates(ran: tuple) -> None:
     for name in ("evaluate", "evaluate 2", "evaluate 3"):
         reads = {place: count for place, count in ran[2][name].items() if place != "evaluate.py draw_worst"}
-        assert reads == {"evaluate.py score": 1, "evaluate.py figures": 2}, name
+        # the sums and the counts of each image, whether it was asked to stop, the boundary counts
+        assert reads == {"engine/evaluation.py evaluate": 2, "util/dist.py any": 1, "evaluate.py score": 1}, name
