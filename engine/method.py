@@ -32,6 +32,8 @@ SEMI_LABELS = {"loss_all": "Total loss", "loss_x": "Loss x", "loss_s": "Loss s",
 STUDENT, EMA = "student", "EMA"  # the models of a run, by their names in log and page
 WEIGHTS = {STUDENT: "model", EMA: "model_ema"}  # and where a checkpoint has their weights
 
+DEFAULT = "unimatch_v2"  # the method that commands take where none is named; scripts/setup.sh has it too
+
 
 @dataclass(frozen=True)
 class Method:
@@ -131,9 +133,9 @@ def get_method(name: str) -> Method:
 
 
 def method_for(config: str, name: str | None) -> Method:
-    """The method of a name; without one, that whose recipes the config's folder holds, such as configs/semivl, else UniMatch V2."""
+    """The method of a name; without one, that whose recipes the config's folder holds, such as configs/semivl, else DEFAULT."""
     folder = Path(config).resolve().parent.name
-    return get_method(name or (folder if folder in method_names() else "unimatch_v2"))
+    return get_method(name or (folder if folder in method_names() else DEFAULT))
 
 
 def program_of(cfg: Config) -> str:

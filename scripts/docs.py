@@ -24,8 +24,7 @@ from util.files import ROOT, write_atomic
 BLOCK = re.compile(r"(<!-- (python -m [^\n]*?) -->\n).*?(<!-- end -->)", re.DOTALL)
 MAIN = ("1", "2", "3", "4")  # the paper's tables of Pascal, Cityscapes, ADE20K and COCO
 GPUS, CARD = 4, "h100"
-# hours between the first and the last line of the authors' log of that recipe, where there is one, on four GPUs
-LOGGED = {"pascal": "13.2"}
+LOGGED = re.compile(r"log .* spans ([\d.]+) hours on their 4 GPUs")  # the authors' log of a recipe, in the head of its config
 
 
 def published() -> str:
@@ -50,9 +49,11 @@ def reproduce() -> str:
     grid = [["command", "published mIoU", "hours, authors' log", f"hours, {GPUS} x {CARD.upper()}", "GiB a GPU"]]
     for table in MAIN:
         entry = next(one for one in paper.entries(table) if one.method == "unimatch_v2" and one.backbone == "dinov2_base")
-        hours, memory = _planned(f"configs/{entry.dataset}.yaml", entry.split)
+        config = f"configs/{entry.dataset}.yaml"
+        logged = LOGGED.search((ROOT / config).read_text(encoding="utf-8"))
+        hours, memory = _planned(config, entry.split)
         command = f"`dataset={entry.dataset} split={entry.split} sh scripts/train.sh {GPUS} 29500`"
-        grid.append([command, str(entry.published["miou"]), LOGGED.get(entry.dataset, ""), f"{hours:.1f}", f"{memory:.1f}"])
+        grid.append([command, str(entry.published["miou"]), logged[1] if logged else "", f"{hours:.1f}", f"{memory:.1f}"])
     return markdown_table(grid, 1)
 
 

@@ -16,13 +16,13 @@ from pathlib import Path
 
 from dataset import picture
 from dataset.batch import Batch
-from dataset.custom import unlabeled_places
+from dataset.custom import spec_of, unlabeled_places
 from dataset.lists import Entry, inside
 from dataset.loader import supervised
 from dataset.preview import first_mini_batches, sheets
 from dataset.spec import DatasetSpec
 from dataset.stored import turned
-from engine.method import get_method, method_for, method_names
+from engine.method import DEFAULT, get_method, method_for, method_names
 from model.spec import check_crop, get_encoder
 from util.cli import Parser, positive
 from util.config import Config, load_config
@@ -40,13 +40,13 @@ def notes(mini_batches: Sequence[Batch], cfg: Config, spec: DatasetSpec) -> list
 
 def _config(args: argparse.Namespace, kind: type[Config]) -> Config:
     """The config with its lists: those named on the command line, those of a split, or its own."""
-    unlabeled = args.unlabeled_id_path
-    cfg = load_config(args.config, args.set, kind, labeled_id_path=args.labeled_id_path, unlabeled_id_path=unlabeled)
+    lists = {"labeled_id_path": args.labeled_id_path, "unlabeled_id_path": args.unlabeled_id_path}
+    cfg = load_config(args.config, args.set, kind, **lists)
     if args.split:
-        if args.labeled_id_path or unlabeled:
+        if args.labeled_id_path or args.unlabeled_id_path:
             raise UserError("--split: found beside --labeled-id-path or --unlabeled-id-path, expected one way to name the lists")
-        folder = Path("splits") / cfg.dataset / args.split
-        cfg = replace(cfg, labeled_id_path=f"{folder}/labeled.txt", unlabeled_id_path=f"{folder}/unlabeled.txt")
+        labeled, unlabeled = (spec_of(cfg).list_path(args.split, name) for name in ("labeled", "unlabeled"))
+        cfg = replace(cfg, labeled_id_path=labeled, unlabeled_id_path=unlabeled)
     if not cfg.labeled_id_path:
         raise UserError("preview: found no lists, expected --split, or --labeled-id-path and --unlabeled-id-path")
     return cfg
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
     """Writes the pictures. Raises UserError."""
     parser = Parser(prog="dataset.preview", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", required=True)
-    default = "default: the one that the config's folder is named after, else unimatch_v2; without unlabelled lists supervised"
+    default = f"default: the one that the config's folder is named after, else {DEFAULT}; without unlabelled lists supervised"
     parser.add_argument("--method", choices=method_names(), help=default)
     parser.add_argument("--split", help="use splits/<dataset>/SPLIT/labeled.txt and unlabeled.txt")
     parser.add_argument("--labeled-id-path", metavar="LIST")

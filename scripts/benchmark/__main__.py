@@ -21,7 +21,7 @@ from torch import Tensor
 
 from dataset.batch import Batch
 from dataset.source import read_png
-from engine.method import Method, method_names
+from engine.method import DEFAULT, Method, method_names
 from engine.provenance import machine, versions
 from scripts.benchmark import data, loop, plan, speed
 from scripts.benchmark.measure import Row, attempt
@@ -78,7 +78,7 @@ def measure(args: argparse.Namespace) -> None:
         print("\n| figure | value | spread | goal | |\n|---|---|---|---|---|", flush=True)
         for kind, recipe in recipes.items():
             for found in attempt(kind, device, KINDS[kind][1], *recipe, device, args):
-                row = found if recipe[1].name == "unimatch_v2" else replace(found, goal=None)  # the goals are its own
+                row = found if recipe[1].name == DEFAULT else replace(found, goal=None)  # the goals are its own
                 rows.append(row)
                 print(row, flush=True)
                 write()
@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
         command = commands.add_parser(name, help=text, description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
         command.add_argument("--set", action="append", metavar="KEY=VALUE", help="change a config key; may be repeated")
         command.add_argument("--json", metavar="FILE", help="the figures as a file")
-        default = "default: the one that the config's folder is named after, else unimatch_v2"
+        default = f"default: the one that the config's folder is named after, else {DEFAULT}"
         command.add_argument("--method", choices=method_names(), help=default)
         if name == "plan":
             command.add_argument("--config", required=True)

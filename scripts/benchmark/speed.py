@@ -27,7 +27,7 @@ from dataset.source import Source
 from engine.ema import ema_decay, make_teacher
 from engine.evaluation import Prediction, evaluate, validation_loader
 from engine.footprint import GIB, DryRun
-from engine.method import Method
+from engine.method import DEFAULT, Method
 from engine.optimizer import make_optimizer, set_rate_
 from engine.schedule import poly
 from engine.update import Learner
@@ -131,8 +131,8 @@ class Alternatives:
 
 
 def of_method(method: Method) -> str:
-    """Which method a row is of; that of most rows, UniMatch V2, is not named."""
-    return "" if method.name == "unimatch_v2" else f" of {method.name}"
+    """Which method a row is of; that of most rows is not named."""
+    return "" if method.name == DEFAULT else f" of {method.name}"
 
 
 def step_row(cfg: Config, method: Method, device: torch.device, name: str, rounds: int, figure: str) -> Iterator[Row]:

@@ -11,10 +11,11 @@ from typing import Any
 
 import yaml
 
-from engine.provenance import ROOT
+from engine.method import DEFAULT
 from scripts.report.identity import encoder_name, method_name, own_method, task_of
 from scripts.report.recipe import Recipe
 from util.config import read_yaml
+from util.files import ROOT
 
 # logs of a data set's own table are named after it, and need no `log` in paper.yaml
 _MAIN_LOG = "{main}-{dataset}_{method}_{labels}_{backbone}.log"
@@ -148,7 +149,7 @@ def _covered(row: dict[str, Any], dataset: str, splits: list[str]) -> list[str]:
 
 def _entry(table: str, row: dict[str, Any], dataset: str, column: int, split: str) -> Entry:
     quoted = row.get("quoted", "")
-    method, backbone = row.get("method", "unimatch_v2"), row.get("backbone", "" if quoted else "dinov2_base")
+    method, backbone = row.get("method", DEFAULT), row.get("backbone", "" if quoted else "dinov2_base")
     config = row.get("config", "configs/{dataset}.yaml").format(dataset=dataset)
     note = quoted or ("" if own_method(method) and (ROOT / config).is_file() else "this program has no recipe for it")
     at = f"{axis(table)} {row['x']:g}" if "x" in row else ""

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 
-from engine.method import Method
-from engine.provenance import ROOT
+from engine.method import DEFAULT, Method
 from scripts.report.identity import own_method, task_of
 from scripts.report.lines import read_lines
 from util.config import Config, load_config
+from util.files import ROOT
 
 PORT = 29500
 ABSENT = "not in its header"
@@ -45,7 +45,7 @@ class Recipe:
         usual = usual if (ROOT / usual).is_file() else f"configs/{self.dataset}.yaml"
         changed = [setting.replace("=", "_") for setting in self.settings if not setting.startswith("backbone=")]
         words = [f"dataset={self.dataset}"]
-        words += [f"method={self.method}"] if self.method != "unimatch_v2" else []
+        words += [f"method={self.method}"] if self.method != DEFAULT else []
         words += [f"config={self.config}"] if self.config != usual else []
         words += [f'split="{" ".join(splits)}"' if len(splits) > 1 else f"split={splits[0]}"]
         words += ["exp=" + "_".join([header["backbone"], *changed])] if changed else []  # a folder apart from the method's own runs

@@ -12,13 +12,13 @@ import torch
 
 from dataset.custom import spec_of
 from dataset.sampler import Stream
-from engine.provenance import ROOT
 from model import configured_model
 from model.spec import check_crop, get_encoder
 from model.text import reserve_text_
 from scripts.report import paper, read_log
 from scripts.report.identity import AUTHORS
 from scripts.report.recipe import ABSENT, Recipe, differences, same
+from util.files import ROOT
 
 ENTRIES = [entry for table in paper.tables() for entry in paper.entries(table)]
 RECIPES = {entry.recipe: entry for entry in ENTRIES if entry.recipe}
