@@ -46,7 +46,7 @@ from util.progress import Progress, count
 from util.signals import StopSignals
 
 
-class Scores(NamedTuple):
+class Totals(NamedTuple):
     """What a list adds up to, on the CPU. matrix: (K, K) confusion counts; bands: (3, K) boundary counts; images: (score, index, name) of
     each, from the lowest on.
     """
@@ -58,7 +58,7 @@ class Scores(NamedTuple):
 
 def score(
     model: Segmenter, source: Source, prediction: Prediction, distance: int, workers: int, world: World, signals: StopSignals
-) -> Scores:
+) -> Totals:
     """Scores over all processes, exact on any number of them; every image counts once. Raises StoppedError when asked to stop.
 
     distance: width of the band of the boundary IoU in pixels.
@@ -76,19 +76,19 @@ def score(
         raise StoppedError("not all images are scored, so nothing is written; the same command begins again", signals.code)
     values = metric.present_iou(counts.images[0], source.spec.first_scored).tolist()
     images = sorted((value, i, source.ids[i].image) for i, value in enumerate(values))
-    return Scores(counts.matrices[0], world.sum_(bands).cpu(), images)
+    return Totals(counts.matrices[0], world.sum_(bands).cpu(), images)
 
 
-def figures(scores: Scores, spec: DatasetSpec, labeled: Mapping[int, int] | None = None) -> dict[str, Any]:
+def figures(totals: Totals, spec: DatasetSpec, labeled: Mapping[int, int] | None = None) -> dict[str, Any]:
     """All figures of a list in percent, under the keys of the JSON file. labeled: pixels of each class that the model has learned from."""
-    matrix = scores.matrix
-    recall, band = metric.recall(matrix), metric.boundary_iou(scores.bands)
+    matrix = totals.matrix
+    recall, band = metric.recall(matrix), metric.boundary_iou(totals.bands)
 
     def named(values: Tensor) -> dict[str, float]:
         return dict(zip(spec.classes, values.tolist(), strict=True))
 
     return {
-        "images": len(scores.images),
+        "images": len(totals.images),
         **metric.scores(matrix, spec),
         "boundary_miou": float(band.mean()),
         "accuracy": named(recall),
@@ -131,7 +131,7 @@ def draw_worst(
         images = source.images(entry)
         truth = source.mask(entry, images[0].size)
         img = normalize(to_predict(images, source.spec)[None].to(world.device), model.backbone)
-        pred = prediction.scores(model, img, truth.shape).argmax(dim=1)[0].cpu().numpy().astype(np.uint8)
+        pred = prediction.class_scores(model, img, truth.shape).argmax(dim=1)[0].cpu().numpy().astype(np.uint8)
         pred[truth == IGNORE] = IGNORE
         titles = [*source.spec.date_names, "truth", "prediction"]
         ignored = truth == IGNORE
@@ -216,17 +216,17 @@ def _labeled(trained: Trained) -> Mapping[int, int] | None:
         return None
 
 
-def _report(args: argparse.Namespace, trained: Trained, scores: Scores, prediction: Prediction, listed: str) -> None:
+def _report(args: argparse.Namespace, trained: Trained, totals: Totals, prediction: Prediction, listed: str) -> None:
     """Writes what was asked for, then prints the figures."""
     spec = trained.spec
-    result = figures(scores, spec, _labeled(trained))
+    result = figures(totals, spec, _labeled(trained))
     if args.json:
         facts = {"checkpoint": args.checkpoint, "which": trained.which, "epoch": trained.epoch, "list": listed, "mode": prediction.mode}
         facts |= {"window": prediction.window if prediction.mode != "original" else None}
         facts |= {"scales": list(prediction.scales), "flip": prediction.flip}
         facts |= {"boundary_distance": args.boundary_distance, "bf16": args.bf16}
         figure = metric.chosen_by(spec.task)
-        worst = [{"image": name, figure: value} for value, _, name in scores.images[: args.worst]]
+        worst = [{"image": name, figure: value} for value, _, name in totals.images[: args.worst]]
         write_output("--json", args.json, json.dumps(result | facts | {"worst": worst}, indent=1))
     if args.confusion:
         image = picture.confusion_picture(np.array(result["confusion"]), spec.classes)
@@ -234,7 +234,7 @@ def _report(args: argparse.Namespace, trained: Trained, scores: Scores, predicti
             picture.save(image, Path(args.confusion))
     print(f"{args.checkpoint}: {trained}, {count(result['images'], spec.noun)} of {listed}, {prediction}\n")
     print(_table(result, spec, args.boundary_distance), flush=True)
-    for value, _, name in scores.images[: args.worst]:
+    for value, _, name in totals.images[: args.worst]:
         print(f"worst: {_worst_by(spec)} {value:.2f}  {name}")
     for name, what in ((args.json, "all figures"), (args.confusion, "the confusion matrix")):
         if name:
@@ -254,13 +254,13 @@ def main(argv: list[str]) -> None:
         folder = Path(args.out) if args.out else Path(args.checkpoint).parent / "worst"
         if world.main:
             _check_outputs(args, folder)
-        scores = score(trained.model, source, prediction, args.boundary_distance, loader_workers(cfg, world), world, signals)
+        totals = score(trained.model, source, prediction, args.boundary_distance, loader_workers(cfg, world), world, signals)
         if world.main:
-            _report(args, trained, scores, prediction, listed)
+            _report(args, trained, totals, prediction, listed)
             if args.worst:
                 with output("--out", folder):
-                    draw_worst(trained.model, source, prediction, scores.images[: args.worst], folder, world)
-                print(f"wrote {folder}: {count(min(args.worst, len(scores.images)), 'picture')}, the worst first")
+                    draw_worst(trained.model, source, prediction, totals.images[: args.worst], folder, world)
+                print(f"wrote {folder}: {count(min(args.worst, len(totals.images)), 'picture')}, the worst first")
         world.wait()
 
 

@@ -64,12 +64,12 @@ class Predictor:
         return self.trained.spec.classes
 
     @torch.inference_mode()
-    def scores(self, img: Tensor) -> tuple[Tensor, Tensor]:
+    def classify(self, img: Tensor) -> tuple[Tensor, Tensor]:
         """uint8 (B, C, H, W) -> class ids (B, H, W) and probabilities (B, K, H, W) float32, on the device."""
         model, spec = self.trained.model, self.trained.spec
         seen = img if spec.frame is None else torch.stack([to_predict(tensor_images(one), spec) for one in img])
         with inference(self.precision, self.device):
-            scores = self.prediction.scores(model, normalize(seen.to(self.device), model.backbone), img.shape[-2:])
+            scores = self.prediction.class_scores(model, normalize(seen.to(self.device), model.backbone), img.shape[-2:])
         return scores.argmax(dim=1), self.prediction.probabilities(scores)
 
     def predict(self, image: Picture | tuple[Picture, Picture]) -> tuple[np.ndarray, np.ndarray]:
@@ -83,7 +83,7 @@ class Predictor:
         images = [_as_image(date) for date in dates]
         if len({each.size for each in images}) > 1:
             raise UserError(f"predict: found dates of {images[0].size} and {images[1].size} (width, height), expected equal sizes")
-        ids, probs = self.scores(image_tensor(images)[None])
+        ids, probs = self.classify(image_tensor(images)[None])
         return ids[0].byte().cpu().numpy(), probs[0].amax(dim=0).cpu().numpy()
 
 
@@ -165,7 +165,7 @@ def predict_all(
             problems |= {index: img for index, img in batch if isinstance(img, UserError)}
             good = [(index, img) for index, img in batch if index not in problems]
             if good:
-                ids, probs = predictor.scores(torch.stack([img for _, img in good]))
+                ids, probs = predictor.classify(torch.stack([img for _, img in good]))
                 for (index, img), own, prob in zip(good, ids.byte().cpu().numpy(), probs, strict=True):
                     with output("--out", out):
                         write(out, names[index], img, own, prob, predictor, args)

@@ -158,14 +158,14 @@ class Prediction:
     def _augmented(self) -> bool:
         return self.scales != (1.0,) or self.flip
 
-    def scores(self, model: Segmenter, img: Tensor, size: Sequence[int] | None = None) -> Tensor:
+    def class_scores(self, model: Segmenter, img: Tensor, size: Sequence[int] | None = None) -> Tensor:
         """Scores (B, K, H, W) whose argmax is the prediction, of normalised images (B, C, H, W): logits, or sums of softmax over windows
         and augmented views.
 
         size: H and W, where the model sees the images at another size (`dataset.semi.to_predict`).
         """
         if size is not None and tuple(size) != img.shape[-2:]:
-            return _resize(self.scores(model, img), size)
+            return _resize(self.class_scores(model, img), size)
         size = img.shape[-2:]
         windows = self._windows(size)
         if not self._augmented:
@@ -178,14 +178,14 @@ class Prediction:
         for scale in self.scales:
             view = img if scale == 1 else _resize(img, [max(1, int(side * scale + 0.5)) for side in size])
             for mirror in (False, True) if self.flip else (False,):
-                prob = plain.probabilities(plain.scores(model, view.flip(-1) if mirror else view))
+                prob = plain.probabilities(plain.class_scores(model, view.flip(-1) if mirror else view))
                 prob = _resize(prob.flip(-1) if mirror else prob, size)
                 total = prob if total is None else total + prob
         assert total is not None
         return total
 
     def probabilities(self, scores: Tensor) -> Tensor:
-        """What `scores` returned, as probabilities that sum to 1 over the classes."""
+        """What `class_scores` returned, as probabilities that sum to 1 over the classes."""
         if self._augmented or (self.mode != "slide" and self._windows(scores.shape[-2:])):
             return scores / scores.sum(dim=1, keepdim=True)
         return scores.softmax(dim=1)
@@ -264,7 +264,7 @@ def _count_(
     mask, nclass = batch.mask_x, totals.shape[-1]
     sums = []
     for i, model in enumerate(models):
-        scores = prediction.scores(model, batch.img_x, mask.shape[-2:])
+        scores = prediction.class_scores(model, batch.img_x, mask.shape[-2:])
         pred = scores.argmax(dim=1)
         matrix = metric.confusion(pred, mask, nclass)
         totals[i] += matrix

@@ -196,7 +196,7 @@ class DryRun:
     def evaluation(self, height: int, width: int) -> Work:
         """Floating-point operations of evaluating one model on one image (change detection: one pair) of so many pixels."""
         with self._counted() as meter, torch.no_grad():
-            self.prediction.scores(self.student.eval(), torch.empty(1, 3 * self.spec.dates, height, width))
+            self.prediction.class_scores(self.student.eval(), torch.empty(1, 3 * self.spec.dates, height, width))
         return meter.work
 
 

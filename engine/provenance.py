@@ -18,7 +18,7 @@ from util.dist import cpu_count
 from util.error import UserError, reason
 from util.files import ROOT, write_atomic
 
-RECORD = "record.json"
+STARTS = "record.json"  # a list with an entry for each start of the run
 _PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "pyyaml", "tensorboard")
 _DIFF_LIMIT = 1_000_000  # characters of a diff that are kept
 
@@ -78,8 +78,8 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def add_start(folder: Path, device: torch.device, processes: int) -> None:
-    """Adds this start to `record.json` in the folder: a list with one entry a start. Raises UserError."""
-    path = folder / RECORD
+    """Adds this start to the folder's STARTS. Raises UserError."""
+    path = folder / STARTS
     try:
         starts = json.loads(path.read_text(encoding="utf-8"))
         starts = starts if isinstance(starts, list) else []

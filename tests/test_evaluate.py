@@ -134,7 +134,7 @@ def test_figures_agree_with_counting_pixels(tiny: Tiny, run: Path, tmp_path: Pat
             [0.229, 0.224, 0.225]
         )[:, None, None]
         with torch.no_grad():
-            pred = Prediction("original", 28).scores(model, img).argmax(1)[0].numpy()
+            pred = Prediction("original", 28).class_scores(model, img).argmax(1)[0].numpy()
         for p, t in zip(pred.ravel().tolist(), np.asarray(mask).ravel().tolist(), strict=True):
             if t != 255:
                 total, right = total + 1, right + (p == t)
@@ -169,20 +169,20 @@ def test_augmentation_and_windows_change_the_prediction_as_defined(tiny: Tiny, r
     # atol: sums of up to four probabilities in float32 are 4e-7 apart; a wrong flip, scale or window is 0.08 and more
     with torch.no_grad():
         whole = Prediction("original", 28)
-        plain = whole.scores(model, img).softmax(1)
-        mirrored = whole.scores(model, img.flip(-1)).softmax(1).flip(-1)
-        assert torch.allclose(replace(whole, flip=True).scores(model, img), plain + mirrored, atol=1e-5)
+        plain = whole.class_scores(model, img).softmax(1)
+        mirrored = whole.class_scores(model, img.flip(-1)).softmax(1).flip(-1)
+        assert torch.allclose(replace(whole, flip=True).class_scores(model, img), plain + mirrored, atol=1e-5)
         small = torch.nn.functional.interpolate(img, (22, 29), mode="bilinear", align_corners=True)
-        small = whole.scores(model, small).softmax(1)
+        small = whole.class_scores(model, small).softmax(1)
         small = torch.nn.functional.interpolate(small, (43, 57), mode="bilinear", align_corners=True)
-        assert torch.allclose(replace(whole, scales=(1, 0.5)).scores(model, img), plain + small, atol=1e-5)
+        assert torch.allclose(replace(whole, scales=(1, 0.5)).class_scores(model, img), plain + small, atol=1e-5)
         # windows by hand: starts 0, 18 and the last flush with the border
         total = torch.zeros(1, 6, 43, 57)
         for y in (0, 15):
             for x in (0, 18, 29):
-                total[..., y : y + 28, x : x + 28] += whole.scores(model, img[..., y : y + 28, x : x + 28]).softmax(1)
-        assert torch.allclose(Prediction("sliding_window", 28).scores(model, img), total, atol=1e-5)
-        one = Prediction("sliding_window", 57).scores(model, img)
+                total[..., y : y + 28, x : x + 28] += whole.class_scores(model, img[..., y : y + 28, x : x + 28]).softmax(1)
+        assert torch.allclose(Prediction("sliding_window", 28).class_scores(model, img), total, atol=1e-5)
+        one = Prediction("sliding_window", 57).class_scores(model, img)
         assert torch.equal(one.argmax(1), plain.argmax(1))  # one tile alone is the direct prediction
 
 

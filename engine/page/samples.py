@@ -54,10 +54,10 @@ def sample_panels(
         img = normalize(sample["img_x"][None].to(device), first.backbone)
         dates = tensor_images(sample["img_x"])
         panels = [(name, _small(date, Image.Resampling.BOX)) for name, date in zip(source.spec.date_names, dates, strict=True)]
-        labels = {"truth": sample["mask_x"].numpy()} | {name: _ids(prediction.scores(model, img)) for name, model in models.items()}
+        labels = {"truth": sample["mask_x"].numpy()} | {name: _ids(prediction.class_scores(model, img)) for name, model in models.items()}
         panels += [(name, _painted(ids, source.spec)) for name, ids in labels.items()]
         if labels_by is not None:
-            panels += _pseudo_label_panels(prediction.scores(labels_by, img), source.spec, thresh, prediction)
+            panels += _pseudo_label_panels(prediction.class_scores(labels_by, img), source.spec, thresh, prediction)
         seen = sorted({int(k) for ids in labels.values() for k in np.unique(ids)} - {IGNORE})
         rows.append((sample["name_x"], panels, seen))
     return rows

@@ -1,4 +1,4 @@
-"""Which experiment a log is of: from its header and the record beside it, else from the file's name, else from its folders."""
+"""Which experiment a log is of: from its header and the list of starts beside it, else from the file's name, else from its folders."""
 
 import json
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from dataset.spec import SPECS
 from engine.method import Method, get_method, method_names
-from engine.provenance import RECORD
+from engine.provenance import STARTS
 from engine.resume import LOG
 from util.files import ROOT
 
@@ -103,7 +103,7 @@ def identify(header: dict[str, str], log: Path) -> Identity:
     backbone = header.get("backbone") or _search(_BACKBONE, texts)
     seed = header.get("seed") if header.get("seed", "").isdecimal() else _search(_SEED, texts)
     return Identity(
-        method=_recorded_method(log) or _method(save_path, texts, backbone, dataset),
+        method=_started_method(log) or _method(save_path, texts, backbone, dataset),
         dataset=dataset.lower() if dataset else None,
         split=_split(header, texts),
         backbone=backbone,
@@ -115,10 +115,10 @@ def _search(pattern: re.Pattern[str], texts: list[str]) -> str | None:
     return next((found[1] for text in texts if (found := pattern.search(text))), None)
 
 
-def _recorded_method(log: Path) -> str | None:
-    """The method whose command wrote a log of ours, by the record beside it."""
+def _started_method(log: Path) -> str | None:
+    """The method whose command wrote a log of ours, by the list of starts beside it."""
     try:
-        command = Path(json.loads((log.parent / RECORD).read_bytes())[-1]["command"][0])
+        command = Path(json.loads((log.parent / STARTS).read_bytes())[-1]["command"][0])
     except (OSError, ValueError, LookupError, TypeError):
         return None
     return command.stem if log.name == LOG and own_method(command.stem) else None

@@ -16,7 +16,7 @@ from engine.method import EMA, STUDENT
 MAX_LINE = 10_000  # characters; a header line has a few hundred
 
 _STAMP = r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}\]\["
-_RECORD = re.compile(r"\[(\d{4})-(\d\d)-(\d\d) (\d\d):(\d\d):(\d\d),(\d{3})\]\[ *([A-Z]{1,10}) *\] ?(.*)")
+_ENTRY = re.compile(r"\[(\d{4})-(\d\d)-(\d\d) (\d\d):(\d\d):(\d\d),(\d{3})\]\[ *([A-Z]{1,10}) *\] ?(.*)")
 _WARNINGS = ("WARNING", "ERROR")  # ours, of skipped steps, images, files: no figure is in them
 _GLUED = re.compile(rf"(?<!\n)(?={_STAMP})")
 
@@ -57,7 +57,7 @@ class Line:
     number: the epoch (epoch, loaded, classification) or None; index: the iteration (loaded: the steps done in the next epoch);
     perturbed: whether an iteration line has the loss of perturbed features, which UniMatch V1 alone has;
     header: its keys as text; figures: percentages, of the epoch or the final test; test: the line of the final test as it is;
-    labeled_images: how many an epoch trains on; rest: what stands behind the record without a line end, such as the message of a program
+    labeled_images: how many an epoch trains on; rest: what stands behind the entry without a line end, such as the message of a program
     that ended the run.
     """
 
@@ -75,40 +75,40 @@ class Line:
 
 
 def split_lines(text: str) -> list[str]:
-    """The lines of a log: NUL bytes gone, every line ending known, and two records glued by a lost line end parted again."""
+    """The lines of a log: NUL bytes gone, every line ending known, and two entries glued by a lost line end parted again."""
     text = re.sub(r"\r\n?", "\n", text.replace("\0", ""))
     return _GLUED.sub("\n", text).split("\n")
 
 
 def read_lines(text: str) -> Iterator[tuple[str, Line]]:
-    """Yields every line with what it says. A header runs on over indented lines until the next record, and so does a warning."""
-    record, opened = "", ""  # what may run on; the beginning of a list that a header's line has left open
+    """Yields every line with what it says. A header runs on over indented lines until the next entry, and so does a warning."""
+    entry, opened = "", ""  # the kind of entry that may run on; the beginning of a list that a header's line has left open
     for raw in split_lines(text):
-        line = _read(raw, record)
+        line = _read(raw, entry)
         if line.kind not in ("blank", "more", "unread"):
-            record, opened = line.kind, ""
+            entry, opened = line.kind, ""
         if line.kind in ("header", "more"):
             whole = f"{opened} {raw.strip()}"[:MAX_LINE]
             found = _OPEN_LIST.search(whole)
             opened = found[0] if found and len(whole) < MAX_LINE else ""
             line.header = pairs(whole.removesuffix(opened))
         if raw.rstrip().endswith("}"):
-            record = ""
+            entry = ""
         yield raw, line
 
 
-def _read(raw: str, record: str) -> Line:
+def _read(raw: str, entry: str) -> Line:
     if not raw.strip():
         return Line("blank")
     if len(raw) > MAX_LINE:
         return Line("unread")
-    found = _RECORD.fullmatch(raw.rstrip())
+    found = _ENTRY.fullmatch(raw.rstrip())
     if found is None:
         if raw.startswith("# "):  # of a captured screen (engine/screen.py)
             return Line("info")
-        if record == "header" and _HEADER_MORE.match(raw):
+        if entry == "header" and _HEADER_MORE.match(raw):
             return Line("more")
-        return Line("warning" if record == "warning" and _WARNING_MORE.match(raw) else "unread")
+        return Line("warning" if entry == "warning" and _WARNING_MORE.match(raw) else "unread")
     line = Line("warning") if found[8] in _WARNINGS else _read_message(found[9])
     try:
         year, month, day, hour, minute, second, millisecond = (int(part) for part in found.groups()[:7])

@@ -148,9 +148,9 @@ def test_windows_whose_logits_are_averaged(height: int, width: int) -> None:
             total[..., y : y + 42, x : x + 42] += literal_whole(model, img[..., y : y + 42, x : x + 42])
             seen[y : y + 42, x : x + 42] += 1
     way = Prediction("slide", 42)
-    assert torch.allclose(way.scores(model, img), total / seen, atol=1e-10)
+    assert torch.allclose(way.class_scores(model, img), total / seen, atol=1e-10)
     resized = F.interpolate(total / seen, (50, 41), mode="bilinear", align_corners=True)
-    assert torch.allclose(way.scores(model, img, (50, 41)), resized, atol=1e-10)
+    assert torch.allclose(way.class_scores(model, img, (50, 41)), resized, atol=1e-10)
 
 
 WAYS = {
@@ -169,7 +169,7 @@ WAYS = {
 @pytest.mark.parametrize("name", WAYS)
 def test_one_prediction_gives_scores_and_probabilities(name: str) -> None:
     way, img, model = WAYS[name], noise(60, 90), Patches(3)
-    scores = way.scores(model, img)
+    scores = way.class_scores(model, img)
     expected = {
         "whole": lambda: predict_whole(model, img),
         "large whole": lambda: predict_whole(model, img),
@@ -187,9 +187,9 @@ def test_one_prediction_gives_scores_and_probabilities(name: str) -> None:
 def test_probabilities_of_augmented_views_are_their_mean() -> None:
     img, model = noise(60, 90), Patches(3)
     for way in (WAYS["whole"], WAYS["cut windows"], WAYS["slide"]):
-        plain, turned = way.probabilities(way.scores(model, img)), way.probabilities(way.scores(model, img.flip(-1))).flip(-1)
+        plain, turned = way.probabilities(way.class_scores(model, img)), way.probabilities(way.class_scores(model, img.flip(-1))).flip(-1)
         both = replace(way, flip=True)
-        assert torch.allclose(both.probabilities(both.scores(model, img)), (plain + turned) / 2, atol=1e-10)
+        assert torch.allclose(both.probabilities(both.class_scores(model, img)), (plain + turned) / 2, atol=1e-10)
 
 
 def test_a_runs_prediction_follows_its_config_data_set_and_model() -> None:

@@ -44,7 +44,7 @@ def by_pixel(tiny: Tiny, checkpoint: Path, which: str, mode: str) -> tuple[float
             trained.model.backbone.std
         )[:, None, None]
         with torch.no_grad():
-            scores = prediction.scores(trained.model, img)
+            scores = prediction.class_scores(trained.model, img)
         prob = (scores.softmax(1) if mode == "original" else scores / scores.sum(1, keepdim=True))[0].numpy()
         rows += list(zip(prob.max(0).ravel(), prob.argmax(0).ravel(), batch.mask_x[0].numpy().ravel(), strict=True))
     scored = [row for row in rows if row[2] != 255]

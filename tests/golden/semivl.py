@@ -193,7 +193,7 @@ def check_evaluation(name: str, numbers: Numbers, inputs: ModuleType) -> None:
         height, width, *size = (int(side) for side in parts.groups()[1:] if side)
         prediction = Prediction("slide", crop) if parts[1] == "slide" else Prediction("sliding_window", crop, "cut")
         img = inputs.image(height, width, 1)
-        scores, resized = prediction.scores(model, img), prediction.scores(model, img, size or (height, width))
+        scores, resized = prediction.class_scores(model, img), prediction.class_scores(model, img, size or (height, width))
         if expected.dtype.kind in "iu":
             # rounding may turn a pixel whose two best classes are equal to six digits
             assert (resized.argmax(dim=1).numpy().ravel() != expected.ravel()).mean() <= 1e-3, key

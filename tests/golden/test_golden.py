@@ -135,7 +135,7 @@ def check_evaluation(name: str, numbers: Numbers, inputs: ModuleType) -> None:
         if parts:
             img = inputs.image(int(parts[2]), int(parts[3]), 1)
             with torch.no_grad():
-                scores = Prediction(parts[1], int(numbers.get("window", np.array(70)))).scores(model, img)
+                scores = Prediction(parts[1], int(numbers.get("window", np.array(70)))).class_scores(model, img)
             # float32 rounding may turn a pixel whose two best classes are equal to six digits
             assert (scores.argmax(dim=1)[0].numpy() != numbers[key]).mean() <= 1e-3, key
 

@@ -187,8 +187,8 @@ def middle(x: Tensor, size: int) -> Tensor:
 def predicted(model: Segmenter, img: Tensor, mode: str, window: int) -> Tensor:
     """Class ids (H, W)."""
     if mode == "center_crop":  # the program asks for it nowhere
-        return Prediction("original", window).scores(model, middle(img, window))[0].argmax(0)
-    return Prediction(mode, window, "cut").scores(model, img)[0].argmax(0)
+        return Prediction("original", window).class_scores(model, middle(img, window))[0].argmax(0)
+    return Prediction(mode, window, "cut").class_scores(model, img)[0].argmax(0)
 
 
 def iou(found: Tensor, label: Tensor, nclass: int, mean: bool) -> np.ndarray:

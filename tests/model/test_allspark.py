@@ -93,9 +93,9 @@ def test_images_and_windows_are_predicted_alone() -> None:
     """In any mode, whatever is predicted together with an image."""
     model, img = network(), image(66, 80, 2)
     for prediction in (Prediction("original", 40), Prediction("slide", 40), Prediction("sliding_window", 40, "cut", flip=True)):
-        each = torch.cat([prediction.scores(model, one) for one in img.split(1)])
-        torch.testing.assert_close(prediction.scores(model, img), each)
-    whole = Prediction("slide", 40).scores(model, img[:1])
+        each = torch.cat([prediction.class_scores(model, one) for one in img.split(1)])
+        torch.testing.assert_close(prediction.class_scores(model, img), each)
+    whole = Prediction("slide", 40).class_scores(model, img[:1])
     windows, count = torch.zeros(2, 1, CLASSES, 66, 80, dtype=torch.float64)
     for y in (0, 26):
         for x in (0, 33, 40):

@@ -131,7 +131,12 @@ def test_an_encoder_of_one_size_sees_windows_of_that_size(monkeypatch: pytest.Mo
     with pytest.raises(UserError, match="eval_mode"):
         Prediction.of(cfg, get_spec("pascal"), model)
     with torch.no_grad():
-        assert Prediction.of(cfg, get_spec("pascal"), model, window=32).scores(model, torch.zeros(1, 3, 20, 75)).shape == (1, 2, 20, 75)
+        assert Prediction.of(cfg, get_spec("pascal"), model, window=32).class_scores(model, torch.zeros(1, 3, 20, 75)).shape == (
+            1,
+            2,
+            20,
+            75,
+        )
 
 
 # --- weights ---
