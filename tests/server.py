@@ -19,7 +19,6 @@ class Page:
     content: bytes
     faults: list[str] = field(default_factory=list)
     ranges: bool = True
-    etag: str = '"1"'
     length: bool = True
     slow: float = 0.0  # seconds between pieces of a tenth
 
@@ -30,7 +29,7 @@ class Server(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.pages: dict[str, Page] = {}
-        self.requests: list[tuple[str, str | None, str | None]] = []  # path, Range, If-Range
+        self.requests: list[tuple[str, str | None]] = []  # path, Range
 
     @property
     def url(self) -> str:
@@ -44,7 +43,7 @@ class _Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self.server.requests.append((self.path, self.headers["Range"], self.headers["If-Range"]))
+        self.server.requests.append((self.path, self.headers["Range"]))
         page = self.server.pages.get(self.path)
         if page is None:
             return self.send_error(404)
@@ -52,8 +51,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.isdigit() or fault == "busy":
             return self.send_error(503 if fault == "busy" else int(fault))
         start = 0
-        fresh = self.headers["If-Range"] in (None, page.etag)
-        if page.ranges and self.headers["Range"] and fresh:
+        if page.ranges and self.headers["Range"]:
             start = int(self.headers["Range"].removeprefix("bytes=").rstrip("-"))
             if start >= len(page.content):
                 self.send_response(416)
@@ -68,8 +66,6 @@ class _Handler(BaseHTTPRequestHandler):
         self._body(page, page.content[start:], fault)
 
     def _body(self, page: Page, body: bytes, fault: str) -> None:
-        if page.etag:
-            self.send_header("ETag", page.etag)
         if page.length:
             self.send_header("Content-Length", str(len(body)))
         self.end_headers()

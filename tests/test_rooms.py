@@ -82,7 +82,7 @@ def test_no_module_imports_itself_by_way_of_others() -> None:
 def test_the_ground_floor_knows_no_science() -> None:
     """Small enough to read, and without torchvision, the data or the model."""
     files = [path for path in (ROOT / "util").glob("*.py") if path.name not in FORWARDING]
-    assert sum(len(path.read_text().splitlines()) for path in files) <= 1350
+    assert sum(len(path.read_text().splitlines()) for path in files) <= 1335
     for path in files:
         assert "torchvision" not in path.read_text(), path
     for name in FORWARDING:

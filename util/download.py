@@ -30,7 +30,8 @@ class _InterruptedError(Exception):
 def download(url: str, path: Path, check: Callable[[Path], Any], advice: str) -> None:
     """Downloads `url` to `path`. The bytes so far lie in `<path>.part`, from where a later call continues if the server can.
 
-    check: reads the complete temporary file and raises UserError when it is not the one that is wanted; it is then deleted.
+    check: reads the complete temporary file and raises UserError when it is not the one that is wanted, such as one of pieces of two
+    versions; it is then deleted.
     advice: what the user can do where the server has not got the file or cannot be reached.
     Raises UserError; whatever happens, `path` is either absent, as it was before, or complete and checked.
     """
@@ -44,29 +45,18 @@ def download(url: str, path: Path, check: Callable[[Path], Any], advice: str) ->
         try:
             check(part)
         except UserError:
-            _forget(part)
+            part.unlink(missing_ok=True)
             if not resumed:
                 raise
             # the half file may have been of another origin: that is no fault of this server, so one clean start
             return download(url, path, check, advice)
         os.replace(part, path)
-        _tag(part).unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({reason(error)}); free space or choose another folder") from error
 
 
 def _size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
-
-
-def _tag(part: Path) -> Path:
-    """Holds the server's name for the version of which `part` is a piece (ETag or date): another version is not continued."""
-    return part.with_name(part.name + ".tag")
-
-
-def _forget(part: Path) -> None:
-    part.unlink(missing_ok=True)
-    _tag(part).unlink(missing_ok=True)
 
 
 def _receive_all(url: str, part: Path, advice: str) -> None:
@@ -91,8 +81,6 @@ def _receive(url: str, part: Path, bar: Any, advice: str) -> None:
     have = _size(part)
     if have:
         headers["Range"] = f"bytes={have}-"
-        if _tag(part).exists():
-            headers["If-Range"] = _tag(part).read_text()
     try:
         with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT) as response:
             _store(response, part, have, bar)
@@ -110,15 +98,10 @@ def _store(response: Any, part: Path, have: int, bar: Any) -> None:
     """Appends a response to `part` (206 from where we are) or replaces it. Raises _InterruptedError when bytes are missing."""
     start = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
     resumed = response.status == 206 and start == str(have)
-    if response.status == 206 and not resumed:
-        _forget(part)
-        raise _InterruptedError("the server sent another part of the file than was asked for")
     if not resumed:
-        _forget(part)
-        etag = response.headers.get("ETag", "")
-        version = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
-        if version:
-            _tag(part).write_text(version)
+        part.unlink(missing_ok=True)
+        if response.status == 206:
+            raise _InterruptedError("the server sent another part of the file than was asked for")
     length = response.headers.get("Content-Length")
     bar.reset(total=None if length is None else int(length) + (have if resumed else 0))
     bar.update(have if resumed else 0)
@@ -149,7 +132,7 @@ def _answer(error: urllib.error.HTTPError, url: str, part: Path, advice: str) ->
         total = error.headers.get("Content-Range", "").rpartition("/")[2]
         if total == str(_size(part)):
             return
-        _forget(part)
+        part.unlink(missing_ok=True)
         raise _InterruptedError("the half file did not belong to this one") from error
     if error.code in _BUSY:
         wait = error.headers.get("Retry-After", "")
