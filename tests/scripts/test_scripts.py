@@ -527,7 +527,8 @@ def test_each_seed_of_the_camvid_experiment_has_a_draw_of_its_own(repo: Path, tm
         assert f" {method}.py --config=configs/camvid_lite0.yaml " in call
         assert f"--labeled-id-path splits/camvid/3_draw{seed}/labeled.txt " in call
         assert f"--save-path exp/camvid_lite0/{method}/seed{seed} " in call
-        assert call.endswith(f" --set seed={seed} --set val_id_path=splits/camvid/3_draw{seed}/select.txt --set eval_every=2")
+        length = "--set epochs=16 --set eval_every=4" if method == "supervised" else "--set epochs=32 --set eval_every=8"
+        assert call.endswith(f" --set val_id_path=splits/camvid/3_draw{seed}/select.txt {length} --set eval_every=2")
     assert calls[4].startswith("-m scripts.report compare --draws ")
     assert calls[5].endswith(" supervised=exp/camvid_lite0/supervised/seed3 unimatch_v2=exp/camvid_lite0/unimatch_v2/seed3")
     assert len(calls) == 6
