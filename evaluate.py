@@ -222,7 +222,8 @@ def _report(args: argparse.Namespace, trained: Trained, totals: Totals, predicti
     result = figures(totals, spec, _labeled(trained))
     if args.json:
         facts = {"checkpoint": args.checkpoint, "which": trained.which, "epoch": trained.epoch, "list": listed, "mode": prediction.mode}
-        facts |= {"window": prediction.window if prediction.mode != "original" else None}
+        facts |= {"window": prediction.window if prediction.mode != "original" or prediction.whole < math.inf else None}
+        facts |= {"whole_up_to": prediction.whole if prediction.whole < math.inf else None}  # pixels of a side, of large scenes
         facts |= {"scales": list(prediction.scales), "flip": prediction.flip}
         facts |= {"boundary_distance": args.boundary_distance, "bf16": args.bf16}
         figure = metric.chosen_by(spec.task)

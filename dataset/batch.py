@@ -23,7 +23,7 @@ class Reads:
 
     labeled, unlabeled: labelled and unlabelled images of a mini-batch, in units of `batch_size`.
     strong_labeled: whether labelled images come as a strong view; there is no weak one then.
-    repeat_labeled: whether an epoch's labelled list is repeated, to the length of the unlabelled one or to the data set's own.
+    repeat_labeled: whether an epoch of labelled images alone repeats a shorter list (beside unlabelled ones it is always repeated).
     cut_labeled: whether it is cut to the length of the unlabelled one where it is longer.
     strong_views: strong views of each unlabelled image, 0 to 2.
     second_draw: whether the unlabelled images come a second time, with draws of their own (`Batch.second`).

@@ -199,7 +199,7 @@ def _doubles(names: Sequence[Name]) -> set[Name]:
 
 
 class PairSource:
-    """Labelled pairs found as files, which are read like the list of a data set (dataset.semi.Source)."""
+    """Labelled pairs found as files, which are read like the list of a data set (dataset.source.Source)."""
 
     def __init__(self, spec: DatasetSpec, pairs: Sequence[Pair]) -> None:
         self.spec = spec

@@ -18,7 +18,7 @@ from dataset.custom import spec_of, unlabeled_places
 from dataset.demo.sets import draw_at_first_use
 from dataset.lists import ImageList, missing_validation
 from dataset.look import Found, Job, by_class, illegal, inspect, nothing_to_learn, two_values
-from dataset.sampler import ShardSampler, make_streams
+from dataset.sampler import ShardSampler, make_streams, run_shards
 from dataset.semi import TrainSet, ValSet, collate
 from dataset.source import Source, Sources, find_file
 from dataset.spec import SPECS, DatasetSpec
@@ -86,18 +86,17 @@ def supervised(cfg: Config) -> Config:
     have their published one.
     """
     lists = unlabeled_places(cfg) if cfg.unlabeled_id_path and not spec_of(cfg).supervised_length else []
-    length = sum(len(ImageList(path, cfg.task or "segmentation", masks=False)) for path, _ in lists if os.path.exists(path))
+    length = sum(len(ImageList(path, spec_of(cfg).task, masks=False)) for path, _ in lists if os.path.exists(path))
     return replace(cfg, unlabeled_id_path=None, supervised_length=length or cfg.supervised_length)
 
 
 def shard_count(cfg: Config, world: World, log: logging.Logger) -> int:
-    """Number of shards of the recipe (METHOD.md 6): `shards`, or one per process. Raises UserError where they do not fit the processes."""
-    shards = cfg.shards or world.size
-    if world.size > shards:
+    """Number of shards of a run (`run_shards`). Raises UserError where they cannot be spread over the processes."""
+    shards = run_shards(cfg, world.size)
+    if cfg.shards and shards > cfg.shards:
         log.warning(
-            f"{world.size} processes for a recipe of {shards} shards: using {world.size} shards; the learning rate was tuned for {shards}"
+            f"{shards} processes for a recipe of {cfg.shards} shards: using {shards} shards; the learning rate was tuned for {cfg.shards}"
         )
-        return world.size
     if shards % world.size:
         divisors = ", ".join(str(n) for n in range(1, shards + 1) if shards % n == 0)
         raise UserError(f"shards: {shards} cannot be spread over {world.size} processes; start {divisors} of them")

@@ -8,9 +8,15 @@ import torch
 
 from dataset.batch import Reads
 from dataset.spec import DatasetSpec
+from util.config import Config
 
 # One image of a list at one position in an epoch: (stream, epoch, position in the epoch's order, index in the list).
 Key = tuple[str, int, int, int]
+
+
+def run_shards(cfg: Config, processes: int) -> int:
+    """Shards of a run (METHOD.md 6): those of its recipe, but one for each process where these are more or the recipe does not say."""
+    return max(cfg.shards or 1, processes)
 
 
 class Stream(NamedTuple):

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from dataset.batch import Batch
-from dataset.loader import Data
+from dataset.loader import LISTS, Data
 from dataset.spec import IGNORE
 from engine.evaluation import Counts
 from engine.metrics_file import Epoch, finite
@@ -82,8 +82,8 @@ class EpochMeter:
     def epoch(self, epoch: int, means: dict[str, float], evaluation: Evaluation | None, batches: Sequence[Batch]) -> Epoch:
         """The epoch, which is finished. means: of its training scalars; evaluation: None where it has none; batches: of its last step."""
         sampler, learner = self.data.sampler, self.learner
-        # images of a step, of each list
-        a_step = {name: stream.batch * sampler.shards for name, stream in sampler.streams.items()}
+        # images of a step, of each list; the second draw is of the same ones
+        a_step = {name: stream.batch * sampler.shards for name, stream in sampler.streams.items() if name in LISTS}
         images = (sampler.steps - self.first_step) * sum(a_step.values())
         kept: dict[str, float] = {}
         if learner.labels_by is not None and batches:

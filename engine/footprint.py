@@ -142,7 +142,7 @@ class DryRun:
         with self.mode:
             for model in filter(None, (self.student, average)):
                 model.to_empty(device="cpu")
-            _, self.teacher = method.teachers(self.cfg, self.student, average, blank=True)
+            _, self.teacher = method.teachers(self.cfg, self.student, average, hollow=True)
             batch = empty_batch(method.reads, cfg.batch_size, self.spec.dates, cfg.crop_size)
             drop = method.factors(self.cfg, self.student.channels, torch.Generator())
             self.batch = replace(batch, drop=batch.drop if drop is None else drop, epoch=cfg.epochs - 1)  # of the last epoch

@@ -90,14 +90,14 @@ class Method:
         return chosen or ("student" if task == "change" else "ema")
 
     def teachers(
-        self, cfg: Config, student: Segmenter, average: Segmenter | None, blank: bool = False
+        self, cfg: Config, student: Segmenter, average: Segmenter | None, hollow: bool = False
     ) -> tuple[Segmenter | None, nn.Module | None]:
         """The model that gives the pseudo labels, and what the step gets as its teacher; None where nobody labels.
 
-        cfg: settled; average: the moving average of the student, where there is one; blank: only shapes are asked for.
+        cfg: settled; average: the moving average of the student, where there is one; hollow: only shapes are asked for.
         """
         labels_by = {"ema": average, "student": student, None: None}[cfg.teacher]
-        return labels_by, self.guided(labels_by, cfg, blank) if self.guided and labels_by is not None else labels_by
+        return labels_by, self.guided(labels_by, cfg, hollow) if self.guided and labels_by is not None else labels_by
 
     def of(self, cfg: Config) -> Method:
         """The method as the program has it that a run follows. Raises UserError where the config names one that has no such method."""

@@ -20,7 +20,10 @@ def make_optimizer(model: nn.Module, cfg: Config) -> Optimizer:
     Groups are the encoder's parameters, then all others (lr_multi), then those that `lr_factors` names. Parameters that never get a
     gradient are among them: the authors' optimiser states count parameters by position. Raises UserError for a name in `lr_factors`
     that no parameter begins with.
+
+    cfg: settled, which names the optimiser (`Method.settled`).
     """
+    assert cfg.optimizer is not None
     own: dict[str, list[nn.Parameter]] = {prefix: [] for prefix in cfg.lr_factors}
     groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
     for name, parameter in model.named_parameters():
@@ -31,9 +34,8 @@ def make_optimizer(model: nn.Module, cfg: Config) -> Optimizer:
             raise UserError(f"lr_factors: no parameter of the model begins with {prefix!r}; correct the name")
     factors = {True: 1.0, False: cfg.lr_multi} | cfg.lr_factors
     made = [{"params": group, "lr": cfg.lr * factors[key], "factor": factors[key]} for key, group in (groups | own).items()]
-    name = cfg.optimizer or "adamw"
-    decay = WEIGHT_DECAY[name] if cfg.weight_decay is None else cfg.weight_decay
-    if name == "sgd":
+    decay = WEIGHT_DECAY[cfg.optimizer] if cfg.weight_decay is None else cfg.weight_decay
+    if cfg.optimizer == "sgd":
         return torch.optim.SGD(made, momentum=cfg.momentum, weight_decay=decay)
     # fused: one kernel computes the same formula
     return torch.optim.AdamW(made, betas=(0.9, 0.999), eps=1e-8, weight_decay=decay, fused=True)

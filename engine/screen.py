@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from dataset.loader import Data
+from dataset.loader import LISTS, Data
 from engine.page.render import PageData
 from engine.resume import BEST, LATEST, LOG, METRICS, PAGE
 from model.weights import default_path
@@ -27,7 +27,7 @@ def begin(cfg: Config, data: Data, title: str, world: World, epoch: int, step: i
     counts = [f"{len(data.labeled.ids)} labelled"]
     counts += [f"{sampler.streams['u'].listed} unlabelled"] if "u" in sampler.streams else []
     validation = count(len(data.validation.ids), f"validation {spec.noun}")
-    batch = " + ".join(str(stream.batch) for name, stream in sampler.streams.items() if name != "second")
+    batch = " + ".join(str(stream.batch) for name, stream in sampler.streams.items() if name in LISTS)
     shards = f"on each of {sampler.shards} shards" if sampler.shards > 1 else "on one shard"
     by = f"{world.size} processes" if world.size > 1 else "one process"
     say(f"# {title} on {spec.name}, {spec.nclass} classes: {', '.join(counts)} and {validation}.")

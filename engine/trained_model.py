@@ -42,7 +42,7 @@ class Trained:
     labeled: tuple[str, str] | None = None
 
     def __str__(self) -> str:
-        name = "EMA teacher" if self.which == "ema" else "student"
+        name = "EMA" if self.which == "ema" else "student"
         if self.epoch is None or self.epoch < 0:  # of a checkpoint inside the first epoch
             return name
         return f"{name} after epoch {self.epoch + 1} ({self.epoch} in the log)"
@@ -92,7 +92,7 @@ def load_trained(cfg: Config, path: str, which: str | None = None, device: torch
         which = models[judged(models, spec.task)].lower()
     key = WEIGHTS[WHICH[which]]
     if which == "ema" and key not in state:
-        raise UserError(f"{path}: has no EMA weights ({key}), as of a supervised run; use --which student")
+        raise UserError(f"{path}: has no EMA weights ({key}), as of a method without an average; use --which student")
     weights = checkpoint.weights(state, key, path)
     model = configured_model(cfg, spec.nclass, spec.task)
     check_facts(state, cfg.backbone, model.backbone, path)

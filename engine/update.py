@@ -1,4 +1,4 @@
-"""The optimiser step that all methods share: loss, gradients, AdamW, learning rate, EMA teacher (METHOD.md 3)."""
+"""The optimiser step that all methods share: loss, gradients, optimiser, learning rate, moving average (METHOD.md 3)."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from dataset.batch import Batch
+from dataset.sampler import run_shards
 from engine.batch_norm import average_buffers_, prepare_batch_norm_
 from engine.ema import Ema, make_teacher
 from engine.method import WEIGHTS, Method, shard_seed
@@ -51,7 +52,7 @@ class Learner:
         self.student.backbone.checkpointing = cfg.activation_checkpointing
         if cfg.lock_backbone:
             self.student.backbone.requires_grad_(False)
-        self.statistics = prepare_batch_norm_(self.student, cfg.batch_norm, max(cfg.shards or 1, world.size), world)
+        self.statistics = prepare_batch_norm_(self.student, cfg.batch_norm, run_shards(cfg, world.size), world)
         self.teacher = make_teacher(self.student) if method.teacher == "ema" else None
         # the models that are evaluated
         self.models = dict(zip(method.models, filter(None, (self.student, self.teacher)), strict=True))

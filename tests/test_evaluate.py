@@ -62,7 +62,7 @@ def test_a_checkpoint_says_what_it_was_trained_with(
     written = ["wrote b.json: all figures", "wrote c.png: the confusion matrix", "wrote worst: 1 picture, the worst first"]
     assert [line for line in lines if line.startswith("wrote")][-3:] == written
     assert len(list(Path("worst").iterdir())) == 1
-    assert f"{run}/latest.pth: EMA teacher after epoch 2 (1 in the log), 4 images of {tiny.root}/val.txt, " in "\n".join(lines)
+    assert f"{run}/latest.pth: EMA after epoch 2 (1 in the log), 4 images of {tiny.root}/val.txt, " in "\n".join(lines)
     worst = json.loads(Path("b.json").read_text())["worst"][0]
     assert f"worst: mean IoU of its classes {worst['miou']:.2f}  {worst['image']}" in lines
 

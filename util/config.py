@@ -272,7 +272,7 @@ def make_config(
         strict = kind is not None or name in given_here
         near = difflib.get_close_matches(str(name), known, 1, 0.6 if strict else 0.8)
         if near or strict:
-            advice = f"the nearest is {near[0]!r}" if near else "remove it, or look for the one that is meant in util/config.py"
+            advice = f"the nearest is {near[0]!r}" if near else "remove it, or see util/config.py and the method's file"
             raise UserError(f"{name}: no such config key{'' if kind is None else ' of this method'}; {advice}")
         del values[name]
     values |= {name: value for name, value in given.items() if value is not None}

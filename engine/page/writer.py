@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 from torch import Tensor
@@ -47,7 +46,7 @@ class PageWriter:
     ) -> None:
         self.cfg, self.data, self.world, self.folder, self.record = cfg, data, world, folder, record
         self.prediction, self.labeled_pixels = prediction, labeled_pixels
-        settings = asdict(cfg) | {"processes": world.size, "shards": data.sampler.shards, "eval_mode": prediction.mode}
+        settings = record.settings | {"shards": data.sampler.shards, "eval_mode": prediction.mode}
         split = Path(cfg.labeled_id_path).parent.name
         self.page = PageData(
             title=" \u00b7 ".join((record.method.name, cfg.dataset, split, cfg.backbone)),

@@ -17,7 +17,7 @@ from typing import Any
 
 from dataset.custom import spec_of, unlabeled_places
 from dataset.lists import read_lines
-from dataset.sampler import make_streams
+from dataset.sampler import make_streams, run_shards
 from dataset.splits.published import published_length, published_splits
 from engine.footprint import GIB, DryRun, Meter, Work
 from engine.method import Method, method_for
@@ -116,15 +116,16 @@ def main(args: argparse.Namespace) -> None:
 
 
 def load_recipe(path: str, settings: list[str] | None, name: str | None) -> tuple[Config, Method]:
-    """A run's config, as far as it needs no data, and its method. Raises UserError for one that makes no run.
+    """A run's config, settled as far as it needs no data, and its method. Raises UserError for one that makes no run.
 
     `class_weights: auto` are equal ones. name: see `method_for`.
     """
     method = method_for(path, name)
     cfg = replace(load_config(path, settings, method.config), pretrained=None)
-    nclass = spec_of(cfg).nclass
+    spec, method = spec_of(cfg), method.of(cfg)
     check_crop(cfg.crop_size, get_encoder(cfg.backbone).facts())
-    return replace(cfg, criterion=numeric_criterion(cfg.criterion, nclass, lambda: [1] * nclass)), method.of(cfg)
+    criterion = numeric_criterion(cfg.criterion, spec.nclass, lambda: [1] * spec.nclass)
+    return method.settled(replace(cfg, criterion=criterion), spec.task), method
 
 
 def find_lengths(cfg: Config, method: Method, args: argparse.Namespace) -> dict[str, int]:
@@ -165,7 +166,7 @@ class Plan:
 
     def __init__(self, cfg: Config, method: Method, lengths: dict[str, int], card: Card, efficiency: float = EFFICIENCY) -> None:
         self.cfg, self.method, self.lengths, self.card, self.efficiency = cfg, method, lengths, card, efficiency
-        self.shards = cfg.shards or 1
+        self.shards = run_shards(cfg, 1)
         self.images = method.reads.images(cfg.batch_size)
         self.batch = " + ".join(map(str, self.images.values()))  # in words
         self.evaluations = -(-cfg.epochs // cfg.eval_every)  # the last epoch has one in any case
@@ -191,7 +192,7 @@ class Plan:
         rates, bandwidth = self.card.rates(precision), 1e9 * self.card.bandwidth
         floor, score = (sum(amount / (1e12 * rates[kind]) for kind, amount in work.items()) for work in (step, scored))
         shard = max((floor + used.moved / bandwidth) / self.efficiency, used.operations * LAUNCH)
-        moved = UPDATE[self.cfg.optimizer or self.method.optimizer] + (AVERAGE if self.method.teacher == "ema" else 0)
+        moved = UPDATE[str(self.cfg.optimizer)] + (AVERAGE if self.method.teacher == "ema" else 0)
         return {
             "floor": floor,  # products of a shard's step at the peak rate: no implementation goes below
             "shard": shard,  # the estimate for it
@@ -204,7 +205,7 @@ class Plan:
 
         The backward pass of the last shard is taken to hide the way of the gradients, which they have between the cards of one node.
         """
-        shards = max(self.shards, gpus)  # what the recipe becomes
+        shards = run_shards(self.cfg, gpus)
         steps = self.steps(shards)
         if shards % gpus or not steps:
             return None

@@ -55,11 +55,11 @@ class LiteralLoop:
         self.cfg, self.method, self.device, self.it = method.settled(cfg, spec_of(cfg).task), method, device, 0
         self.student = copy.deepcopy(model).to(device)
         self.student.frozen_statistics = cfg.batch_norm == "frozen"
-        self.student.backbone.requires_grad_(not cfg.lock_backbone)
+        if cfg.lock_backbone:
+            self.student.backbone.requires_grad_(False)
         self.student.train()
         self.average = make_teacher(self.student) if method.teacher == "ema" else None
-        labels_by = self.student if self.cfg.teacher == "student" else self.average
-        self.teacher = method.guided(labels_by, self.cfg, False) if method.guided and labels_by else labels_by
+        _, self.teacher = method.teachers(self.cfg, self.student, self.average)
         ours = make_optimizer(self.student, self.cfg)
         groups = [{name: group[name] for name in ("params", "lr", "factor", "weight_decay")} for group in ours.param_groups]
         sgd = isinstance(ours, torch.optim.SGD)

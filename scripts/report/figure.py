@@ -21,7 +21,7 @@ _STYLE = "text{font:13px sans-serif;fill:#222}.grid{stroke:#ddd}.title{font-weig
 
 
 @dataclass(frozen=True)
-class Line:
+class Curve:
     """A split's values from one maker of runs. points: (index of the setting, value)."""
 
     name: str
@@ -111,7 +111,7 @@ def _axes(axis: str, values: list[float], down: Down, settings: list[tuple[float
     return parts + [f'<text x="{left}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{x:g}</text>' for left, x in settings]
 
 
-def _lines(table: Table, names: list[str]) -> list[Line]:
+def _lines(table: Table, names: list[str]) -> list[Curve]:
     """A line of each split and maker, or what is published of it, that has a value. names: the rows, from left to right."""
     cells = {row.method: row.cells for row in table.rows}
     lines = []
@@ -121,5 +121,5 @@ def _lines(table: Table, names: list[str]) -> list[Line]:
             found = [cell.published if origin == "published" else cell.value(origin) for cell in row]
             points = [(i, float(value)) for i, value in enumerate(found) if value is not None]
             if points:
-                lines.append(Line(f"{split}, {origin}", color, dash, points))
+                lines.append(Curve(f"{split}, {origin}", color, dash, points))
     return lines

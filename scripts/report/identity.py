@@ -9,6 +9,7 @@ from dataset.spec import SPECS
 from engine.method import Method, get_method, method_names
 from engine.provenance import STARTS
 from engine.resume import LOG
+from model.spec import ENCODERS
 from util.files import ROOT
 
 CHANGE_DATASETS = {name for name, spec in SPECS.items() if spec.bitemporal}
@@ -33,10 +34,8 @@ _METHODS = {  # of public logs and tables, that this program has not
 _NAMES = "|".join(sorted((*method_names(), *_METHODS, *_ALIASES), key=len, reverse=True))
 _METHOD = re.compile(rf"(?<![A-Za-z0-9])({_NAMES})(?![A-Za-z0-9])")
 _DATASET = re.compile(rf"(?<![A-Za-z0-9])({'|'.join(DATASETS)})(?![A-Za-z0-9])", re.IGNORECASE)
-_BACKBONE = re.compile(
-    r"(?<![A-Za-z0-9])(dinov2_(?:tiny|small|base|large|giant)|clip_(?:tiny|base)|resnet_?\d{2,3}|xception|mit_?b\d|beit_(?:base|large|[bl])|sam_(?:base|large|huge|[blh]))"
-    r"(?![A-Za-z0-9])"
-)
+_SPELLED = (r"resnet_?\d{2,3}", r"mit_?b\d", "beit_[bl]", "sam_[bhl]")  # encoders in names of the authors' files
+_BACKBONE = re.compile(rf"(?<![A-Za-z0-9])({'|'.join((*sorted(ENCODERS, key=len, reverse=True), *_SPELLED))})(?![A-Za-z0-9])")
 _EXTRA = re.compile(r"(?<![A-Za-z0-9])(extra_\d{1,4}[Kk])(?![A-Za-z0-9])")
 _SPLIT = re.compile(r"(?<![A-Za-z0-9])(\d+_\d+|\d+%?|all|full)_?labels?(?![a-zA-Z])")
 _SPLIT_FOLDER = re.compile(r"(?:^|/)((?:u2pl_)?\d+_\d+|\d+%?|all|full)(?:[_-](?:seed|run)_?\d+)?(?:/seed_?\d+)?/?$")

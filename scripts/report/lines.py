@@ -40,11 +40,13 @@ _TESTED = {figures[key].label: key for task, figures in metric.FIGURES.items() f
 _CLASS = re.compile(r"Class \[.*\] IoU")
 _FIGURE_NAMES = {figure.log: key for figures in metric.FIGURES.values() for key, figure in figures.items() if figure.log}
 _FIGURE_NAMES["meanIOU"] = "miou"  # UniMatch V1's
+EMA_PREFIX = "ema_"  # of figures of the moving average
 
 # a header is a printed dictionary over several lines, or argparse's Namespace(...) on one
 _LIST = r"\[(?:[^\[\]]|\[[^\[\]]*\])*"  # without its closing bracket; a palette is a list of lists
-_PAIR = re.compile(rf"""['"](\w{{1,80}})['"]: ({_LIST}\]|'[^']*'|"[^"]*"|[^\s,{{}}]+)""")
-_OPEN_LIST = re.compile(rf"""['"]\w{{1,80}}['"]: {_LIST}(?:\[[^\[\]]*)?$""")
+_MAPPING = r"(?:(?<='lr_factors': )|(?<='label_map': ))\{[^{}]*"  # likewise; the keys in it are no settings, as those in `criterion` are
+_PAIR = re.compile(rf"""['"](\w{{1,80}})['"]: ({_LIST}\]|{_MAPPING}\}}|'[^']*'|"[^"]*"|[^\s,{{}}]+)""")
+_OPEN = re.compile(rf"""['"]\w{{1,80}}['"]: (?:{_LIST}(?:\[[^\[\]]*)?|{_MAPPING})$""")
 _NAMESPACE_PAIR = re.compile(r"""(\w{1,80})=('[^']*'|"[^"]*"|[^\s,()]+)""")
 _HEADER_MORE = re.compile(r"""\s+['"\[({\d-]""")
 _WARNING_MORE = re.compile(r"  \S")
@@ -82,14 +84,14 @@ def split_lines(text: str) -> list[str]:
 
 def read_lines(text: str) -> Iterator[tuple[str, Line]]:
     """Yields every line with what it says. A header runs on over indented lines until the next entry, and so does a warning."""
-    entry, opened = "", ""  # the kind of entry that may run on; the beginning of a list that a header's line has left open
+    entry, opened = "", ""  # the kind of entry that may run on; the beginning of a list or mapping that a header's line has left open
     for raw in split_lines(text):
         line = _read(raw, entry)
         if line.kind not in ("blank", "more", "unread"):
             entry, opened = line.kind, ""
         if line.kind in ("header", "more"):
             whole = f"{opened} {raw.strip()}"[:MAX_LINE]
-            found = _OPEN_LIST.search(whole)
+            found = _OPEN.search(whole)
             opened = found[0] if found and len(whole) < MAX_LINE else ""
             line.header = pairs(whole.removesuffix(opened))
         if raw.rstrip().endswith("}"):
@@ -128,7 +130,7 @@ def _read_message(message: str) -> Line:
     elif found := _CLASSIFY_ITER.match(message):
         line = Line("iter", number=int(found[1]), index=int(found[2]), is_nan="nan" in found[0].lower())
     elif found := _CLASSIFY_EVALUATION.match(message):
-        line = Line("eval", number=int(found[1]), figures={"ema_acc1" if found[2] == "EMA" else "acc1": float(found[3])})
+        line = Line("eval", number=int(found[1]), figures=of_model(found[2], {"acc1": float(found[3])}))
     elif found := _EVALUATION.match(message):
         line = _evaluation(found[1], found[2], found[3])
     elif found := _LOADED.match(message):
@@ -154,7 +156,7 @@ def _evaluation(name: str, student: str, ema: str | None) -> Line:
 
 def of_model(model: str, figures: dict[str, float]) -> dict[str, float]:
     """Figures of a model under the names that the report has for them."""
-    return {("ema_" if model == EMA else "") + key: value for key, value in figures.items()}
+    return {(EMA_PREFIX if model == EMA else "") + key: value for key, value in figures.items()}
 
 
 def pairs(text: str) -> dict[str, str]:

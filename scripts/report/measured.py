@@ -13,10 +13,9 @@ from scripts.report.lines import Line, of_model
 _LOGGED = {key for figures in metric.FIGURES.values() for key, figure in figures.items() if figure.log}
 
 
-def measured(log: Path, max_bytes: int) -> list[tuple[str, Line]]:
-    """The lines of the run whose log this is. Empty where there is no file, or one that lacks something or is damaged: then the log counts.
-
-    A file lacks the beginning of a run that another program began, or an earlier version, which did not keep the settings.
+def read_metrics(log: Path, max_bytes: int) -> list[tuple[str, Line]]:
+    """The lines of the run whose log this is. Empty where there is no file, or one that is damaged or lacks the beginning of the run, which
+    another program or an earlier version may have begun.
     """
     path = log.with_name(METRICS)
     try:
@@ -49,10 +48,11 @@ def _lines(row: dict[str, Any]) -> Iterator[Line]:
 
 
 def _texts(settings: dict[str, Any]) -> dict[str, str]:
-    """Settings as a log's header gives them: as text, and those inside of others by their own names."""
+    """Settings as a log's header gives them: as text, and those of the criterion by their own names."""
     texts: dict[str, str] = {}
     for key, value in settings.items():
-        texts |= _texts(value) if isinstance(value, dict) else {key: str(value)}
+        inside = key in ("criterion", "kwargs") and isinstance(value, dict)
+        texts |= _texts(value) if inside else {key: str(value)}
     return texts
 
 

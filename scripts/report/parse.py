@@ -1,6 +1,6 @@
 """One training log -> its runs, by the published rule (METHOD.md 4). Reads every shape of METHOD.md 5, and counts what it cannot read.
 
-A run of ours is read from the metrics.jsonl beside its log, where that has all of it (measured.py).
+A run of ours is read from the metrics.jsonl beside its log, where that has all epochs of the log (measured.py).
 
 A resumed session continues the run: epochs that it repeats replace the
 earlier ones. A session that starts again at epoch 0 replaces the run, or begins another one when its header names another experiment.
@@ -15,8 +15,8 @@ from typing import Any
 from engine import metric
 from engine.method import STUDENT, judged
 from scripts.report.identity import CHANGE_DATASETS, CLASSIFICATION_DATASETS, OWN, Identity, identify, origin, own_method
-from scripts.report.lines import is_number, read_lines
-from scripts.report.measured import measured
+from scripts.report.lines import EMA_PREFIX, is_number, read_lines
+from scripts.report.measured import read_metrics
 from scripts.report.sessions import Session, read_sessions, starts_again
 from util.config import may_change
 from util.error import UserError
@@ -43,9 +43,9 @@ class Run:
     best: its maximum (ties: the later epoch, `best_epoch`); last: that of the last epoch. accuracy, last_accuracy: change detection's
     overall accuracy of the same epochs. scores: the same of the student and of the EMA, each {best, epoch, last}.
     origin: who made the log (identity.py). row: the label of its row, once a table has it.
-    nan_iterations: iteration lines with a nan; sec_per_iter: median between neighbouring iteration lines of an epoch.
+    nan_iterations: iteration lines with a nan, or with a mean that is none; sec_per_iter: median between neighbouring ones of an epoch.
     test: the same figure of best.pth on the list that had no say in its choice; labeled_images: how many an epoch trains on.
-    unread_lines: lines of the file that are no log line, with samples; notes: what a reader should know before using the figures.
+    unread_lines: lines of the log that are none of a run, with samples; notes: what a reader should know before using the figures.
     """
 
     log: str
@@ -102,7 +102,11 @@ def read_log(path: Path) -> list[Run]:
         text = path.read_bytes().decode("utf-8", errors="replace")
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error}), expected a training log; check the path and its permissions") from error
-    sessions, unread = read_sessions(measured(path, MAX_BYTES) or read_lines(text))
+    sessions, unread = read_sessions(read_lines(text))
+    if lines := read_metrics(path, MAX_BYTES):
+        own, _ = read_sessions(lines)
+        if _evaluated(own) >= _evaluated(sessions):
+            sessions = own
     if all(session.empty for session in sessions):
         found = f"{count(len(unread), 'line')}, none of them of a training log" if unread else "an empty file"
         raise UserError(f"{path}: found {found}, expected a log of a training run; leave it out")
@@ -112,6 +116,10 @@ def read_log(path: Path) -> list[Run]:
         if nul := text.count("\0"):
             run.notes.append(f"{count(nul, 'NUL byte')} skipped")
     return runs
+
+
+def _evaluated(sessions: list[Session]) -> set[int]:
+    return {epoch for session in sessions for epoch in session.epochs}
 
 
 def _samples(unread: Iterable[str]) -> list[str]:
@@ -143,8 +151,9 @@ def _summarise(sessions: list[Session], path: Path) -> Run:
     statistic = _statistic(identity, task, epochs)
     measured = {epoch: figures for epoch, figures in epochs.items() if statistic in figures}
     last = max(measured, default=None)
-    chosen = statistic.removeprefix("ema_")
-    scores = {name: _score(epochs, name) for name in (chosen, f"ema_{chosen}") if any(name in figures for figures in epochs.values())}
+    chosen = statistic.removeprefix(EMA_PREFIX)
+    names = (chosen, EMA_PREFIX + chosen)
+    scores = {name: _score(epochs, name) for name in names if any(name in figures for figures in epochs.values())}
     own: dict[str, Any] = scores.get(statistic, _NO_SCORE)
     planned = _integer(headers[-1].get("epochs"))
     # a run that is evaluated only now and then has done all epochs up to its last figure
@@ -211,7 +220,7 @@ def _task(stated: str | None, identity: Identity, epochs: dict[int, dict[str, fl
     names = {name for figures in epochs.values() for name in figures}
     if "changed_iou" in names or (not names and (stated == "change" or identity.dataset in CHANGE_DATASETS)):
         return "change"
-    if names & {"acc1", "ema_acc1"} or (not names and identity.dataset in CLASSIFICATION_DATASETS):
+    if names & {"acc1", EMA_PREFIX + "acc1"} or (not names and identity.dataset in CLASSIFICATION_DATASETS):
         return "classification"
     return "segmentation"
 
@@ -221,10 +230,10 @@ def _statistic(identity: Identity, task: str, epochs: dict[int, dict[str, float]
     name = "acc1" if task == "classification" else metric.chosen_by(task)
     if task == "change":
         return name
-    has_ema = any("ema_" + name in figures for figures in epochs.values())
+    has_ema = any(EMA_PREFIX + name in figures for figures in epochs.values())
     own = own_method(identity.method)
     student = own is not None and own.models[judged(own.models, task)] == STUDENT
-    return name if student or (epochs and not has_ema) else "ema_" + name
+    return name if student or (epochs and not has_ema) else EMA_PREFIX + name
 
 
 def _score(epochs: dict[int, dict[str, float]], name: str) -> dict[str, float | int | None]:

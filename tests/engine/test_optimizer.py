@@ -19,7 +19,8 @@ class Model(nn.Module):
 
 
 def config(**keys: Any) -> Config:
-    return Config(dataset="", data_root="", backbone="", crop_size=1, epochs=1, batch_size=1, lr=0.1, lr_multi=10.0, **keys)
+    given = {"optimizer": "adamw"} | keys
+    return Config(dataset="", data_root="", backbone="", crop_size=1, epochs=1, batch_size=1, lr=0.1, lr_multi=10.0, **given)
 
 
 def names(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[list[str]]:

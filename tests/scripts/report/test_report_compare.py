@@ -243,7 +243,9 @@ def test_a_part_of_the_images_has_figures_of_its_own(tmp_path: Path, capsys: pyt
 
 def test_labelled_images_of_an_epoch_that_differ_are_told(tmp_path: Path) -> None:
     for method, images in (("fixmatch", 320), ("unimatch_v2", 320), ("supervised", 368)):
-        metrics = write(tmp_path, method, 0, 80.0).with_name("metrics.jsonl")
+        log = write(tmp_path, method, 0, 80.0)
+        log.write_text("")
+        metrics = log.with_name("metrics.jsonl")
         settings = {"backbone": "dinov2_base", "epochs": 1, "save_path": f"exp/pascal/{method}/dinov2_base/92", "seed": 0}
         append(metrics, "start", {"step": 0, "settings": settings})
         scores = {"student": {"miou": 80.0}}

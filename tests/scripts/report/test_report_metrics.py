@@ -36,7 +36,8 @@ def runs(tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path
     pairs = make_pairs(root / "pairs")
     resumed(unimatch_v2, tiny.args(root / "semi", "epochs=3"))
     supervised.main(tiny.args(root / "alone", "batch_size=30", "epochs=3", "eval_every=2", unlabeled=False))
-    resumed(unimatch_v2, pairs.args(root / "change", f"val_id_path={pairs.root}/val.txt", f"test_id_path={pairs.root}/test.txt"))
+    lists = (f"val_id_path={pairs.root}/val.txt", f"test_id_path={pairs.root}/test.txt")
+    resumed(unimatch_v2, pairs.args(root / "change", *lists, "lr_factors.backbone=0.5"))
     return {name: root / name for name in ("semi", "alone", "change")}
 
 
@@ -81,14 +82,16 @@ def test_metrics_and_log_give_the_same_report(name: str, copy: Any) -> None:
     assert same(as_json(folder), whole), "from the log alone"
     assert whole["sec_per_iter"] == pytest.approx(as_json(folder)["sec_per_iter"], abs=0.05)
     assert read_log(folder / "train.log")[0].settings == settings
-    (folder / "train.log").write_text("a log that nobody can read\n")
-    with pytest.raises(UserError, match="none of them of a training log"):
+    assert (settings["lr_factors"], settings["name"]) == ("{'backbone': 0.5}" if name == "change" else "{}", "CELoss")
+    assert whole["backbone"] == "dinov2_tiny", "which a factor's name does not replace"
+    (folder / "train.log").write_text("")
+    with pytest.raises(UserError, match="an empty file"):
         read_log(folder / "train.log")
     (folder / "metrics.jsonl").write_text(rows)
     assert as_json(folder) == whole, "from the metrics alone"
 
 
-def test_a_mean_that_is_no_number_counts_as_in_the_log(copy: Any) -> None:
+def test_a_line_with_a_mean_that_is_no_number_is_counted(copy: Any) -> None:
     folder = copy("alone")
     path = folder / "metrics.jsonl"
     found = [json.loads(line) for line in path.read_text().splitlines()]
@@ -116,6 +119,8 @@ def test_metrics_count_and_what_is_damaged_makes_the_log_count(copy: Any) -> Non
     for damaged in (kept[:-30], *(kept.replace("87.654999", other) for other in ("1e999", "-5", '"87"', "null"))):
         path.write_text(damaged)
         assert same(as_json(folder), whole)
+    path.write_text("".join(lines[:at]))
+    assert same(as_json(folder), whole), "a line that a full disk did not take"
     path.write_text("")
     assert same(as_json(folder), whole)
 
