@@ -159,7 +159,8 @@ def _short(value: float) -> str:
 
 
 class Plan:
-    """A run and the card for it. lengths: of its lists, labeled, unlabeled and val. efficiency: share of peak rate and bandwidth.
+    """A run and the card for it. cfg: settled. lengths: of its lists, labeled, unlabeled and val. efficiency: share of peak rate and of
+    bandwidth.
 
     Raises UserError for a run that the lists or the card do not allow.
     """

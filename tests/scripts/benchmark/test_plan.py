@@ -30,7 +30,7 @@ def _here(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def pascal(method: Any = unimatch_v2, changed: dict[str, Any] | None = None, **more: Any) -> Plan:
     lengths = {"labeled": 92, "unlabeled": 10490, "val": 1449}
-    return Plan(recipe("pascal", **changed or {}), method.METHOD, lengths, CARDS["h100"], **more)
+    return Plan(method.METHOD.settled(recipe("pascal", **changed or {}), "segmentation"), method.METHOD, lengths, CARDS["h100"], **more)
 
 
 def lengths_of(cfg: Config, method: Any, split: str | None, val: int | None = None) -> dict[str, int]:
