@@ -179,6 +179,8 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     ):
         if value is not None and value < least:
             raise UserError(f"{name}: found {value}, expected {least} or more")
+    if args.id_path and not Path(args.id_path).is_file():
+        raise UserError(f"{args.id_path}: no such list, expected one of `image mask` lines; correct --id-path")
     if args.tile and args.mode == "original":
         raise UserError(f"--tile {args.tile}: found beside --mode original, which sees whole images; give one of the two")
     if (args.pair is None) != (args.label is None):
@@ -201,6 +203,8 @@ def _check_outputs(args: argparse.Namespace, folder: Path) -> None:
     for option, name in (("--json", args.json), ("--confusion", args.confusion)):
         if name:
             check_output(option, Path(name))
+    if args.confusion and Path(args.confusion).suffix.lower() != ".png":
+        raise UserError(f"--confusion: found {args.confusion}, expected the name of a PNG file")
     if args.worst:
         check_output("--out", folder, folder=True)
 
@@ -260,6 +264,9 @@ def main(argv: list[str]) -> None:
             _report(args, trained, totals, prediction, listed)
             if args.worst:
                 with output("--out", folder):
+                    if not args.out:  # the folder is ours: those of an earlier call are no longer the worst
+                        for path in folder.glob("[0-9][0-9][0-9]_*.jpg"):
+                            path.unlink()
                     draw_worst(trained.model, source, prediction, totals.images[: args.worst], folder, world)
                 print(f"wrote {folder}: {count(min(args.worst, len(totals.images)), 'picture')}, the worst first")
         world.wait()

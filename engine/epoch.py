@@ -71,9 +71,13 @@ class EpochMeter:
         self.data, self.learner = data, learner
         self.begin(0)
 
-    def begin(self, step: int) -> None:
-        """An epoch begins, `step` of its steps are done."""
-        self.started, self.first_step = time.monotonic(), step
+    def begin(self, step: int, seconds: float = 0.0) -> None:
+        """An epoch begins, or is resumed: `step` of its steps are done, in so many seconds."""
+        self.started, self.first_step, self.before = time.monotonic(), step, seconds
+
+    def seconds(self) -> float:
+        """How long the epoch has taken so far, without the time between a stop and the next start."""
+        return self.before + time.monotonic() - self.started
 
     def trained(self) -> None:
         """The steps of the epoch are done."""
@@ -91,7 +95,7 @@ class EpochMeter:
         return Epoch(
             epoch=epoch,
             step=learner.it,
-            seconds=time.monotonic() - self.started,
+            seconds=self.seconds(),
             memory=peak_memory(learner.world.device),
             # a run that was resumed after the epoch's last step did none
             images_per_second=images / max(1e-9, self.train_seconds) if images else None,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from dataset.loader import Data
@@ -20,9 +23,10 @@ from model.segmenter import Segmenter
 from util import checkpoint
 from util.config import Config
 from util.dist import World
-from util.error import reason
+from util.error import StoppedError, reason
 from util.files import write_atomic
 from util.progress import count
+from util.signals import StopSignals
 
 FILE = "test.json"  # under the save path: the scores, by which a run that is started again does not test again
 
@@ -37,12 +41,19 @@ def selection(validation: Source, test: Source | None) -> str:
 
 
 def final_test(
-    cfg: Config, data: Data, source: Source, models: dict[str, Segmenter], prediction: Prediction, world: World, log: logging.Logger
+    cfg: Config,
+    data: Data,
+    source: Source,
+    models: dict[str, Segmenter],
+    prediction: Prediction,
+    world: World,
+    log: logging.Logger,
+    signals: StopSignals,
 ) -> tuple[dict[str, Any], list[str]]:
     """Loads best.pth into the models and scores them on `source`, over all processes; writes test.json and the counts of its images.
 
-    Returns what test.json has, and the lines for the log. Where test.json already has the scores of this best.pth on this list, they are
-    taken from it. A disk that is full costs these files, never the scores.
+    Returns what test.json has, and the lines for the log. Where test.json already has the scores of these weights on this list, they are
+    taken from it. A disk that is full costs these files, never the scores. Raises StoppedError when asked to stop.
     """
     folder, path, spec = Path(cfg.save_path), str(Path(cfg.save_path) / BEST), data.spec
     shown = metric.FIGURES[spec.task]
@@ -50,20 +61,33 @@ def final_test(
     made_for = {"epoch": int(best["epoch"]), "selected_on": data.validation.ids.path}
     made_for |= {"list": source.ids.path, "sha256": source.ids.sha256}
     # the first process's, for all: on a network disk others may see another one
-    result = world.gather([_read(folder / FILE, list(shown))])[0]
+    found = (_read(folder / FILE, list(shown)), _digest(best, models)) if world.main else ({}, "")
+    result, made_for["weights"] = world.gather([found])[0]
     if {key: result.get(key) for key in made_for} != made_for:
         for name, model in models.items():
             key = WEIGHTS[name]
             checkpoint.load_strictly(model, model.accept_(checkpoint.weights(best, key, path)), path, "it is of another run")
         loader = validation_loader(source, world, data.workers)
         progress = evaluation(world, len(loader), "test")
-        counts = evaluate([model.eval() for model in models.values()], loader, prediction, spec.nclass, world, None, progress)
+        until_asked = takewhile(lambda _: not signals.caught, loader)
+        counts = evaluate([model.eval() for model in models.values()], until_asked, prediction, spec.nclass, world, None, progress)
+        if world.any(signals.caught):
+            raise StoppedError("all epochs are done and saved, the test of best.pth is not; the same command does it", signals.code)
         scores = {name: metric.scores(matrix, spec) for name, matrix in zip(models, counts.matrices, strict=True)}
         result = made_for | {"images": len(source.ids), "scores": scores}
         own = counts.images[judged(tuple(models), spec.task)]
         if world.main:
             _keep(folder, result, own, int(best["epoch"]), source.ids.sha256, log)
     return result, metric.test_lines(result, spec.task)
+
+
+def _digest(state: dict[str, Any], models: dict[str, Segmenter]) -> str:
+    """SHA-256 of the models' weights in a checkpoint."""
+    digest = hashlib.sha256()
+    for name in models:
+        for tensor in state.get(WEIGHTS[name], {}).values():
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _keep(folder: Path, result: dict[str, Any], counts: Tensor, epoch: int, sha256: str, log: logging.Logger) -> None:

@@ -1,7 +1,7 @@
 """metrics.jsonl: what a run measures, in full precision, one JSON object on each line. The page and the report read it (METHOD.md 5).
 
 Each line has its kind and its time. A line of kind "start" begins each start of the run: step (those that are done before, counted over
-all epochs; 0 in a new run), settings (by name, as in the log). A line of kind "step" goes with each iteration line of the log: step
+all epochs; 0 in a new run), method, settings (by name, as in the log). A line of kind "step" goes with each iteration line of the log: step
 (counted over all epochs), epoch, iteration (position in the epoch), lr (of the encoder, for the next step), means (of every stat since the
 epoch's start). A line of kind "epoch" holds an `Epoch`, one of kind "test" what engine/final_test.py has written to test.json, one of kind
 "warning" the text of a warning or an error of the log.
@@ -51,11 +51,14 @@ def finite(means: Mapping[str, float]) -> Means:
 
 
 def append(path: Path, kind: str, row: dict[str, Any]) -> None:
-    """Appends a line. Raises OSError, and then leaves the file as it was."""
+    """Appends a line, behind the end of a torn one. Raises OSError, and then leaves the file as it was."""
     time = datetime.now().isoformat(" ", "milliseconds")
     line = json.dumps({"kind": kind, "time": time, **row}, allow_nan=False).encode() + b"\n"
-    with open(path, "ab", buffering=0) as file:
-        end = file.tell()
+    with open(path, "a+b", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        if end:
+            file.seek(end - 1)
+            line = line if file.read(1) == b"\n" else b"\n" + line
         try:
             if file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

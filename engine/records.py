@@ -73,7 +73,7 @@ class Record:
         self.judged = judged(method.models, spec.task)
         self.epochs: list[Epoch] = []  # that are finished, in their order
         self.settings = settings
-        self._measure("start", {"step": start, "settings": settings})
+        self._measure("start", {"step": start, "method": method.name, "settings": settings})
         self.warnings: deque[str] = deque(maxlen=KEPT)
         if self.metrics is not None:
             with suppress(OSError):

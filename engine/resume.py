@@ -76,7 +76,7 @@ def find_checkpoint(folder: Path) -> tuple[Path, dict[str, Any], list[str]] | No
         try:
             return path, checkpoint.load(path, mapped=True), problems
         except checkpoint.DamagedError as error:
-            problems.append(str(error))
+            problems.append(str(error).partition(";")[0])
     if paths:
         raise UserError(f"{'; '.join(problems)}; no checkpoint is left: move these away to start again, or give another --save-path")
     if (folder / BEST).exists():

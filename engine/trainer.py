@@ -18,11 +18,12 @@ from torch import Tensor
 from dataset.batch import Batch
 from dataset.loader import label_pixels, open_data, shard_count, supervised, test_source
 from dataset.preview import sheets
-from engine import metric, resume, screen
+from engine import image_counts, metric, resume, screen
 from engine.averages import AverageMeter
 from engine.batch_norm import frozen_without_statistics
 from engine.epoch import EpochMeter, Evaluation
 from engine.evaluation import Labeler, Prediction, evaluate, validation_loader
+from engine.final_test import FILE as TESTED
 from engine.final_test import final_test, selection
 from engine.initial_model import start_model
 from engine.method import Method, judged
@@ -70,6 +71,7 @@ class Trainer:
         self.learner = Learner(cfg, model, method, self.steps * cfg.epochs, world)
         self.averages = AverageMeter(world)
         self.epoch, self.step = -1, 0
+        self.seconds = 0.0  # of this epoch before this start
         self.last: list[Batch] = []  # mini-batches of the last step
         self.bad_images: list[str] = []  # of this epoch, on all processes
         self.new_bad_images: list[str] = []  # of this process since the last read
@@ -84,6 +86,9 @@ class Trainer:
             inside = f", {self.step} steps of the next" if self.step else ""
             self.log.info("************ Load from checkpoint at epoch %i%s\n", self.epoch, inside)
         else:
+            if world.main:  # of an earlier run in the folder
+                for name in (TESTED, *image_counts.FILES.values()):
+                    (self.folder / name).unlink(missing_ok=True)
             self._save(required=True)  # finds a disk that is full before the first step, and says what belongs to this run
 
     def _open_data(self, cfg: Config) -> Config:
@@ -150,6 +155,8 @@ class Trainer:
         check_facts(state, self.cfg.backbone, self.learner.student.backbone, str(path))
         notes += [f"{change}: the bits may differ" for change in changed_versions(state.get("versions", {}))]
         notes += [f"resume=force: the run was started with {difference}" for difference in changed]
+        if (planned := state.get("config", {}).get("epochs", self.cfg.epochs)) < self.cfg.epochs:
+            notes.append(f"epochs: {planned}, now {self.cfg.epochs}: the steps so far had the learning rates of the shorter run")
         judges_ema = judged(self.method.models, self.data.spec.task) > 0
         if "config" not in state and judges_ema and (self.folder / resume.BEST).exists():
             best = float(state.get("previous_best_ema", 0.0))
@@ -161,6 +168,7 @@ class Trainer:
         self.learner.it = (self.epoch + 1) * self.steps + self.step
         self.averages.reset(**state.get("averages", {}))
         self.bad_images = list(state.get("bad_images", []))
+        self.seconds = float(state.get("seconds", 0))
         if self.world.main:
             resume.cut_files(self.folder, state.get("files"))
         return notes
@@ -168,13 +176,15 @@ class Trainer:
     def fit(self) -> None:
         """Trains from the beginning, or from where the checkpoint left off, to the last epoch. Raises StoppedError when asked to stop."""
         if self.epoch + 1 >= self.cfg.epochs and self.world.main:
-            print(f"{self.folder}: all {self.cfg.epochs} epochs are done; --set epochs=N trains on", file=sys.stderr)
+            done = "the only epoch is" if self.cfg.epochs == 1 else f"all {self.cfg.epochs} epochs are"
+            print(f"{self.folder}: {done} done; --set epochs=N trains on", file=sys.stderr)
         best, saved = False, True
         progress = screen.steps(self.world, self.learner.total_steps, self.learner.it, self.cfg.epochs)
         for epoch in range(self.epoch + 1, self.cfg.epochs):
             if self.step == 0:
                 self.record.epoch(epoch, self.learner.lr)
-            self.meter.begin(self.step)
+            self.meter.begin(self.step, self.seconds)
+            self.seconds = 0.0
             self._train_epoch(epoch, progress)
             self.meter.trained()
             self.record.bad_images(epoch, self.bad_images)
@@ -307,7 +317,8 @@ class Trainer:
         if self.test is None:
             return
         with self.learner.scoring():
-            result, lines = final_test(self.cfg, self.data, self.test, self.learner.models, self.prediction, self.world, self.log)
+            models = self.learner.models
+            result, lines = final_test(self.cfg, self.data, self.test, models, self.prediction, self.world, self.log, self.signals)
         for line in lines:
             self.log.info(line)
         self.record.tested(result)
@@ -324,6 +335,7 @@ class Trainer:
         state = self.learner.state() | self.record.state() | {"epoch": self.epoch, "step": self.step}
         state |= {"averages": {"sums": self.averages.sums, "count": self.averages.counts}}
         state |= {"config": self.config, "lists": self.data.lists, "versions": versions(), "bad_images": self.bad_images}
+        state["seconds"] = self.meter.seconds() if self.step else 0.0  # of the epoch that is begun
         state["encoder"] = encoder_facts(self.cfg.backbone, self.learner.student.backbone)
         self.record.board.flush()
         return state | {"files": resume.file_lengths(self.folder)}

@@ -62,7 +62,7 @@ def read_result(name: str, folder: Path, figure: str) -> Result:
 
 
 def table(results: list[Result], title: str) -> str:
-    """The results as aligned text that is a Markdown table too. title: what the figure is called."""
+    """The results after the last epoch as aligned text that is a Markdown table too. title: what the figure is called."""
     rows = [("method", f"student {title}", f"EMA {title}", "seconds")]
     rows += [(r.name, f"{r.student:.2f}", "" if r.ema is None else f"{r.ema:.2f}", f"{r.seconds:.0f}") for r in results]
     return markdown_table(rows)

@@ -155,7 +155,7 @@ def compare(a: Path, b: Path) -> list[str]:
             out += [f"{name} {key} {k}" for k in one[key] if not torch.equal(one[key][k], two[key][k])]
         for i, state in one["optimizer"]["state"].items():
             out += [f"{name} optimizer {i} {k}" for k in state if not torch.equal(state[k], two["optimizer"]["state"][i][k])]
-        volatile = ("model", "model_ema", "optimizer", "files", "config")
+        volatile = ("model", "model_ema", "optimizer", "files", "config", "seconds")
         out += [f"{name} {k}: {one[k]} {two[k]}" for k in one if k not in volatile and one[k] != two[k]]
     if figures(a) != figures(b):
         out.append("log figures: " + "; ".join(sorted(set(figures(a)) ^ set(figures(b)))[:4] or ["order or number"]))

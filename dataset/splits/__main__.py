@@ -97,7 +97,7 @@ def _held_out(args: argparse.Namespace, entries: list[Entry]) -> list[Entry]:
     able = [entry for entry in entries if entry.mask is not None]
     count = part(args.val, len(able), "--val")
     if not 0 < count < len(able):
-        raise UserError(f"--val: found {count} of {len(able)} images with masks, expected one or more on each side")
+        raise UserError(f"--val: found {count} of {len(able)} images with masks, expected 1 to {len(able) - 1}")
     order = rank([format_line(entry) for entry in able], args.seed)
     return [able[i] for i in sorted(order[-count:])]
 

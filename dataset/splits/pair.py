@@ -46,9 +46,8 @@ def make_pair(args: argparse.Namespace, source: Path, made: Made) -> None:
     count, folder = _share(args, len(able))
     kind = "label file" if args.spec and args.spec.bitemporal else "mask"
     if not 0 < count <= len(able) or count == len(lines):
-        raise UserError(
-            f"make: found {count} labelled of {len(lines)} images ({len(able)} have a {kind}), expected one or more on each side"
-        )
+        most = min(len(able), len(lines) - 1)
+        raise UserError(f"make: found {count} labelled of {len(lines)} images ({len(able)} have a {kind}), expected 1 to {most}")
     ranked = [able[i] for i in rank([lines[i] for i in able], args.seed)]
     classes = _classes(args, entries, able) if args.stratify else None
     chosen = choose(ranked, count, classes)
@@ -106,7 +105,7 @@ def hold_out(ranked: Sequence[int], count: int, classes: Classes = None) -> set[
     Raises UserError where either side would have no image.
     """
     if not 0 < count < len(ranked):
-        raise UserError(f"--select: found {count} of {len(ranked)} labelled images, expected one or more on each side")
+        raise UserError(f"--select: found {count} of {len(ranked)} labelled images, expected 1 to {len(ranked) - 1}")
     labeled = set(ranked)
     own = classes and [one if i in labeled else frozenset[int]() for i, one in enumerate(classes)]
     return labeled - choose(ranked, len(ranked) - count, own)

@@ -102,7 +102,7 @@ def identify(header: dict[str, str], log: Path) -> Identity:
     backbone = header.get("backbone") or _search(_BACKBONE, texts)
     seed = header.get("seed") if header.get("seed", "").isdecimal() else _search(_SEED, texts)
     return Identity(
-        method=_started_method(log) or _method(save_path, texts, backbone, dataset),
+        method=header.get("method") or _started_method(log) or _method(save_path, texts, backbone, dataset),
         dataset=dataset.lower() if dataset else None,
         split=_split(header, texts),
         backbone=backbone,

@@ -33,7 +33,7 @@ def _lines(row: dict[str, Any]) -> Iterator[Line]:
     """What a line of the file says; raises what its damage gives reason for."""
     kind, time = row["kind"], datetime.fromisoformat(row["time"]).replace(tzinfo=None)
     if kind == "start":
-        yield Line("header", time, header=_texts(row["settings"]))
+        yield Line("header", time, header=_texts(row["settings"]) | {"method": str(row["method"])})
         if row["step"]:
             yield Line("loaded", time)
     elif kind == "step":

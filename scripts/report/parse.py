@@ -29,7 +29,7 @@ MAX_BYTES = 1 << 28  # a log of the longest published run has 2 MB
 # header keys that may differ between two runs of one experiment; every other one is a setting
 _NOT_SETTINGS = (may_change() - {"init", "val_id_path"}) | {
     *("seed", "port", "local_rank", "ngpus", "output_path", "checkpoint", "data_root_l", "pretrained_path"),
-    *("workers", "host", "commit", "version", "torch"),
+    *("workers", "host", "commit", "version", "torch", "method"),
 }
 
 
@@ -169,7 +169,7 @@ def _summarise(sessions: list[Session], path: Path) -> Run:
         epochs=planned,
         epochs_done=done,
         complete=bool(planned and last is not None and last + 1 >= planned),
-        resumed=any(session.loaded or session.first_epoch for session in sessions),
+        resumed=any((one.loaded or one.first_epoch) and (one.epochs or one.iterations) for one in sessions),
         statistic=statistic,
         best=own["best"],
         best_epoch=own["epoch"],

@@ -15,8 +15,8 @@ Grid = list[list[str]]  # rows of cells, the heading first
 
 MARK = "*"
 LEGEND = (
-    f"{MARK} unfinished: its best so far. ± standard deviation over seeds (their number in parentheses). last epoch: the same figure "
-    "after the last epoch, which no validation image has chosen."
+    "last epoch: the same figure after the last epoch, which no validation image has chosen. ± standard deviation over seeds (their number "
+    f"in parentheses). {MARK} unfinished: its best so far."
 )
 NAMES = 3  # columns of names before those of figures
 _PLACES = 2  # decimals of a figure in a log

@@ -3,6 +3,7 @@
 `build_tables` makes a table of each data set that has runs; reproduce.py makes those of the paper.
 """
 
+import itertools
 import statistics
 from collections import defaultdict
 from dataclasses import dataclass, field, fields
@@ -187,11 +188,11 @@ def _group_runs(runs: list[Run]) -> dict[tuple[RowKey, str, str], list[Run]]:
             groups.append([run])
     found: dict[tuple[RowKey, str, str], list[Run]] = {}
     for (label, encoder, split, origin), groups in cells.items():
-        for number, group in enumerate(groups, 1):
-            text = label if number == 1 else _with(label, _settings_apart(group[0], groups[0][0]))
-            if ((text, encoder), split, origin) in found:
-                text = _with(text, f"run {number}")
-            found[(text, encoder), split, origin] = group
+        for group in groups:
+            text = _with(label, _settings_apart(group[0], groups[0][0]))
+            numbered = (text if number == 1 else _with(text, f"run {number}") for number in itertools.count(1))
+            name = next(name for name in numbered if ((name, encoder), split, origin) not in found)
+            found[(name, encoder), split, origin] = group
     return found
 
 

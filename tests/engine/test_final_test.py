@@ -1,6 +1,7 @@
 """Which list selects a run's best epoch, and which one scores it: segmentation (for change detection: tests/test_change.py)."""
 
 import json
+import signal
 from dataclasses import replace
 from errno import ENOSPC
 from pathlib import Path
@@ -15,7 +16,10 @@ from dataset.spec import get_spec
 from engine import final_test, metric
 from scripts.report import read_log
 from tests.conftest import Tiny
+from tests.util.test_signals import signal_at
+from util import checkpoint
 from util.config import load_config
+from util.error import StoppedError
 from util.log import open_log
 
 
@@ -41,6 +45,36 @@ def test_one_list_selects_and_best_pth_is_scored_once_on_the_other(tiny: Tiny, t
     assert [one.test for one in read_log(tmp_path / "train.log")] == [run.test] == [float(f"{result['scores']['EMA']['miou']:.2f}")]
     (tmp_path / "train.log").write_text(log)
     assert [note for note in run.notes if "of the list that chose the epoch. Test of best.pth" in note]
+
+
+def test_the_scores_of_other_weights_are_not_taken_over(tiny: Tiny, tmp_path: Path) -> None:
+    """Of an earlier run in the same folder, and of a best.pth that has changed since."""
+    lists = (f"test_id_path={tiny.root}/labeled.txt",)
+    unimatch_v2.main(tiny.args(tmp_path / "run", "epochs=1", *lists))
+    for path in (tmp_path / "run").glob("*.pth"):
+        path.unlink()
+    for folder in ("run", "alone"):
+        unimatch_v2.main(tiny.args(tmp_path / folder, "epochs=1", "seed=5", *lists))
+    first, alone = (json.loads((tmp_path / folder / "test.json").read_text()) for folder in ("run", "alone"))
+    assert first["scores"] == alone["scores"]
+    state = checkpoint.load(tmp_path / "run/best.pth")
+    state["model_ema"] = {name: 2 * value if value.is_floating_point() else value for name, value in state["model_ema"].items()}
+    checkpoint.save(state, tmp_path / "run/best.pth")
+    unimatch_v2.main(tiny.args(tmp_path / "run", "epochs=1", "seed=5", *lists))
+    again = json.loads((tmp_path / "run/test.json").read_text())["scores"]
+    assert again["student"] == first["scores"]["student"]
+    assert again["EMA"] != first["scores"]["EMA"]
+
+
+def test_a_run_that_is_stopped_in_its_test_does_it_when_it_is_started_again(tiny: Tiny, tmp_path: Path) -> None:
+    args = tiny.args(tmp_path, "epochs=1", f"test_id_path={tiny.root}/labeled.txt")
+    patch = signal_at(1, signal.SIGTERM, final_test, "evaluate")
+    with pytest.raises(StoppedError, match=r"the test of best\.pth is not; the same command does it"):
+        unimatch_v2.main(args)
+    patch.undo()
+    assert not (tmp_path / "test.json").exists()
+    unimatch_v2.main(args)
+    assert (tmp_path / "test.json").exists()
 
 
 def test_a_full_disk_costs_the_files_of_the_test_and_not_its_scores(tiny: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

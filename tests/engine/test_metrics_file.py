@@ -4,6 +4,7 @@ import json
 import logging
 import math
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +180,15 @@ def test_warnings_are_those_of_the_run_and_of_its_earlier_starts(tmp_path: Path)
     assert start(8) == ["two lines:\n  é", "after the resume"]
 
 
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a file that are whole."""
+    whole = []
+    for line in path.read_bytes().splitlines():
+        with suppress(ValueError, RecursionError):
+            whole.append(json.loads(line))
+    return whole
+
+
 def row(epoch: int, seconds: float = 1.0) -> dict[str, Any]:
     return vars(Epoch(epoch, 10 * epoch + 10, seconds, None, None, {"loss_all": None}, {}, {}))
 
@@ -194,7 +204,10 @@ def test_reading_leaves_out_what_is_torn_and_what_was_done_again(tmp_path: Path)
     with open(path, "ab") as file:
         file.write("\n".join(damaged).encode() + b"\n\xff\xfe\n")
     append(path, "epoch", row(2, 3))
+    with open(path, "ab") as file:
+        file.write(b'{"kind": "epoch", "epo')
     append(path, "start", {"step": 30})
+    assert read_lines(path)[-1]["step"] == 30, "a torn line before it costs none but itself"
     assert [(one.epoch, one.seconds) for one in read_epochs(path)] == [(0, 1), (1, 2), (2, 3)]
     append(path, "start", {"step": 0})
     assert read_epochs(path) == [], "an earlier run's"

@@ -247,7 +247,7 @@ def test_labelled_images_of_an_epoch_that_differ_are_told(tmp_path: Path) -> Non
         log.write_text("")
         metrics = log.with_name("metrics.jsonl")
         settings = {"backbone": "dinov2_base", "epochs": 1, "save_path": f"exp/pascal/{method}/dinov2_base/92", "seed": 0}
-        append(metrics, "start", {"step": 0, "settings": settings})
+        append(metrics, "start", {"step": 0, "method": method, "settings": settings})
         scores = {"student": {"miou": 80.0}}
         append(metrics, "epoch", vars(Epoch(0, 40, 1.0, None, None, {}, {}, scores, {}, images)))
     runs = [run for path in sorted(tmp_path.rglob("train.log")) for run in read_log(path)]

@@ -62,7 +62,8 @@ def test_damaged_logs(tmp_path: Path, text: str, edits: list[tuple[int, int, str
     read_anything(tmp_path, text.encode("utf-8", "surrogateescape"))
 
 
-START = '{"kind": "start", "time": "2025-03-01 12:00:00.000", "step": 0, "settings": {"epochs": 2, "criterion": {"name": "CELoss"}}}\n'
+START = '{"kind": "start", "time": "2025-03-01 12:00:00.000", "step": 0, "method": "fixmatch", '
+START += '"settings": {"epochs": 2, "criterion": {"name": "CELoss"}}}\n'
 ROW = '{"kind": "epoch", "time": "2025-03-01 12:00:10.000", "epoch": 1, "step": 6, "seconds": 1.5, "memory": null, '
 ROW += '"images_per_second": 2, "means": {}, '
 ROW += '"pseudo_labels": {}, "scores": {"student": {"miou": 80.25}, "EMA": {"miou": 81.5}}, "labeled_images": 4}\n'

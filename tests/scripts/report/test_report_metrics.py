@@ -91,6 +91,14 @@ def test_metrics_and_log_give_the_same_report(name: str, copy: Any) -> None:
     assert as_json(folder) == whole, "from the metrics alone"
 
 
+def test_a_finished_run_that_is_started_again_is_not_resumed(copy: Any, tiny: Tiny, runs: dict[str, Path]) -> None:
+    supervised.main(tiny.args(runs["alone"], "batch_size=30", "epochs=3", "eval_every=2", unlabeled=False))
+    folder = copy("alone")
+    assert not as_json(folder)["resumed"]
+    (folder / "metrics.jsonl").unlink()
+    assert not as_json(folder)["resumed"]
+
+
 def test_a_line_with_a_mean_that_is_no_number_is_counted(copy: Any) -> None:
     folder = copy("alone")
     path = folder / "metrics.jsonl"
