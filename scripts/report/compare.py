@@ -203,11 +203,11 @@ def _semi(run: Run) -> bool:
 
 
 def _label(run: Run, same: list[Run]) -> str:
-    """The method, and its settings where `same`, a run of each group of this method, differ: the first from any, the others from it."""
+    """The method, and its settings but those that it shares with most of `same`, a run of each group of this method."""
     name = method_name(run.method) if run.method else "unknown method"
-    others = same if run is same[0] else same[:1]
-    keys = sorted({key for one in others for key in run.settings | one.settings if run.settings.get(key) != one.settings.get(key)})
-    return f"{name} ({', '.join(f'{key} {run.settings.get(key)}' for key in keys)})" if keys else name
+    keys = sorted({key for one in same for key in one.settings})
+    own = [key for key in keys if 2 * sum(one.settings.get(key) == run.settings.get(key) for one in same) <= len(same)]
+    return f"{name} ({', '.join(f'{key} {run.settings.get(key)}' for key in own)})" if own else name
 
 
 def _difference(first: Group, second: Group, which: str, remarks: list[str], part: Part | None) -> Difference | None:
