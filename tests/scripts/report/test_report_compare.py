@@ -135,6 +135,15 @@ def test_seeds_are_runs_of_equal_settings_and_differences_are_of_equal_seeds(tmp
     assert last.mean == pytest.approx(1.0)
 
 
+def test_a_label_names_what_most_groups_of_the_method_do_not_have(tmp_path: Path) -> None:
+    for i, (thresh, rate) in enumerate([(0.5, 5e-06), (0.95, 5e-06), (0.95, 1e-05), (0.95, 5e-06)]):
+        write(tmp_path / str(i), "unimatch_v2", 0, 80.0, conf_thresh=thresh, lr=rate, **{f"run{i}": 1} if i == 3 else {})
+    (found,) = compare([run for path in sorted(tmp_path.rglob("train.log")) for run in read_log(path)]).comparisons
+    assert {group.label for group in found.groups} == {
+        f"UniMatch V2{more}" for more in ("", " (conf_thresh 0.5)", " (lr 1e-05)", " (run3 1)")
+    }
+
+
 def test_figures_are_rounded_half_up_as_in_the_other_tables(tmp_path: Path) -> None:
     for seed, (v2, fix) in enumerate([(13.37, 12.0), (13.38, 12.0)]):
         write(tmp_path, "unimatch_v2", seed, v2)
