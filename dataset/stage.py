@@ -14,8 +14,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dataset.custom import spec_of
+from dataset.list_files import needed
 from dataset.lists import inside
-from dataset.loader import needed, test_source, training_sources, validation_source
+from dataset.loader import test_source, training_sources, validation_source
 from dataset.source import find_file
 from util.config import Config, parse_command
 from util.error import UserError, reason, run

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from dataset.batch import Batch
-from dataset.loader import label_pixels, open_data, shard_count, supervised, test_source
+from dataset.list_files import label_pixels
+from dataset.loader import open_data, shard_count, supervised, test_source
 from dataset.preview import sheets
 from engine import image_counts, metric, resume, screen
 from engine.averages import AverageMeter

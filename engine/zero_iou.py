@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from dataset.loader import label_pixels
+from dataset.list_files import label_pixels
 from dataset.source import Source
 from engine import metric
 from util.error import UserError
