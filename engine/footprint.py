@@ -26,6 +26,7 @@ from engine.evaluation import Prediction
 from engine.initial_model import blank_model
 from engine.method import Method
 from model.attention import as_on_gpus
+from model.loss import weights_on
 from util.config import Config
 from util.precision import SIXTEEN_BIT, autocast
 
@@ -175,6 +176,7 @@ class DryRun:
                 yield meter
         finally:
             gc.enable()
+            weights_on.cache_clear()  # class weights made here have no storage either
 
     def step(self, **changed: Any) -> tuple[dict[str, int], Meter]:
         """(memory, meter) with some keys of the config changed: bytes of the process by purpose, and the figures of one shard's step.

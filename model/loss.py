@@ -42,11 +42,11 @@ def _quotient(total: Tensor, weight: Tensor) -> Tensor:
 def _tensor(class_weights: Sequence[float], device: torch.device) -> Tensor:
     if class_weights == "auto":
         raise UserError("criterion.kwargs.class_weights: found auto, which stands for a run's labelled list, expected numbers here")
-    return _cached(tuple(class_weights), device)
+    return weights_on(tuple(class_weights), device)
 
 
 @cache
-def _cached(class_weights: tuple[float, ...], device: torch.device) -> Tensor:
+def weights_on(class_weights: tuple[float, ...], device: torch.device) -> Tensor:
     """The values on the device, copied once: a copy in each step would wait for a GPU."""
     return torch.tensor(class_weights, dtype=torch.float32, device=device)
 

@@ -73,7 +73,7 @@ def test_the_report_reads_its_log(trained: Path, capsys: pytest.CaptureFixture[s
     scores = [epoch.scores["EMA"]["miou"] for epoch in read_epochs(trained / "metrics.jsonl")]
     assert (run["best"], run["last"]) == (round(max(scores), 2), round(scores[-1], 2))
     report([str(trained)])
-    (row,) = (line for line in capsys.readouterr().out.splitlines() if "| toy " in line)
+    (row,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("| toy (conf_thresh 0.2) | toy "))
     assert f" {round_half_up(run['best'], 1)} |" in row
 
 

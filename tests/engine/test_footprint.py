@@ -182,6 +182,16 @@ def test_evaluation_counts_windows() -> None:
     assert windows.total() == 8 * whole.total()  # 2 x 4 windows
 
 
+def test_a_real_step_may_follow() -> None:
+    """In the same process: what is kept for later steps, such as class weights on the device, is not without storage."""
+    criterion = {"name": "Dice", "kwargs": {"class_weights": [1.0 + k / 100 for k in range(11)]}}
+    cfg = replace(recipe("camvid"), backbone="dinov2_tiny", crop_size=28, batch_size=1, criterion=criterion)
+    DryRun(cfg, supervised.METHOD).step()
+    batch = mini_batch(cfg, supervised.METHOD, ())
+    loss, _ = supervised.step(configured_model(cfg, 11, "segmentation"), None, batch, supervised.METHOD.settled(cfg, "segmentation"))
+    assert loss.item() > 0
+
+
 def test_meter_follows_allocations() -> None:
     x = torch.zeros(100)  # 400 bytes, older
     with Meter() as meter:
