@@ -15,7 +15,6 @@ import argparse
 import json
 import math
 from collections.abc import Mapping
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -69,9 +68,8 @@ def score(
     def count_boundary(pred: Tensor, mask: Tensor) -> None:
         bands.add_(metric.boundary_counts(pred, mask, nclass, distance))
 
-    until_asked = takewhile(lambda _: not signals.caught, loader)
     progress = Progress(len(loader), source.spec.noun, shown=world.main)
-    counts = evaluate([model], until_asked, prediction, nclass, world, progress=progress, each=count_boundary)
+    counts = evaluate([model], signals.until(loader), prediction, nclass, world, progress=progress, each=count_boundary)
     if world.any(signals.caught):
         raise StoppedError("not all images are scored, so nothing is written; the same command begins again", signals.code)
     values = metric.present_iou(counts.images[0], source.spec.first_scored).tolist()

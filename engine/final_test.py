@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from dataset.source import Source
 from engine import image_counts, metric
 from engine.evaluation import Prediction, evaluate, validation_loader
 from engine.method import WEIGHTS, judged
-from engine.resume import BEST
+from engine.resume import BEST, TEST
 from engine.screen import evaluation
 from model.segmenter import Segmenter
 from util import checkpoint
@@ -27,8 +26,6 @@ from util.error import StoppedError, reason
 from util.files import write_atomic
 from util.progress import count
 from util.signals import StopSignals
-
-FILE = "test.json"  # under the save path: the scores, by which a run that is started again does not test again
 
 
 def selection(validation: Source, test: Source | None) -> str:
@@ -61,7 +58,7 @@ def final_test(
     made_for = {"epoch": int(best["epoch"]), "selected_on": data.validation.ids.path}
     made_for |= {"list": source.ids.path, "sha256": source.ids.sha256}
     # the first process's, for all: on a network disk others may see another one
-    found = (_read(folder / FILE, list(shown)), _digest(best, models)) if world.main else ({}, "")
+    found = (_read(folder / TEST, list(shown)), _digest(best, models)) if world.main else ({}, "")
     result, made_for["weights"] = world.gather([found])[0]
     if {key: result.get(key) for key in made_for} != made_for:
         for name, model in models.items():
@@ -69,8 +66,9 @@ def final_test(
             checkpoint.load_strictly(model, model.accept_(checkpoint.weights(best, key, path)), path, "it is of another run")
         loader = validation_loader(source, world, data.workers)
         progress = evaluation(world, len(loader), "test")
-        until_asked = takewhile(lambda _: not signals.caught, loader)
-        counts = evaluate([model.eval() for model in models.values()], until_asked, prediction, spec.nclass, world, None, progress)
+        counts = evaluate(
+            [model.eval() for model in models.values()], signals.until(loader), prediction, spec.nclass, world, None, progress
+        )
         if world.any(signals.caught):
             raise StoppedError("all epochs are done and saved, the test of best.pth is not; the same command does it", signals.code)
         scores = {name: metric.scores(matrix, spec) for name, matrix in zip(models, counts.matrices, strict=True)}
@@ -94,9 +92,9 @@ def _keep(folder: Path, result: dict[str, Any], counts: Tensor, epoch: int, sha2
     """Writes the scores, and the counts of the images."""
     try:
         image_counts.save(folder / image_counts.FILES["test"], counts, epoch, sha256)
-        write_atomic(folder / FILE, lambda file: file.write(json.dumps(result, indent=1).encode()))
+        write_atomic(folder / TEST, lambda file: file.write(json.dumps(result, indent=1).encode()))
     except OSError as error:
-        log.error(f"{folder / FILE}: cannot be written ({reason(error)}); make room, and the same command tests again")
+        log.error(f"{folder / TEST}: cannot be written ({reason(error)}); make room, and the same command tests again")
 
 
 def _read(path: Path, figures: list[str]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ except ImportError:  # Windows
 
 LATEST, PREVIOUS, BEST = "latest.pth", "previous.pth", "best.pth"
 LOG, METRICS, PAGE = "train.log", "metrics.jsonl", "report.html"
+TEST = "test.json"  # the scores of best.pth on the test list, by which a run that is started again does not test again
 EVENTS_SUFFIX = ".run"  # of the TensorBoard files, which distinguishes them from files that came from elsewhere
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from functools import cache, partial
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -24,7 +23,6 @@ from engine.averages import AverageMeter
 from engine.batch_norm import frozen_without_statistics
 from engine.epoch import EpochMeter, Evaluation
 from engine.evaluation import Labeler, Prediction, evaluate, validation_loader
-from engine.final_test import FILE as TESTED
 from engine.final_test import final_test, selection
 from engine.initial_model import start_model
 from engine.method import Method, judged
@@ -88,7 +86,7 @@ class Trainer:
             self.log.info("************ Load from checkpoint at epoch %i%s\n", self.epoch, inside)
         else:
             if world.main:  # of an earlier run in the folder
-                for name in (TESTED, *image_counts.FILES.values()):
+                for name in (resume.TEST, *image_counts.FILES.values()):
                     (self.folder / name).unlink(missing_ok=True)
             self._save(required=True)  # finds a disk that is full before the first step, and says what belongs to this run
 
@@ -292,10 +290,9 @@ class Trainer:
         labels_by = self.learner.labels_by
         labeler = None if labels_by is None else Labeler(models.index(labels_by), self.cfg.conf_thresh)
         loader = validation_loader(self.data.validation, self.world, self.data.workers)
-        until_asked = takewhile(lambda _: not self.signals.caught, loader)
         with self.learner.scoring():
             progress = screen.evaluation(self.world, len(loader))
-            counts = evaluate(models, until_asked, self.prediction, self.data.spec.nclass, self.world, labeler, progress)
+            counts = evaluate(models, self.signals.until(loader), self.prediction, self.data.spec.nclass, self.world, labeler, progress)
         if self.world.any(self.signals.caught):
             self._stop()  # what is evaluated so far is dropped: the checkpoint says that the evaluation is to come
         quality = quality_of(counts, self.data.spec.classes)

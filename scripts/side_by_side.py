@@ -22,10 +22,10 @@ from dataset import picture
 from dataset.lists import ImageList
 from dataset.source import Source
 from dataset.spec import IGNORE
-from engine import final_test, image_counts, metric
+from engine import image_counts, metric
 from engine.method import EMA, STUDENT
 from engine.metrics_file import read_epochs
-from engine.resume import BEST, METRICS
+from engine.resume import BEST, METRICS, TEST
 from engine.trained_model import run_config
 from scripts.table import markdown_table
 from util.cli import Parser
@@ -86,7 +86,7 @@ def scored(folders: list[Path], validation: str) -> tuple[str, str]:
 
     kind: the counts that runs keep of it, a key of `image_counts.FILES`. Raises UserError for test lists that differ.
     """
-    files = [folder / final_test.FILE for folder in folders]
+    files = [folder / TEST for folder in folders]
     if not all(file.is_file() for file in files):
         return validation, "best"
     lists = set()

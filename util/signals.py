@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import atexit
 import functools
+import itertools
 import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
+Item = TypeVar("Item")
 REQUEUE = 75  # exit code of a run that was asked to stop, has saved, and wants to be started again (EX_TEMPFAIL of sysexits.h)
 INTERRUPTED = 128 + signal.SIGINT  # exit code after Ctrl-C, as shells have it
 STOP_FILE = "UNIMATCH_STOP_FILE"  # environment: the file that the launcher writes
@@ -43,6 +46,10 @@ class StopSignals:
     def code(self) -> int:
         """Exit code for what was caught."""
         return INTERRUPTED if self._signal == signal.SIGINT else REQUEUE
+
+    def until(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, as long as this process is not asked to stop."""
+        return itertools.takewhile(lambda _: not self.caught, items)
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self._signal == signal.SIGINT:
